@@ -1,0 +1,199 @@
+//! Reports of changes to whoever follows a prefix, in bounded memory.
+//!
+//! Each watch has a queue of its own. A watcher that falls behind loses its queue and is told so
+//! once; what happens until it hears of that needs no report, since it must read again anyway.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::{Entry, Revision};
+
+/// The most events that wait for one watcher.
+const MAX_EVENTS: usize = 1024;
+/// The most bytes of paths and values that wait for one watcher.
+const MAX_BYTES: usize = 4 << 20;
+
+/// A change to a watched path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The path has this value now.
+    Put(Entry),
+    /// The path holds nothing any more.
+    Delete {
+        /// What was removed.
+        path: String,
+        /// When.
+        revision: Revision,
+    },
+    /// The watcher was too slow, or the store had to be reopened: read the prefix again. Later
+    /// events follow as usual.
+    Lost,
+}
+
+impl Event {
+    fn path(&self) -> &str {
+        match self {
+            Self::Put(entry) => &entry.path,
+            Self::Delete { path, .. } => path,
+            Self::Lost => "",
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let value = if let Self::Put(entry) = self { entry.value.len() } else { 0 };
+        self.path().len() + value
+    }
+}
+
+/// The changes to the paths under one prefix, in the order of their revisions.
+pub struct Watch {
+    shared: Arc<Shared>,
+}
+
+impl Watch {
+    /// The next event; waits for one. `None` when the store was closed.
+    ///
+    /// Dropping the future loses no event.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            let arrived = self.shared.arrived.notified();
+            match self.shared.queue.lock().take() {
+                Taken::Event(event) => return Some(event),
+                Taken::Closed => return None,
+                Taken::Nothing => {}
+            }
+            arrived.await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("prefix", &self.shared.prefix).finish_non_exhaustive()
+    }
+}
+
+/// What a watch shares with the store.
+struct Shared {
+    prefix: String,
+    queue: Mutex<Queue>,
+    arrived: Notify,
+}
+
+impl Shared {
+    fn push(&self, event: Event) {
+        self.queue.lock().push(event);
+        self.arrived.notify_one();
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    bytes: usize,
+    lost: bool,
+    closed: bool,
+}
+
+enum Taken {
+    Event(Event),
+    Nothing,
+    Closed,
+}
+
+impl Queue {
+    fn push(&mut self, event: Event) {
+        if self.lost {
+            return;
+        }
+        self.bytes += event.bytes();
+        self.events.push_back(event);
+        if self.events.len() > MAX_EVENTS || self.bytes > MAX_BYTES {
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.events = VecDeque::new();
+        self.bytes = 0;
+        self.lost = true;
+    }
+
+    fn take(&mut self) -> Taken {
+        if std::mem::take(&mut self.lost) {
+            return Taken::Event(Event::Lost);
+        }
+        match self.events.pop_front() {
+            Some(event) => {
+                self.bytes -= event.bytes();
+                Taken::Event(event)
+            }
+            None if self.closed => Taken::Closed,
+            None => Taken::Nothing,
+        }
+    }
+}
+
+/// The store's end of all its watches.
+#[derive(Default)]
+pub(crate) struct Watches {
+    all: Mutex<Vec<Weak<Shared>>>,
+}
+
+impl Watches {
+    pub(crate) fn watch(&self, prefix: &str) -> Watch {
+        let shared = Arc::new(Shared {
+            prefix: prefix.to_owned(),
+            queue: Mutex::default(),
+            arrived: Notify::new(),
+        });
+        self.all.lock().push(Arc::downgrade(&shared));
+        Watch { shared }
+    }
+
+    /// Tells the watchers of it. The caller calls in the order of the revisions.
+    pub(crate) fn publish(&self, event: &Event) {
+        self.each(|watch| {
+            if event.path().starts_with(&watch.prefix) {
+                watch.push(event.clone());
+            }
+        });
+    }
+
+    /// Whether nobody watches, so that events need not be made.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.lock().is_empty()
+    }
+
+    /// Makes everyone read again.
+    pub(crate) fn lose_all(&self) {
+        self.each(|watch| {
+            watch.queue.lock().lose();
+            watch.arrived.notify_one();
+        });
+    }
+
+    /// Ends every watch behind the events it still has.
+    pub(crate) fn close(&self) {
+        self.each(|watch| {
+            watch.queue.lock().closed = true;
+            watch.arrived.notify_one();
+        });
+    }
+
+    /// Visits the living watches and forgets the dropped ones.
+    fn each(&self, mut visit: impl FnMut(&Shared)) {
+        self.all.lock().retain(|weak| match weak.upgrade() {
+            Some(watch) => {
+                visit(&watch);
+                true
+            }
+            None => false,
+        });
+    }
+}
