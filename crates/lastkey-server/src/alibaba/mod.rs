@@ -1,0 +1,2 @@
+//! The Alibaba Cloud KMS wire.
+pub mod signature;
