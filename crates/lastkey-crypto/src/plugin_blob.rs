@@ -1,0 +1,1 @@
+//! What the Kubernetes plugin hands to the apiserver.
