@@ -16,6 +16,7 @@
 mod entry;
 mod error;
 mod memory;
+mod redb_store;
 mod transaction;
 mod watch;
 
@@ -24,6 +25,7 @@ use async_trait::async_trait;
 pub use entry::{Entry, Revision};
 pub use error::{CommitError, StoreError, StoreHealth};
 pub use memory::{CommitFault, MemoryStore};
+pub use redb_store::{OpenError, OpenOptions, RedbStore};
 pub use transaction::{Compare, Operation, Transaction};
 pub use watch::{Event, Watch};
 
