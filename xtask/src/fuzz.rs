@@ -1,0 +1,65 @@
+//! `cargo xtask fuzz`: the fuzz targets, by cargo-fuzz and the nightly toolchain.
+
+use crate::shell::{self, Error, Step};
+
+/// The version that fuzz/ is laid out for.
+const CARGO_FUZZ: &str = "0.13.2";
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only these targets; all when none is named
+    targets: Vec<String>,
+    /// How long each target runs
+    #[arg(long, default_value_t = 30, value_name = "N")]
+    seconds: u32,
+}
+
+/// Runs the named targets one after the other and stops at the first crash.
+pub(crate) fn run(options: &Options) -> Result<(), Error> {
+    prepare()?;
+    let known = targets()?;
+    if let Some(unknown) = options.targets.iter().find(|t| !known.contains(t)) {
+        let known = known.join(", ");
+        return Err(Error::Refused(format!("no fuzz target {unknown}; there are: {known}")));
+    }
+    let wanted = if options.targets.is_empty() { &known } else { &options.targets };
+    for (number, target) in wanted.iter().enumerate() {
+        println!("── {target} ({}/{}), {} s", number + 1, wanted.len(), options.seconds);
+        cargo_fuzz("run")
+            .args([target.as_str(), "--", "-rss_limit_mb=2048", "-timeout=20"])
+            .args([format!("-max_total_time={}", options.seconds)])
+            .run(&format!("fuzz target {target}"))?;
+    }
+    println!("fuzz: {} targets, no crash", wanted.len());
+    Ok(())
+}
+
+/// `cargo +nightly fuzz …`; through rustup, because only its cargo knows `+nightly`.
+fn cargo_fuzz(subcommand: &str) -> Step {
+    let args = ["run", "nightly", "cargo", "fuzz", subcommand];
+    // The variables of the stable cargo that runs us would pin the toolchain of the inner one.
+    Step::new("rustup").args(args).without_env("RUSTUP_TOOLCHAIN").without_env("CARGO")
+}
+
+fn targets() -> Result<Vec<String>, Error> {
+    let list = cargo_fuzz("list").output();
+    let list = list.ok_or_else(|| Error::Refused("`cargo fuzz list` failed in fuzz/".into()))?;
+    Ok(list.lines().map(str::to_owned).collect())
+}
+
+fn prepare() -> Result<(), Error> {
+    if !Step::new("rustup").args(["run", "nightly", "rustc", "--version"]).succeeds() {
+        println!("installing the nightly toolchain, which fuzzing needs");
+        let args = ["toolchain", "install", "nightly", "--profile", "minimal"];
+        Step::new("rustup").args(args).run("installing the nightly toolchain")?;
+    }
+    if Step::cargo("fuzz").args(["--version"]).succeeds() {
+        return Ok(());
+    }
+    println!("installing cargo-fuzz {CARGO_FUZZ} (about a minute)");
+    std::fs::create_dir_all(shell::root().join("target")).ok();
+    let log = shell::root().join("target/cargo-fuzz-install.log");
+    Step::cargo("install")
+        .args(["cargo-fuzz", "--locked", "--quiet", "--version", CARGO_FUZZ])
+        .run_logged("installing cargo-fuzz", &log)
+}

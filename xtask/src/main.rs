@@ -1,0 +1,65 @@
+//! `cargo xtask …`: the one entry point to checks, tests, peers, fuzzing, benchmarks and the demo.
+//! CI calls the same commands as people do.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool that talks to a terminal")]
+
+mod check;
+mod demo;
+mod fuzz;
+mod peers;
+mod shell;
+mod tests;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own tools")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Formatting, lints, documentation, licences and banned crates
+    Check,
+    /// All tests of the workspace, then the lanes with real peers
+    Test(tests::Options),
+    /// Build and install the real peers: kube-apiserver, etcd, kubectl, the official SDKs
+    Peers(peers::Options),
+    /// Run the fuzz targets, each for some seconds
+    Fuzz(fuzz::Options),
+    /// Measure ours and the bare floor in one run
+    Bench {
+        /// Handed to lastkey-bench as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// A real etcd and kube-apiserver beside `lastkey up`, shown step by step
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Check => check::run(),
+        Command::Test(options) => tests::run(&options),
+        Command::Peers(options) => peers::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
+        Command::Bench { args } => bench(&args),
+        Command::Demo(options) => demo::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nxtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &[String]) -> Result<(), shell::Error> {
+    shell::Step::cargo("run")
+        .args(["--release", "--package", "lastkey-bench", "--"])
+        .args(args)
+        .run("the benchmark")
+}

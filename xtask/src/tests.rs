@@ -1,0 +1,190 @@
+//! `cargo xtask test`: the workspace's tests, then the lanes with real peers.
+//!
+//! A lane is a test target of the `lastkey` package that needs real peers. Lanes run side by side,
+//! because they mostly wait for timers inside the apiserver. The slow ones run with `--all`.
+
+use crate::check::LANES;
+use crate::peers;
+use crate::shell::{self, Error, Step};
+use std::collections::BTreeMap;
+use std::thread;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only these: `workspace`, lanes (sdk, apiserver, timers) or packages (lastkey-store …)
+    names: Vec<String>,
+    /// The slow lanes too
+    #[arg(long)]
+    all: bool,
+}
+
+/// Lanes that take minutes, because they sit out the apiserver's own timers.
+const SLOW: [&str; 1] = ["timers"];
+
+/// How many tests of one lane run at once: each has an etcd and an apiserver of its own.
+const TESTS_AT_ONCE: &str = "3";
+
+/// One `cargo test` and what it said last.
+struct Part {
+    name: String,
+    ok: bool,
+    closing: Vec<String>,
+}
+
+/// Installs the peers, runs everything that is wanted, and repeats the runner's closing lines.
+pub(crate) fn run(options: &Options) -> Result<(), Error> {
+    let lanes = lanes(options)?;
+    if !lanes.is_empty() {
+        have_peers()?;
+    }
+    let mut parts = Vec::new();
+    for package in packages(options) {
+        parts.push(run_tests(&package.label, &package.args)?);
+    }
+    if !lanes.is_empty() {
+        parts.extend(run_lanes(&lanes)?);
+    }
+    close(&parts, options, &lanes)
+}
+
+struct Packages {
+    label: String,
+    args: Vec<String>,
+}
+
+fn packages(options: &Options) -> Vec<Packages> {
+    let workspace =
+        || Packages { label: "workspace".into(), args: vec!["--workspace".to_owned()] };
+    if options.names.is_empty() {
+        return vec![workspace()];
+    }
+    let others = options.names.iter().filter(|name| !LANES.contains(&name.as_str()));
+    others
+        .map(|name| match name.as_str() {
+            "workspace" => workspace(),
+            _ => Packages { label: name.clone(), args: vec!["--package".into(), name.clone()] },
+        })
+        .collect()
+}
+
+fn lanes(options: &Options) -> Result<Vec<&'static str>, Error> {
+    let known = |name: &String| {
+        LANES.contains(&name.as_str())
+            || name == "workspace"
+            || shell::root().join("crates").join(name).is_dir()
+    };
+    if let Some(unknown) = options.names.iter().find(|name| !known(name)) {
+        let lanes = LANES.join(", ");
+        let text = format!("nothing to test is called {unknown}; lanes are {lanes}; or `workspace`, or a package in crates/");
+        return Err(Error::Refused(text));
+    }
+    let wanted = |lane: &&str| match options.names.is_empty() {
+        true => options.all || !SLOW.contains(lane),
+        false => options.names.iter().any(|name| name == lane),
+    };
+    Ok(LANES.into_iter().filter(wanted).collect())
+}
+
+/// Installs the peers. Where that fails, CI stops; a person is told loudly and goes on.
+fn have_peers() -> Result<(), Error> {
+    let Err(error) = peers::install(&[]) else { return Ok(()) };
+    if shell::in_ci() {
+        return Err(error);
+    }
+    let missing = peers::missing()?.join(", ");
+    eprintln!("\n!!!!  {error}");
+    eprintln!("!!!!  MISSING PEERS: {missing}");
+    eprintln!("!!!!  Tests that need them say SKIPPED; they prove nothing. CI requires them all.\n");
+    Ok(())
+}
+
+fn run_tests(label: &str, args: &[String]) -> Result<Part, Error> {
+    println!("── {label}");
+    let mut closing = Vec::new();
+    let step = Step::cargo("test").args(["--no-fail-fast"]).args(args);
+    let ok = step.run_lines(|line| {
+        println!("{line}");
+        keep_closing(line, &mut closing);
+    })?;
+    Ok(Part { name: label.to_owned(), ok, closing })
+}
+
+/// Builds all lanes, then runs them side by side; each one's output is printed as a whole.
+fn run_lanes(lanes: &[&str]) -> Result<Vec<Part>, Error> {
+    println!("── lanes with real peers: {}", lanes.join(", "));
+    let targets = lanes.iter().flat_map(|lane| ["--test", lane]);
+    let build = Step::cargo("test").args(["--package", "lastkey", "--no-run"]).args(targets);
+    build.run("building the lanes")?;
+    thread::scope(|scope| {
+        let running: Vec<_> = lanes.iter().map(|lane| scope.spawn(|| run_lane(lane))).collect();
+        running
+            .into_iter()
+            .map(|lane| lane.join().unwrap_or_else(|_| Err(Error::Refused("a lane panicked".into()))))
+            .collect()
+    })
+}
+
+fn run_lane(lane: &str) -> Result<Part, Error> {
+    let (mut closing, mut output) = (Vec::new(), String::new());
+    let step = Step::cargo("test")
+        .args(["--quiet", "--package", "lastkey", "--test", lane])
+        .args(["--", "--test-threads", TESTS_AT_ONCE, "--format", "pretty"]);
+    let ok = step.run_lines(|line| {
+        // A line at a time shows progress; the lane's name tells lines of several lanes apart.
+        println!("{lane}: {line}");
+        output.push_str(line);
+        keep_closing(line, &mut closing);
+    })?;
+    Ok(Part { name: format!("lane {lane}"), ok, closing })
+}
+
+fn keep_closing(line: &str, closing: &mut Vec<String>) {
+    if line.starts_with("test result:") || line.ends_with("... FAILED") {
+        closing.push(line.to_owned());
+    }
+}
+
+/// Prints cargo test's own closing lines once more, all in one place, and the verdict.
+fn close(parts: &[Part], options: &Options, lanes: &[&str]) -> Result<(), Error> {
+    println!("\n──────── closing lines");
+    for part in parts {
+        println!("{}", part.name);
+        part.closing.iter().filter(|l| !is_empty_result(l)).for_each(|l| println!("  {l}"));
+        if !part.ok && part.closing.is_empty() {
+            println!("  did not get as far as a result");
+        }
+    }
+    let totals = totals(parts);
+    println!("total: {}", totals.iter().map(|(k, n)| format!("{n} {k}")).collect::<Vec<_>>().join(", "));
+    if options.names.is_empty() && !options.all {
+        println!("not run without --all: {}", SLOW.join(", "));
+    }
+    let missing = if lanes.is_empty() { Vec::new() } else { peers::missing()? };
+    if !missing.is_empty() {
+        println!("!!!! MISSING PEERS: {}: the lanes that need them were skipped", missing.join(", "));
+    }
+    let failed: Vec<&str> = parts.iter().filter(|p| !p.ok).map(|p| p.name.as_str()).collect();
+    if failed.is_empty() {
+        println!("test result: ok");
+        return Ok(());
+    }
+    Err(Error::Refused(format!("test result: FAILED in {}", failed.join(", "))))
+}
+
+fn is_empty_result(line: &str) -> bool {
+    line.starts_with("test result: ok. 0 passed; 0 failed; 0 ignored")
+}
+
+/// `test result: ok. 3 passed; 0 failed; …` of all parts, added up.
+fn totals(parts: &[Part]) -> BTreeMap<&str, u64> {
+    let mut totals = BTreeMap::new();
+    let results = parts.iter().flat_map(|p| &p.closing).filter_map(|l| l.split_once(". "));
+    for (_, counts) in results {
+        for count in counts.split("; ") {
+            if let Some((number, what @ ("passed" | "failed" | "ignored"))) = count.split_once(' ') {
+                *totals.entry(what).or_default() += number.parse::<u64>().unwrap_or_default();
+            }
+        }
+    }
+    totals
+}
