@@ -1,0 +1,1 @@
+//! Lane: the official SDKs.

@@ -1,0 +1,1 @@
+//! Lane: the timers of the apiserver.
