@@ -8,6 +8,8 @@ mod failure;
 mod medium;
 mod queue;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,

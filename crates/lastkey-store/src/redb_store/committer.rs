@@ -27,7 +27,7 @@ use super::{
 use crate::{CommitError, Entry, Event, Operation, Revision, StoreHealth};
 
 /// How soon the committer tries again after a failure, at first and at most.
-const FIRST_DELAY: Duration = Duration::from_millis(50);
+const FIRST_DELAY: Duration = Duration::from_millis(10);
 const LAST_DELAY: Duration = Duration::from_secs(4);
 
 /// An open database and the revision of its last durable commit.

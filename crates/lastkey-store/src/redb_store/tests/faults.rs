@@ -1,0 +1,266 @@
+//! Disks that fill up or fail: the answers are true, and the store recovers by itself.
+
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use super::{
+    super::RedbStore,
+    disk::{Disk, Fault},
+    formatted,
+};
+use crate::{CommitError, Event, OpenOptions, Store, StoreError, StoreHealth, Transaction, Watch};
+
+fn open(disk: &Disk) -> RedbStore {
+    let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() };
+    RedbStore::on(disk.clone(), Path::new("simulated"), options).unwrap()
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap().block_on(future)
+}
+
+/// Two paths that change together, so that half a transaction would show.
+fn change(i: usize, size: usize) -> Transaction {
+    let number = (i as u64).to_be_bytes();
+    Transaction::new().put(format!("t/{i:04}"), vec![1; size]).put("last", number)
+}
+
+async fn recovered(store: &RedbStore) {
+    for _ in 0..1000 {
+        if store.health() == StoreHealth::Serving {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("still {:?}", store.health());
+}
+
+/// What callers were told, by number of their change.
+#[derive(Default)]
+struct Told(BTreeMap<usize, Result<(), CommitError>>);
+
+impl Told {
+    async fn commit(&mut self, store: &RedbStore, i: usize, size: usize) {
+        self.0.insert(i, store.commit(change(i, size)).await.map(drop));
+    }
+
+    /// Holds the content of the store against it.
+    async fn check(&self, store: &RedbStore, what: &str) {
+        let mut last = None;
+        for (i, told) in &self.0 {
+            let present = store.get(&format!("t/{i:04}")).await.unwrap().is_some();
+            match told {
+                Ok(()) => assert!(present, "{what}: {i} was acknowledged and is lost"),
+                Err(CommitError::Uncertain(_)) => {}
+                Err(error) => assert!(!present, "{what}: {i} was refused ({error}) and is there"),
+            }
+            if present {
+                last = Some((*i as u64).to_be_bytes().to_vec());
+            }
+        }
+        let found = store.get("last").await.unwrap().map(|entry| entry.value);
+        assert_eq!(found, last, "{what}: a transaction was torn");
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_keeps_and_recovers() {
+    block_on(async {
+        for room in [0, 1, 3, 10, 40] {
+            let disk = Disk::of(formatted());
+            let store = open(&disk);
+            let mut told = Told::default();
+            told.commit(&store, 0, 10).await;
+            disk.leave_room(room);
+            let mut i = 1;
+            while store.health() == StoreHealth::Serving {
+                told.commit(&store, i, 100_000).await;
+                i += 1;
+                assert!(i < 100, "never full");
+            }
+            assert!(matches!(told.0[&(i - 1)], Err(CommitError::Full)), "{:?}", told.0);
+            assert_eq!(store.health(), StoreHealth::Full);
+            // Reads go on, and refusals stay refusals.
+            told.check(&store, "while full").await;
+            told.commit(&store, i, 200_000).await;
+            assert!(matches!(told.0[&i], Err(CommitError::Full)), "{:?}", told.0[&i]);
+            told.check(&store, "still full").await;
+            tokio::time::sleep(Duration::from_millis(120)).await;
+            assert_eq!(store.health(), StoreHealth::Full);
+            // Room is noticed without anybody writing.
+            disk.make_room();
+            recovered(&store).await;
+            told.commit(&store, i + 1, 100_000).await;
+            assert!(told.0[&(i + 1)].is_ok());
+            told.check(&store, "with room again").await;
+            drop(store);
+            told.check(&open(&disk), "opened again").await;
+        }
+    });
+}
+
+#[test]
+fn a_full_disk_can_be_opened() {
+    block_on(async {
+        let disk = Disk::of(formatted());
+        let store = open(&disk);
+        let mut told = Told::default();
+        for i in 0..5 {
+            told.commit(&store, i, 10_000).await;
+        }
+        let unclean = Disk::of(disk.durable());
+        unclean.leave_room(0);
+        told.check(&open(&unclean), "after a crash, on a full disk").await;
+    });
+}
+
+#[test]
+fn each_single_failure_is_told_and_survived() {
+    // Mostly waiting for recoveries, so many at once.
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                loop {
+                    let after = next.fetch_add(1, Ordering::Relaxed);
+                    if after >= 80 {
+                        return;
+                    }
+                    block_on(survive_all(after));
+                }
+            });
+        }
+    });
+}
+
+async fn survive_all(after: usize) {
+    for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
+        for (times, forget) in [(1, true), (1, false), (3, true), (3, false)] {
+            let what = format!("{times} × {kind} after {after}, forget: {forget}");
+            let fault = Fault { forget, ..Fault::of_changes(after, times, kind) };
+            survive(fault, &what).await;
+        }
+    }
+}
+
+async fn survive(fault: Fault, what: &str) {
+    let disk = Disk::of(formatted());
+    let store = open(&disk);
+    let mut watch = store.watch("last");
+    let mut told = Told::default();
+    told.commit(&store, 0, 10).await;
+    disk.fail(Some(fault));
+    for i in 1..6 {
+        let size = if i == 3 { 300_000 } else { 1_000 };
+        told.commit(&store, i, size).await;
+        let may_fail = matches!(
+            told.0[&i],
+            Ok(())
+                | Err(CommitError::Full | CommitError::Unavailable(_) | CommitError::Uncertain(_))
+        );
+        assert!(may_fail, "{what}: {:?}", told.0[&i]);
+    }
+    recovered(&store).await;
+    told.check(&store, what).await;
+    told.commit(&store, 6, 1_000).await;
+    if told.0[&6].is_ok() {
+        // A fault that had not struck yet may strike now.
+        told.check(&Told::reopened(&disk), &format!("{what}, power cut")).await;
+        follow(&store, &mut watch, 6).await;
+    }
+    drop(store);
+    disk.fail(None);
+    told.check(&open(&disk), &format!("{what}, closed")).await;
+}
+
+impl Told {
+    fn reopened(disk: &Disk) -> RedbStore {
+        open(&Disk::of(disk.durable()))
+    }
+}
+
+/// A watcher hears of the newest change, or that it has to read again, and then finds it.
+async fn follow(store: &RedbStore, watch: &mut Watch, newest: u64) {
+    loop {
+        let event = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.unwrap();
+        let known = match event.unwrap() {
+            Event::Put(entry) => entry.value,
+            Event::Lost => store.get("last").await.unwrap().unwrap().value,
+            Event::Delete { .. } => panic!("nothing was deleted"),
+        };
+        if known == newest.to_be_bytes() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_fails_for_a_while_is_used_again() {
+    block_on(async {
+        let disk = Disk::of(formatted());
+        let store = open(&disk);
+        let mut told = Told::default();
+        told.commit(&store, 0, 10).await;
+        disk.fail(Some(Fault::of_changes(0, usize::MAX, ErrorKind::Other)));
+        told.commit(&store, 1, 10).await;
+        assert!(told.0[&1].is_err());
+        assert!(matches!(store.health(), StoreHealth::Failed { .. }), "{:?}", store.health());
+        // Not even the reopening worked, so nothing can be read; but nobody hangs.
+        let failed = store.get("last").await;
+        assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
+        told.commit(&store, 2, 10).await;
+        assert!(matches!(told.0[&2], Err(CommitError::Unavailable(_))), "{:?}", told.0[&2]);
+        disk.fail(None);
+        recovered(&store).await;
+        told.check(&store, "afterwards").await;
+        told.commit(&store, 3, 10).await;
+        assert!(told.0[&3].is_ok());
+    });
+}
+
+#[test]
+fn a_failed_read_does_not_stop_the_store() {
+    block_on(async {
+        let disk = Disk::of(formatted());
+        // No cache, so that reads reach the disk.
+        let options = OpenOptions { cache_bytes: 0, ..OpenOptions::default() };
+        let store = RedbStore::on(disk.clone(), Path::new("simulated"), options).unwrap();
+        let mut told = Told::default();
+        for i in 0..20 {
+            told.commit(&store, i, 2_000).await;
+        }
+        let fault = Fault::of_changes(0, 1, ErrorKind::Other);
+        disk.fail(Some(Fault { reads: true, ..fault }));
+        let mut failures = 0;
+        for i in 0..20 {
+            failures += usize::from(store.get(&format!("t/{i:04}")).await.is_err());
+        }
+        assert!(failures <= 1, "{failures} reads failed");
+        recovered(&store).await;
+        told.check(&store, "afterwards").await;
+        told.commit(&store, 20, 10).await;
+        assert!(told.0[&20].is_ok());
+    });
+}
+
+#[test]
+fn a_disk_that_loses_confirmed_commits_is_not_trusted() {
+    block_on(async {
+        let disk = Disk::of(formatted());
+        let store = open(&disk);
+        let old = disk.durable();
+        let mut told = Told::default();
+        told.commit(&store, 0, 10).await;
+        disk.fail(Some(Fault::of_changes(0, 1, ErrorKind::Other)));
+        disk.replace(old);
+        told.commit(&store, 1, 10).await;
+        assert!(matches!(store.health(), StoreHealth::Failed { .. }), "{:?}", store.health());
+        assert!(matches!(store.get("last").await, Err(StoreError::Corrupt(_))));
+    });
+}
