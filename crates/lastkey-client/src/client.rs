@@ -1,0 +1,236 @@
+//! The client itself: configuration, one request, and the Alibaba actions.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    AccessKey, ClientCertificate, ConfigError, Credentials, Endpoint, Error, Identity,
+    api::Reply,
+    signature::acs3,
+    transport::{Call, Transport, tls},
+};
+
+/// The version of the KMS OpenAPI that [`Client::alibaba`] speaks.
+const KMS_VERSION: &str = "2016-01-20";
+/// The version of the STS OpenAPI.
+const STS_VERSION: &str = "2015-04-01";
+
+/// How long to wait for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For the TCP connection to one address: what a dead server costs.
+    pub connect: Duration,
+    /// For the TLS handshake after it.
+    pub handshake: Duration,
+    /// For a whole call, unless it says otherwise.
+    pub call: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_millis(500),
+            handshake: Duration::from_secs(1),
+            call: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Everything a client is made from.
+#[derive(Debug)]
+pub struct Config {
+    /// Where the servers listen, in the order to try them.
+    pub servers: Vec<Endpoint>,
+    /// The installation's CA (PEM); needed for every TLS server.
+    pub ca_file: Option<PathBuf>,
+    /// Who we are.
+    pub identity: Identity,
+    /// How long to wait for what.
+    pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// One server, as a credentials file names it.
+    pub fn from_credentials(credentials: Credentials) -> Self {
+        let Credentials { endpoint, ca_file, access_key } = credentials;
+        let identity = Identity::AccessKey(access_key);
+        Self::new(vec![endpoint], Some(ca_file), identity)
+    }
+
+    /// Servers that know us by our certificate.
+    pub fn mutual_tls(
+        servers: Vec<Endpoint>,
+        ca_file: PathBuf,
+        certificate: ClientCertificate,
+    ) -> Self {
+        Self::new(servers, Some(ca_file), Identity::Certificate(certificate))
+    }
+
+    /// The admin socket of a server on this machine.
+    pub fn admin(socket: PathBuf) -> Self {
+        Self::new(vec![Endpoint::Admin(socket)], None, Identity::Peer)
+    }
+
+    fn new(servers: Vec<Endpoint>, ca_file: Option<PathBuf>, identity: Identity) -> Self {
+        Self { servers, ca_file, identity, timeouts: Timeouts::default() }
+    }
+}
+
+/// A connection to the servers of one installation; share it, it pools.
+pub struct Client {
+    transport: Transport,
+    access_key: Option<AccessKey>,
+    timeout: Duration,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("access_key", &self.access_key).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Reads the files the configuration names; connects only with the first call.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let (certificate, access_key) = match config.identity {
+            Identity::Certificate(files) => (Some(files), None),
+            Identity::AccessKey(key) => (None, Some(key)),
+            Identity::Peer => (None, None),
+        };
+        let tls = match &config.ca_file {
+            Some(ca) => Some(tls::connector(ca, certificate.as_ref())?),
+            None => None,
+        };
+        let transport = Transport::new(config.servers, tls.as_ref(), &config.timeouts)?;
+        Ok(Self { transport, access_key, timeout: config.timeouts.call })
+    }
+
+    /// Calls an action of the Alibaba KMS API, or `AssumeRole…` of its STS; parameters travel in
+    /// the form body, so that none ends in an access log.
+    pub async fn alibaba(&self, action: &str, parameters: &[(&str, &str)]) -> Result<Value, Error> {
+        self.alibaba_reply(action, parameters).await?.json()
+    }
+
+    pub(crate) async fn alibaba_reply(
+        &self,
+        action: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<Reply, Error> {
+        let sts = action.starts_with("AssumeRole") || action == "GetCallerIdentity";
+        let version = if sts { STS_VERSION } else { KMS_VERSION };
+        let request = self
+            .request(Method::POST, "/")
+            .header("x-acs-action", action)
+            .header("x-acs-version", version)
+            .form(parameters);
+        request.send().await
+    }
+
+    /// `GET` on a native route, for answers that have no type of their own.
+    pub async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
+        self.request(Method::GET, path).query(owned(query)).send().await?.json()
+    }
+
+    /// `POST` of a JSON body to a native route.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Error> {
+        self.request(Method::POST, path).json(body).send().await?.json()
+    }
+
+    /// `DELETE` on a native route.
+    pub async fn delete(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
+        self.request(Method::DELETE, path).query(owned(query)).send().await?.json()
+    }
+
+    pub(crate) fn request(&self, method: Method, path: impl Into<String>) -> RequestBuilder<'_> {
+        let call = Call {
+            method,
+            path: path.into(),
+            query: Vec::new(),
+            headers: vec![("accept", "application/json".to_owned())],
+            body: Bytes::new(),
+            timeout: self.timeout,
+        };
+        RequestBuilder { client: self, call }
+    }
+
+    /// The headers of one call to one server; every header is signed, so the date is fresh.
+    fn headers(&self, call: &Call, host: &str) -> HeaderMap {
+        let mut headers = call.headers.clone();
+        headers.push(("host", host.to_owned()));
+        if let Some(key) = &self.access_key {
+            sign(call, &mut headers, key);
+        }
+        headers.into_iter().filter_map(header_pair).collect()
+    }
+}
+
+/// Adds what the signature needs, and the signature.
+fn sign(call: &Call, headers: &mut Vec<(&'static str, String)>, key: &AccessKey) {
+    let content_hash = acs3::content_hash(&call.body);
+    // the wire's form has whole seconds
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    headers.push((acs3::DATE, now));
+    headers.push((acs3::NONCE, uuid::Uuid::new_v4().simple().to_string()));
+    headers.push((acs3::CONTENT_HASH, content_hash.clone()));
+    let request = acs3::Request {
+        method: call.method.as_str(),
+        path: &call.path,
+        query: &call.query,
+        headers,
+        content_hash: &content_hash,
+    };
+    let authorization = acs3::authorization(request, key);
+    headers.push((header::AUTHORIZATION.as_str(), authorization));
+}
+
+/// `None` only for a value with control characters, which then fails the signature, not us.
+fn header_pair((name, value): (&'static str, String)) -> Option<(HeaderName, HeaderValue)> {
+    Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?))
+}
+
+fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// One request on its way out.
+pub(crate) struct RequestBuilder<'a> {
+    client: &'a Client,
+    call: Call,
+}
+
+impl RequestBuilder<'_> {
+    pub(crate) fn query(mut self, query: Vec<(String, String)>) -> Self {
+        self.call.query = query;
+        self
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.call.headers.push((name, value.to_owned()));
+        self
+    }
+
+    pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
+        self.call.timeout = timeout;
+        self
+    }
+
+    pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
+        let json = serde_json::to_vec(body).expect("our own types have string keys only");
+        self.call.body = json.into();
+        self.header("content-type", "application/json")
+    }
+
+    pub(crate) fn form(mut self, parameters: &[(&str, &str)]) -> Self {
+        self.call.body = acs3::encode_pairs(&owned(parameters)).into();
+        self.header("content-type", "application/x-www-form-urlencoded")
+    }
+
+    pub(crate) async fn send(self) -> Result<Reply, Error> {
+        let Self { client, call } = self;
+        client.transport.send(&call, |call, host| client.headers(call, host)).await
+    }
+}

@@ -1,0 +1,241 @@
+//! The three calls of a Kubernetes plugin: watch its key, encrypt, decrypt.
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use http::Method;
+use lastkey_crypto::{
+    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, plugin_blob::PluginKey,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroizing;
+
+use super::LONG_POLL_GRACE;
+use crate::{Client, Error};
+
+/// A question of the plugin's watch.
+#[derive(Debug, Clone, Copy)]
+pub struct PluginStatusRequest<'a> {
+    /// The key: an id or `alias/…`.
+    pub key: &'a str,
+    /// The token of the last answer, or nothing.
+    pub known: &'a str,
+    /// How long the server may hold the answer back while nothing changes, at most a minute.
+    pub wait: Duration,
+}
+
+/// What a plugin needs to know of its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginStatus {
+    /// Changes whenever anything below changes.
+    pub token: String,
+    /// Whether the key may be used.
+    pub usable: bool,
+    /// Why it may not.
+    #[serde(default)]
+    pub refusal: Option<Refusal>,
+    /// The cluster the caller belongs to.
+    #[serde(default)]
+    pub cluster: Option<ClusterId>,
+    /// The key that was asked for.
+    #[serde(default)]
+    pub key_id: Option<KeyId>,
+    /// The key's lineage.
+    #[serde(default)]
+    pub lineage: Option<Lineage>,
+    /// Its primary version.
+    #[serde(default)]
+    pub key_version: Option<KeyVersionId>,
+    /// Drawn with the change that made that version primary.
+    #[serde(default)]
+    pub epoch: Option<Epoch>,
+    /// What the server computes as the key id for the apiserver; check it, don't use it.
+    #[serde(default)]
+    pub plugin_key_id: Option<String>,
+    /// For how long what was opened may be kept without asking again.
+    #[serde(default)]
+    pub lease_seconds: u64,
+    /// For the log, never for healthz.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Why a key may not be used, in the words of the call that would fail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Such as `Rejected.Disabled`.
+    pub code: String,
+    /// For people.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// The four values a plugin's key id is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PluginGeneration {
+    /// The key's lineage.
+    pub lineage: Lineage,
+    /// The cluster it encrypts for.
+    pub cluster: ClusterId,
+    /// The version that encrypts.
+    pub key_version: KeyVersionId,
+    /// Drawn with the change that made it primary.
+    pub epoch: Epoch,
+}
+
+/// Ties an encryption to the generation that Status announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PluginPin {
+    /// The version.
+    pub key_version: KeyVersionId,
+    /// Its epoch.
+    pub epoch: Epoch,
+}
+
+/// Encrypts for an apiserver.
+#[derive(Debug, Clone, Copy)]
+pub struct PluginEncrypt<'a> {
+    /// The key: an id or `alias/…`.
+    pub key: &'a str,
+    /// The generation to use; without it, the primary.
+    pub pin: Option<PluginPin>,
+    /// What to encrypt.
+    pub plaintext: &'a [u8],
+}
+
+/// A ciphertext for an apiserver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginEncrypted {
+    /// What it was made with.
+    #[serde(flatten)]
+    pub generation: PluginGeneration,
+    /// What the server computes as the key id for the apiserver; check it, don't use it.
+    pub plugin_key_id: String,
+    /// The ciphertext blob.
+    #[serde(serialize_with = "write_base64", deserialize_with = "read_base64")]
+    pub blob: Vec<u8>,
+}
+
+/// Decrypts for an apiserver.
+#[derive(Debug, Clone, Copy)]
+pub struct PluginDecrypt<'a> {
+    /// The key: an id or `alias/…`.
+    pub key: &'a str,
+    /// What the ciphertext says it was made with.
+    pub generation: PluginGeneration,
+    /// The ciphertext blob.
+    pub blob: &'a [u8],
+}
+
+impl PluginStatus {
+    /// The generation that encrypts, if the answer names one completely.
+    pub fn generation(&self) -> Option<PluginGeneration> {
+        Some(PluginGeneration {
+            lineage: self.lineage?,
+            cluster: self.cluster?,
+            key_version: self.key_version?,
+            epoch: self.epoch?,
+        })
+    }
+}
+
+impl PluginGeneration {
+    /// What ties an encryption to this generation.
+    pub fn pin(&self) -> PluginPin {
+        PluginPin { key_version: self.key_version, epoch: self.epoch }
+    }
+}
+
+#[derive(Serialize)]
+struct StatusJson<'a> {
+    key: &'a str,
+    known: &'a str,
+    wait_seconds: u64,
+}
+
+#[derive(Serialize)]
+struct EncryptJson<'a> {
+    key: &'a str,
+    #[serde(flatten)]
+    pin: Option<PluginPin>,
+    plaintext: Zeroizing<String>,
+}
+
+#[derive(Serialize)]
+struct DecryptJson<'a> {
+    key: &'a str,
+    #[serde(flatten)]
+    generation: PluginGeneration,
+    blob: String,
+}
+
+#[derive(Deserialize)]
+struct Decrypted {
+    plaintext: Zeroizing<String>,
+}
+
+impl Client {
+    /// What the key's state is now, or as soon as it differs from the `known` one.
+    pub async fn plugin_status(
+        &self,
+        question: PluginStatusRequest<'_>,
+    ) -> Result<PluginStatus, Error> {
+        let PluginStatusRequest { key, known, wait } = question;
+        let json = StatusJson { key, known, wait_seconds: wait.as_secs() };
+        let request = self.request(Method::POST, "/v1/plugin/status").json(&json);
+        request.timeout(wait + LONG_POLL_GRACE).send().await?.json()
+    }
+
+    /// Encrypts for an apiserver, within `timeout`.
+    pub async fn plugin_encrypt(
+        &self,
+        call: PluginEncrypt<'_>,
+        timeout: Duration,
+    ) -> Result<PluginEncrypted, Error> {
+        let plaintext = Zeroizing::new(BASE64.encode(call.plaintext));
+        let json = EncryptJson { key: call.key, pin: call.pin, plaintext };
+        let request = self.request(Method::POST, "/v1/plugin/encrypt").json(&json);
+        request.timeout(timeout).send().await?.json()
+    }
+
+    /// Decrypts for an apiserver, within `timeout`.
+    pub async fn plugin_decrypt(
+        &self,
+        call: PluginDecrypt<'_>,
+        timeout: Duration,
+    ) -> Result<SecretBytes, Error> {
+        let blob = BASE64.encode(call.blob);
+        let json = DecryptJson { key: call.key, generation: call.generation, blob };
+        let request = self.request(Method::POST, "/v1/plugin/decrypt").json(&json);
+        let reply = request.timeout(timeout).send().await?;
+        let server = reply.server.clone();
+        let answer: Decrypted = reply.json()?;
+        match BASE64.decode(answer.plaintext.as_bytes()) {
+            Ok(plaintext) => Ok(SecretBytes::new(plaintext)),
+            Err(_) => Err(Error::Garbage { server, what: "the plaintext is not base64" }),
+        }
+    }
+}
+
+fn write_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&BASE64.encode(bytes))
+}
+
+fn read_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+    BASE64.decode(text.as_bytes()).map_err(|_| de::Error::custom("not base64"))
+}
+
+impl From<PluginGeneration> for PluginKey {
+    fn from(it: PluginGeneration) -> Self {
+        let PluginGeneration { lineage, cluster, key_version, epoch } = it;
+        Self { lineage, cluster, key_version, epoch }
+    }
+}
+
+impl From<PluginKey> for PluginGeneration {
+    fn from(it: PluginKey) -> Self {
+        let PluginKey { lineage, cluster, key_version, epoch } = it;
+        Self { lineage, cluster, key_version, epoch }
+    }
+}

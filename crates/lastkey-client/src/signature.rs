@@ -1,0 +1,3 @@
+//! How a request proves who sends it when no client certificate does.
+
+pub mod acs3;

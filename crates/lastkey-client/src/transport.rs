@@ -1,0 +1,220 @@
+//! Connections to the servers: which one is asked, how it is reached, and what failed.
+//!
+//! Each server has a pool of its own: one HTTP/2 connection where the server offers it, HTTP/1.1
+//! with keep-alive otherwise. A request goes to the server that answered last; the next one is
+//! asked only while it is certain that nobody has carried out the call.
+
+mod connector;
+pub(crate) mod tls;
+
+use std::{
+    error::Error as StdError,
+    io,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use connector::{ConnectError, Connector};
+use http::{HeaderMap, Method, Request, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::{
+    client::legacy,
+    rt::{TokioExecutor, TokioTimer},
+};
+
+use crate::{ConfigError, Endpoint, Error, Timeouts, api::Reply};
+
+/// An answer larger than this is no answer of ours: a page of audit records stays far below.
+const MAX_ANSWER: usize = 16 << 20;
+/// A silent connection is probed after this long, and given up after the next constant.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(2);
+/// A connection unused for this long is closed.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// One request, before it is addressed to a server and signed.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    /// Starts with a slash, percent-encoded.
+    pub(crate) path: String,
+    pub(crate) query: Vec<(String, String)>,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: Bytes,
+    pub(crate) timeout: Duration,
+}
+
+/// All servers of one installation.
+pub(crate) struct Transport {
+    servers: Vec<Server>,
+    /// Index of the one that answered last.
+    preferred: AtomicUsize,
+}
+
+struct Server {
+    endpoint: Endpoint,
+    http: legacy::Client<Connector, Full<Bytes>>,
+}
+
+impl Transport {
+    pub(crate) fn new(
+        endpoints: Vec<Endpoint>,
+        tls: Option<&tokio_rustls::TlsConnector>,
+        timeouts: &Timeouts,
+    ) -> Result<Self, ConfigError> {
+        let servers = endpoints
+            .into_iter()
+            .map(|endpoint| Server::new(endpoint, tls, timeouts))
+            .collect::<Result<Vec<_>, _>>()?;
+        match servers.is_empty() {
+            true => Err(ConfigError::NoServer),
+            false => Ok(Self { servers, preferred: AtomicUsize::new(0) }),
+        }
+    }
+
+    /// Sends the call; `headers` makes those of one server, as a signature covers its name.
+    pub(crate) async fn send(
+        &self,
+        call: &Call,
+        headers: impl Fn(&Call, &str) -> HeaderMap,
+    ) -> Result<Reply, Error> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let count = self.servers.len();
+        let mut turn = 0;
+        loop {
+            let index = (first + turn) % count;
+            let server = &self.servers[index];
+            let outcome = server.send(call, headers(call, &server.endpoint.authority())).await;
+            turn += 1;
+            match outcome {
+                Err(error) if error.is_before_the_call() && turn < count => {
+                    tracing::debug!(%error, "asking the next server");
+                }
+                Err(Error::Timeout { server, after }) => {
+                    // the call must not be repeated, but the next one may have more luck elsewhere
+                    self.preferred.store((index + 1) % count, Ordering::Relaxed);
+                    return Err(Error::Timeout { server, after });
+                }
+                outcome => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return outcome;
+                }
+            }
+        }
+    }
+}
+
+impl Server {
+    fn new(
+        endpoint: Endpoint,
+        tls: Option<&tokio_rustls::TlsConnector>,
+        timeouts: &Timeouts,
+    ) -> Result<Self, ConfigError> {
+        let connector = Connector::new(&endpoint, tls, timeouts)?;
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+            .http2_keep_alive_timeout(KEEP_ALIVE_ANSWER)
+            .http2_keep_alive_while_idle(true)
+            .build(connector);
+        Ok(Self { endpoint, http })
+    }
+
+    async fn send(&self, call: &Call, headers: HeaderMap) -> Result<Reply, Error> {
+        let request = self.request(call, headers)?;
+        match tokio::time::timeout(call.timeout, self.exchange(request)).await {
+            Ok(Ok(reply)) => reply.unless_unavailable(),
+            Ok(Err(error)) => Err(self.failure(error.as_ref())),
+            Err(_) => {
+                Err(Error::Timeout { server: self.endpoint.to_string(), after: call.timeout })
+            }
+        }
+    }
+
+    fn request(&self, call: &Call, headers: HeaderMap) -> Result<Request<Full<Bytes>>, Error> {
+        let scheme = match self.endpoint {
+            Endpoint::Tls { .. } => "https",
+            Endpoint::Admin(_) => "http",
+        };
+        let query = crate::signature::acs3::encode_pairs(&call.query);
+        let mark = if query.is_empty() { "" } else { "?" };
+        let target = format!("{}{mark}{query}", call.path);
+        let unusable = |what: &dyn std::fmt::Display| Error::Unreachable {
+            server: self.endpoint.to_string(),
+            reason: format!("the request cannot be written: {what}"),
+        };
+        let uri = Uri::builder()
+            .scheme(scheme)
+            .authority(self.endpoint.authority())
+            .path_and_query(target)
+            .build()
+            .map_err(|error| unusable(&error))?;
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(uri)
+            .body(Full::new(call.body.clone()))
+            .map_err(|error| unusable(&error))?;
+        *request.headers_mut() = headers;
+        Ok(request)
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Reply, Box<dyn StdError + Send + Sync>> {
+        let answer = self.http.request(request).await?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await?.to_bytes();
+        Ok(Reply { server: self.endpoint.to_string(), status, body })
+    }
+
+    fn failure(&self, error: &(dyn StdError + Send + Sync + 'static)) -> Error {
+        let server = self.endpoint.to_string();
+        let mut cause: &(dyn StdError + 'static) = error;
+        loop {
+            if let Some(error) = cause.downcast_ref::<ConnectError>() {
+                return error.at(server);
+            }
+            if let Some(error) = tls_error(cause) {
+                return Error::Tls { server, reason: tls::explain(error) };
+            }
+            if cause.is::<http_body_util::LengthLimitError>() {
+                return Error::Garbage { server, what: "the answer is too large" };
+            }
+            if cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+                return Error::Garbage { server, what: "it is not HTTP" };
+            }
+            match cause.source() {
+                Some(source) => cause = source,
+                None => return broken(server, cause.to_string()),
+            }
+        }
+    }
+}
+
+/// A TLS 1.3 server refuses a client certificate after the handshake, so the alert arrives where
+/// the answer was expected, inside an I/O error.
+fn tls_error<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    cause.downcast_ref().or_else(|| cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref())
+}
+
+/// h2 keeps only the text of an I/O error, so an alert has to be known by it.
+fn broken(server: String, reason: String) -> Error {
+    match reason.strip_prefix("received fatal alert: ") {
+        Some(alert) => Error::Tls { server, reason: tls::explain_alert(alert) },
+        None => Error::Broken { server, reason },
+    }
+}
+
+impl Reply {
+    /// Makes a refusal of service an error here already, so that another server is asked.
+    fn unless_unavailable(self) -> Result<Self, Error> {
+        match self.status {
+            http::StatusCode::SERVICE_UNAVAILABLE => self.accepted(),
+            _ => Ok(self),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Opens a connection to one server.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use rustls_pki_types::ServerName;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tower_service::Service;
+
+use super::tls;
+use crate::{ConfigError, Endpoint, EndpointError, Error, Timeouts};
+
+/// Makes connections to one server, whatever URI hyper passes.
+#[derive(Clone)]
+pub(super) struct Connector(Arc<Target>);
+
+enum Target {
+    Tls {
+        host: String,
+        port: u16,
+        name: ServerName<'static>,
+        tls: TlsConnector,
+        connect: Duration,
+        handshake: Duration,
+    },
+    Unix {
+        path: PathBuf,
+        connect: Duration,
+    },
+}
+
+/// Why there is no connection; nothing was sent.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("{0}")]
+    Unreachable(#[source] io::Error),
+    #[error("{0}")]
+    Handshake(#[source] io::Error),
+}
+
+impl ConnectError {
+    pub(super) fn at(&self, server: String) -> Error {
+        match self {
+            Self::Unreachable(error) => Error::Unreachable { server, reason: error.to_string() },
+            Self::Handshake(error) => {
+                let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+                let reason = tls.map_or_else(|| error.to_string(), tls::explain);
+                Error::Tls { server, reason }
+            }
+        }
+    }
+}
+
+impl Connector {
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        tls: Option<&TlsConnector>,
+        timeouts: &Timeouts,
+    ) -> Result<Self, ConfigError> {
+        let connect = timeouts.connect;
+        let target = match endpoint {
+            Endpoint::Admin(path) => Target::Unix { path: path.clone(), connect },
+            Endpoint::Tls { host, port } => Target::Tls {
+                name: ServerName::try_from(host.clone())
+                    .map_err(|_| EndpointError::Malformed(endpoint.to_string()))?,
+                host: host.clone(),
+                port: *port,
+                tls: tls.ok_or(ConfigError::NoCa { suggestion: "DATA_DIR/ca.pem" })?.clone(),
+                connect,
+                handshake: timeouts.handshake,
+            },
+        };
+        Ok(Self(Arc::new(target)))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = Stream;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let target = self.0.clone();
+        Box::pin(async move { target.connect().await })
+    }
+}
+
+impl Target {
+    async fn connect(&self) -> Result<Stream, ConnectError> {
+        match self {
+            Self::Unix { path, connect } => {
+                let stream = in_time(*connect, UnixStream::connect(path)).await;
+                Ok(Stream::Unix(TokioIo::new(stream.map_err(ConnectError::Unreachable)?)))
+            }
+            Self::Tls { host, port, name, tls, connect, handshake } => {
+                let tcp = connect_tcp(host, *port, *connect).await;
+                let tcp = tcp.map_err(ConnectError::Unreachable)?;
+                // small requests and answers: waiting to fill a segment only adds delay
+                tcp.set_nodelay(true).map_err(ConnectError::Unreachable)?;
+                let stream = in_time(*handshake, tls.connect(name.clone(), tcp)).await;
+                let stream = stream.map_err(ConnectError::Handshake)?;
+                Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+            }
+        }
+    }
+}
+
+async fn in_time<T>(limit: Duration, what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(limit, what).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Tries each address of the host in turn, so that one dead address costs one `limit`.
+async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let addresses = in_time(limit, tokio::net::lookup_host((host, port))).await?;
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match in_time(limit, TcpStream::connect(address)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// A connection of either kind.
+pub(super) enum Stream {
+    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+    Unix(TokioIo<UnixStream>),
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        let connected = Connected::new();
+        match self {
+            Self::Tls(stream) => match stream.inner().get_ref().1.alpn_protocol() {
+                Some(b"h2") => connected.negotiated_h2(),
+                _ => connected,
+            },
+            Self::Unix(_) => connected,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
