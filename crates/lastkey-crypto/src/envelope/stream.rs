@@ -93,6 +93,7 @@ impl<W: Write> Encryptor<W> {
     pub fn copy_from(&mut self, source: &mut impl Read) -> io::Result<u64> {
         let mut total = 0;
         loop {
+            self.chunks.check()?;
             let read = if self.filled < CHUNK_LEN {
                 let read = read_some(source, &mut self.buffer[self.filled..CHUNK_LEN])?;
                 self.filled += read;
@@ -126,7 +127,7 @@ impl<W: Write> Encryptor<W> {
 
     /// Encrypts the buffer as the next chunk and writes it.
     fn seal(&mut self, position: Position) -> io::Result<()> {
-        let nonce = self.chunks.next(position).ok_or_else(stopped)?;
+        let nonce = self.chunks.next(position)?;
         let (data, rest) = self.buffer.split_at_mut(self.filled);
         let tag = self.chunks.key.seal(&nonce, &[], data);
         rest[..TAG_LEN].copy_from_slice(&tag);
@@ -142,9 +143,7 @@ impl<W: Write> Write for Encryptor<W> {
         if self.filled == CHUNK_LEN && !data.is_empty() {
             self.seal(Position::Inner)?;
         }
-        if self.chunks.stopped {
-            return Err(stopped());
-        }
+        self.chunks.check()?;
         let taken = data.len().min(CHUNK_LEN - self.filled);
         self.buffer[self.filled..self.filled + taken].copy_from_slice(&data[..taken]);
         self.filled += taken;
@@ -224,9 +223,7 @@ impl<R: Read> Decryptor<R> {
     }
 
     fn next_chunk(&mut self) -> Result<(), PayloadError> {
-        if self.chunks.stopped {
-            return Err(stopped().into());
-        }
+        self.chunks.check()?;
         let read = self.read_chunk()?;
         let (position, sealed_len) = if read > SEALED_LEN {
             self.ahead = Some(self.buffer[SEALED_LEN]);
@@ -236,7 +233,7 @@ impl<R: Read> Decryptor<R> {
         };
 
         let chunk = self.chunks.number;
-        let nonce = self.chunks.next(position).ok_or_else(stopped)?;
+        let nonce = self.chunks.next(position)?;
         let plaintext = self
             .chunks
             .key
@@ -308,10 +305,8 @@ impl Chunks {
     }
 
     /// The nonce of the next chunk: its number in 11 bytes, then 1 if it is the last.
-    fn next(&mut self, position: Position) -> Option<[u8; IV_LEN]> {
-        if self.stopped {
-            return None;
-        }
+    fn next(&mut self, position: Position) -> io::Result<[u8; IV_LEN]> {
+        self.check()?;
         let mut nonce = [0; IV_LEN];
         nonce[3..11].copy_from_slice(&self.number.to_be_bytes());
         nonce[11] = u8::from(position == Position::Last);
@@ -320,11 +315,18 @@ impl Chunks {
             None => self.stopped = true,
         }
         self.stopped |= position == Position::Last;
-        Some(nonce)
+        Ok(nonce)
     }
 
     fn stop(&mut self) {
         self.stopped = true;
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match self.stopped {
+            false => Ok(()),
+            true => Err(io::Error::other("the envelope ended with an earlier error")),
+        }
     }
 }
 
@@ -340,8 +342,4 @@ fn read_some(source: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
             result => return result,
         }
     }
-}
-
-fn stopped() -> io::Error {
-    io::Error::other("the envelope ended with an earlier error")
 }
