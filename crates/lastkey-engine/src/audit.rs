@@ -1,0 +1,117 @@
+//! The audit log: one record per command, durable before the answer leaves.
+//!
+//! * Records are JSON lines in `audit/segment-<first sequence number>.jsonl`. Each begins with its
+//!   sequence number and with the SHA-256 of the line before it, so anybody can recompute the
+//!   chain with nothing but `sha256sum`.
+//! * A batch of records is first written, with one `fdatasync`, to a preallocated journal beside
+//!   the segments; its frame carries the chain's new head under a keyed authentication code, so a
+//!   cut or rewritten tail shows. Segments are synchronised in the background, and what one lost
+//!   in a power cut is put back from the journal.
+//! * Concurrent callers share a batch.
+//!
+//! The log trusts its authentication key and the file system's `fdatasync`. Who owns the live
+//! server owns the key, and can rewrite what has not left the machine.
+
+mod journal;
+mod log;
+mod query;
+mod record;
+mod segment;
+mod verify;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::sync::oneshot;
+
+pub use log::{AuditLog, AuditOpenError};
+pub use query::{Query, QueryPage};
+pub use record::Record;
+pub use verify::{Problem, Verification};
+
+/// Why a record was not made durable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// The disk is full.
+    #[error("the audit log's disk is full")]
+    Full,
+    /// More records wait than the queue holds.
+    #[error("too many records wait for the audit log")]
+    Busy,
+    /// The disk refused.
+    #[error("the audit log cannot be written: {0}")]
+    Failed(String),
+    /// The log was closed.
+    #[error("the audit log is closed")]
+    Closed,
+}
+
+impl From<AuditError> for crate::Error {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Full => Self::StorageFull,
+            AuditError::Busy => Self::Busy,
+            other => Self::Unavailable(other.to_string()),
+        }
+    }
+}
+
+/// The end of the chain: the last record's number and the SHA-256 of its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The last record's sequence number; 0 while there is none.
+    pub seq: u64,
+    /// SHA-256 of the last line without its newline; zeros while there is none.
+    pub hash: [u8; 32],
+}
+
+impl Head {
+    /// The head of an empty log.
+    pub const EMPTY: Self = Self { seq: 0, hash: [0; 32] };
+}
+
+/// Resolves once a record is durable.
+#[derive(Debug)]
+pub struct Ticket(oneshot::Receiver<Result<u64, AuditError>>);
+
+impl Ticket {
+    /// A ticket and the other half, which resolves it.
+    pub fn new() -> (oneshot::Sender<Result<u64, AuditError>>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(receiver))
+    }
+}
+
+impl Future for Ticket {
+    /// The record's sequence number.
+    type Output = Result<u64, AuditError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|sent| sent.unwrap_or(Err(AuditError::Closed)))
+    }
+}
+
+/// Where records go.
+pub trait AuditSink: Send + Sync + 'static {
+    /// Queues a record's body; the ticket resolves once it is durable.
+    fn append(&self, body: Vec<u8>) -> Ticket;
+    /// Where the chain ends now.
+    fn head(&self) -> Head;
+    /// Whether records can be written, as far as the last attempt knows.
+    fn health(&self) -> Result<(), AuditError>;
+    /// Reads records that match.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    fn query(&self, query: &Query) -> std::io::Result<QueryPage>;
+    /// Recomputes the chain.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    fn verify(&self, known: &[Head]) -> std::io::Result<Verification>;
+    /// Writes what is queued and closes the log cleanly.
+    fn close(&self);
+}

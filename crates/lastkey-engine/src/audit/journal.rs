@@ -1,0 +1,311 @@
+//! The journal: what makes a batch of records durable with one `fdatasync`, and its head authentic.
+//!
+//! Two preallocated files take turns. A file begins with a header and is filled with frames; when
+//! it is full, the other one begins with the next generation. A file is only reused once the
+//! segments hold durably what it held.
+//!
+//! Header (at 0, big-endian):
+//! ```text
+//! 00  4c 4b 4a 31                magic "LKJ1"
+//! 04  8  generation              rises by one with every change of file
+//! 0c  40 head                    seq 8 ‖ hash 32: where the chain ended when the file began
+//! 34  16 position                first record of the segment 8 ‖ offset in it 8
+//! 44  32 HMAC-SHA256("lastkey audit journal header" ‖ bytes 00..44)
+//! ```
+//! Frame (the first at 4096):
+//! ```text
+//! 00  4c 4b 46 31                magic "LKF1"
+//! 04  4  flags                   1: the log was closed cleanly, the segments are durable
+//! 08  8  generation
+//! 10  8  payload length
+//! 18  16 position                where the payload belongs: first record of the segment ‖ offset
+//! 28  40 head                    after the payload
+//! 50  32 HMAC-SHA256("lastkey audit journal frame" ‖ frame offset 8 ‖ bytes 00..50)
+//! 70  payload                    JSON lines; the head's hash chains them all
+//! ```
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+};
+
+use lastkey_crypto::{KeyMaterial, mac};
+
+use super::{Head, segment};
+
+/// The size of one journal file.
+pub(super) const FILE_BYTES: u64 = 4 << 20;
+const FIRST_FRAME: u64 = 4096;
+const HEADER_BYTES: usize = 0x64;
+/// The size of a frame's own fields.
+pub(super) const FRAME_BYTES: usize = 0x70;
+const FRAME_AUTHENTICATED: usize = 0x50;
+const HEADER_MAGIC: &[u8; 4] = b"LKJ1";
+const FRAME_MAGIC: &[u8; 4] = b"LKF1";
+const HEADER_LABEL: &[u8] = b"lastkey audit journal header";
+const FRAME_LABEL: &[u8] = b"lastkey audit journal frame";
+const CLEAN: u32 = 1;
+
+/// The largest payload one frame can carry.
+pub(super) const MAX_PAYLOAD: usize = (FILE_BYTES - FIRST_FRAME) as usize - FRAME_BYTES;
+
+/// Where bytes belong in the segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// The first record of the segment.
+    pub(super) segment: u64,
+    /// The offset in it.
+    pub(super) offset: u64,
+}
+
+impl Position {
+    pub(super) fn plus(self, bytes: usize) -> Self {
+        Self { offset: self.offset + bytes as u64, ..self }
+    }
+}
+
+/// A frame as it was found.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) clean: bool,
+    pub(super) position: Position,
+    pub(super) head: Head,
+    pub(super) payload: Vec<u8>,
+}
+
+/// What a journal held when it was opened.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    /// Where the chain ends.
+    pub(super) head: Head,
+    /// Where the next record belongs.
+    pub(super) position: Position,
+    /// Frames since the last clean closing, oldest first.
+    pub(super) frames: Vec<Frame>,
+}
+
+/// The pair of files.
+pub(super) struct Journal {
+    files: [File; 2],
+    key: KeyMaterial,
+    generation: u64,
+    offset: u64,
+}
+
+impl Journal {
+    /// Opens or creates the journal in `directory`; `None` if it was never used.
+    pub(super) fn open(
+        directory: &Path,
+        key: KeyMaterial,
+    ) -> io::Result<(Self, Option<Recovered>)> {
+        let files = [open_file(directory, "journal-0")?, open_file(directory, "journal-1")?];
+        File::open(directory)?.sync_all()?;
+        let mut journal = Self { files, key, generation: 0, offset: FIRST_FRAME };
+        let mut found: Vec<Half> = (0..2)
+            .filter_map(|index| journal.read_half(index).transpose())
+            .collect::<Result<_, _>>()?;
+        found.sort_by_key(|half| half.generation);
+        // Only neighbours belong together; anything older was superseded long ago.
+        if let [older, newer] = found.as_slice()
+            && older.generation + 1 != newer.generation
+        {
+            found.remove(0);
+        }
+        let Some(newest) = found.last() else { return Ok((journal, None)) };
+        journal.generation = newest.generation;
+        journal.offset = newest.end;
+        let (head, position) = newest.last();
+        let mut frames: Vec<Frame> = found.into_iter().flat_map(|half| half.frames).collect();
+        if let Some(clean) = frames.iter().rposition(|frame| frame.clean) {
+            frames.drain(..=clean);
+        }
+        Ok((journal, Some(Recovered { head, position, frames })))
+    }
+
+    /// Whether a payload of this size fits behind what the current file holds.
+    pub(super) fn has_room(&self, payload: usize) -> bool {
+        self.generation > 0 && self.offset + (FRAME_BYTES + payload) as u64 <= FILE_BYTES
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Begins the other file, durably with its first frame.
+    ///
+    /// The caller has made sure that what this file held is durable in the segments.
+    pub(super) fn turn(&mut self, head: Head, position: Position) -> io::Result<()> {
+        let generation = self.generation + 1;
+        let mut header = [0; HEADER_BYTES];
+        header[..4].copy_from_slice(HEADER_MAGIC);
+        header[4..0x0c].copy_from_slice(&generation.to_be_bytes());
+        write_head(&mut header[0x0c..0x34], head);
+        write_position(&mut header[0x34..0x44], position);
+        let code = mac::hmac_sha256(self.key.expose(), &[HEADER_LABEL, &header[..0x44]]);
+        header[0x44..].copy_from_slice(&code);
+        file_of(&self.files, generation).write_all_at(&header, 0)?;
+        self.generation = generation;
+        self.offset = FIRST_FRAME;
+        Ok(())
+    }
+
+    /// Makes a frame durable. `frame` holds [`FRAME_BYTES`] zeros and then the payload.
+    pub(super) fn append(
+        &mut self,
+        frame: &mut [u8],
+        position: Position,
+        head: Head,
+    ) -> io::Result<()> {
+        let payload = (frame.len() - FRAME_BYTES) as u64;
+        frame[..4].copy_from_slice(FRAME_MAGIC);
+        frame[8..0x10].copy_from_slice(&self.generation.to_be_bytes());
+        frame[0x10..0x18].copy_from_slice(&payload.to_be_bytes());
+        write_position(&mut frame[0x18..0x28], position);
+        write_head(&mut frame[0x28..0x50], head);
+        let code = self.frame_code(self.offset, &frame[..FRAME_AUTHENTICATED]);
+        frame[FRAME_AUTHENTICATED..FRAME_BYTES].copy_from_slice(&code);
+        let file = file_of(&self.files, self.generation);
+        file.write_all_at(frame, self.offset)?;
+        file.sync_data()?;
+        self.offset += frame.len() as u64;
+        Ok(())
+    }
+
+    /// Notes that the segments are durable up to here.
+    pub(super) fn append_clean(&mut self, position: Position, head: Head) -> io::Result<()> {
+        let mut frame = [0; FRAME_BYTES];
+        frame[4..8].copy_from_slice(&CLEAN.to_be_bytes());
+        self.append(&mut frame, position, head)
+    }
+
+    fn frame_code(&self, offset: u64, fields: &[u8]) -> [u8; 32] {
+        mac::hmac_sha256(self.key.expose(), &[FRAME_LABEL, &offset.to_be_bytes(), fields])
+    }
+
+    /// Reads one file; `None` if it holds no authentic header.
+    fn read_half(&self, index: usize) -> io::Result<Option<Half>> {
+        let mut bytes = vec![0; FILE_BYTES as usize];
+        self.files[index].read_exact_at(&mut bytes, 0)?;
+        let header = &bytes[..HEADER_BYTES];
+        let code = mac::hmac_sha256(self.key.expose(), &[HEADER_LABEL, &header[..0x44]]);
+        if !header.starts_with(HEADER_MAGIC) || !mac::equal(&code, &header[0x44..]) {
+            return Ok(None);
+        }
+        let mut half = Half {
+            generation: read_u64(&header[4..0x0c]),
+            start: (read_head(&header[0x0c..0x34]), read_position(&header[0x34..0x44])),
+            frames: Vec::new(),
+            end: FIRST_FRAME,
+        };
+        while let Some(frame) = self.read_frame(&bytes, &half) {
+            half.end += (FRAME_BYTES + frame.payload.len()) as u64;
+            half.frames.push(frame);
+        }
+        Ok(Some(half))
+    }
+
+    /// The authentic frame at the end of what was read so far, if there is one.
+    fn read_frame(&self, bytes: &[u8], half: &Half) -> Option<Frame> {
+        let rest = &bytes[usize::try_from(half.end).ok()?..];
+        let (fields, rest) = rest.split_at_checked(FRAME_BYTES)?;
+        let length = usize::try_from(read_u64(&fields[0x10..0x18])).ok()?;
+        let payload = rest.get(..length)?;
+        let code = self.frame_code(half.end, &fields[..FRAME_AUTHENTICATED]);
+        let authentic = fields.starts_with(FRAME_MAGIC)
+            && read_u64(&fields[8..0x10]) == half.generation
+            && mac::equal(&code, &fields[FRAME_AUTHENTICATED..]);
+        let head = read_head(&fields[0x28..0x50]);
+        let (before, _) = half.last();
+        (authentic && chains(payload, before, head)).then(|| Frame {
+            clean: fields[4..8] == CLEAN.to_be_bytes(),
+            position: read_position(&fields[0x18..0x28]),
+            head,
+            payload: payload.to_vec(),
+        })
+    }
+}
+
+/// One file as it was found.
+struct Half {
+    generation: u64,
+    start: (Head, Position),
+    frames: Vec<Frame>,
+    end: u64,
+}
+
+impl Half {
+    /// Where the chain and the segments end after the frames read so far.
+    fn last(&self) -> (Head, Position) {
+        self.frames
+            .last()
+            .map_or(self.start, |frame| (frame.head, frame.position.plus(frame.payload.len())))
+    }
+}
+
+/// Whether the payload's lines lead from one head to the other: a torn frame's do not.
+fn chains(payload: &[u8], mut head: Head, end: Head) -> bool {
+    for line in payload.split_inclusive(|b| *b == b'\n') {
+        let Some(line) = line.strip_suffix(b"\n") else { return false };
+        match segment::link(line) {
+            Some(link) if link.seq == head.seq + 1 && link.prev == head.hash => {
+                head = Head { seq: link.seq, hash: mac::sha256(&[line]) };
+            }
+            _ => return false,
+        }
+    }
+    head == end
+}
+
+fn file_of(files: &[File; 2], generation: u64) -> &File {
+    &files[usize::from(generation % 2 == 1)]
+}
+
+/// Opens a journal file; a new one is filled with zeros, so that writing to it later allocates
+/// nothing and an `fdatasync` has only data to write.
+fn open_file(directory: &Path, name: &str) -> io::Result<File> {
+    let path = directory.join(name);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    if file.metadata()?.len() != FILE_BYTES {
+        file.set_len(0)?;
+        let zeros = vec![0; 1 << 20];
+        for _ in 0..FILE_BYTES / zeros.len() as u64 {
+            file.write_all(&zeros)?;
+        }
+        file.sync_all()?;
+    }
+    Ok(file)
+}
+
+fn write_head(out: &mut [u8], head: Head) {
+    out[..8].copy_from_slice(&head.seq.to_be_bytes());
+    out[8..].copy_from_slice(&head.hash);
+}
+
+fn read_head(bytes: &[u8]) -> Head {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(&bytes[8..40]);
+    Head { seq: read_u64(&bytes[..8]), hash }
+}
+
+fn write_position(out: &mut [u8], position: Position) {
+    out[..8].copy_from_slice(&position.segment.to_be_bytes());
+    out[8..].copy_from_slice(&position.offset.to_be_bytes());
+}
+
+fn read_position(bytes: &[u8]) -> Position {
+    Position { segment: read_u64(&bytes[..8]), offset: read_u64(&bytes[8..16]) }
+}
+
+fn read_u64(bytes: &[u8]) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[..8]);
+    u64::from_be_bytes(number)
+}

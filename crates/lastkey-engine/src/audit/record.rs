@@ -1,0 +1,142 @@
+//! The JSON of one record, written by hand because every request waits for it.
+
+use std::{fmt::Write as _, time::Duration};
+
+use crate::{Timestamp, caller::Caller};
+
+/// What one command did, gathered while it runs.
+///
+/// ```text
+/// {"seq":7,"prev":"9f…","time":"2026-01-31T12:00:00.000Z","id":"B3…","action":"Encrypt",
+///  "principal":"root/LK…","source":"127.0.0.1:51324","key":"0193…","key_version":"0193…",
+///  "target":"alias/kubernetes","context":["tenant"],"outcome":"ok","latency_us":41,"nonce":"…"}
+/// ```
+/// (one line in the file). Never plaintext, ciphertext, or an encryption context's values.
+#[derive(Clone, Debug)]
+pub struct Record {
+    body: String,
+    context_open: bool,
+}
+
+impl Record {
+    /// Begins the record of `action` by `caller`.
+    pub fn begin(action: &str, caller: &Caller, now: Timestamp) -> Self {
+        let mut body = String::with_capacity(384);
+        let _ = write!(
+            body,
+            r#""time":"{now}","id":"{}","action":"{action}","principal":"#,
+            caller.request_id
+        );
+        write_display(&mut body, &caller.principal);
+        let _ = write!(body, r#","source":"{}""#, caller.source);
+        if caller.dry_run {
+            body.push_str(r#","dry_run":true"#);
+        }
+        if let Some((print, signed)) = caller.nonce {
+            let _ = write!(body, r#","nonce":"{:016x}","signed":{}"#, print.0, signed.as_seconds());
+        }
+        Self { body, context_open: false }
+    }
+
+    /// Adds a field whose value is text.
+    pub fn field(&mut self, name: &str, value: impl std::fmt::Display) {
+        let _ = write!(self.body, r#","{name}":"#);
+        write_display(&mut self.body, &value);
+    }
+
+    /// Adds a field whose value is a number.
+    pub fn number(&mut self, name: &str, value: u64) {
+        let _ = write!(self.body, r#","{name}":{value}"#);
+    }
+
+    /// Adds the names, never the values, of an encryption context.
+    pub fn context<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        if self.context_open {
+            return;
+        }
+        let mut first = true;
+        for name in names {
+            self.body.push_str(if first { r#","context":["# } else { "," });
+            first = false;
+            write_text(&mut self.body, name);
+        }
+        if !first {
+            self.body.push(']');
+            self.context_open = true;
+        }
+    }
+
+    /// Ends the record: `outcome` is `ok` or an error's code.
+    pub fn finish(mut self, outcome: &str, latency: Duration) -> Vec<u8> {
+        let _ = write!(self.body, r#","outcome":"{outcome}","latency_us":{}"#, latency.as_micros());
+        self.body.into_bytes()
+    }
+}
+
+/// Writes a value as JSON text.
+fn write_display(out: &mut String, value: &dyn std::fmt::Display) {
+    struct Escaping<'a>(&'a mut String);
+    impl std::fmt::Write for Escaping<'_> {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            escape(self.0, text);
+            Ok(())
+        }
+    }
+    out.push('"');
+    let _ = write!(Escaping(out), "{value}");
+    out.push('"');
+}
+
+fn write_text(out: &mut String, text: &str) {
+    out.push('"');
+    escape(out, text);
+    out.push('"');
+}
+
+/// RFC 8259 §7: the quote, the backslash and control characters. DEL and the line separators
+/// U+2028 and U+2029 too, so that no viewer breaks a line where the file does not.
+fn escape(out: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::caller::{Principal, RequestId, Source};
+
+    fn render(target: &str, names: &[&str]) -> String {
+        let caller = Caller::new(
+            Principal::Root { access_key_id: "LK\"1".into() },
+            Source::Internal,
+            RequestId::from_bytes([7; 16]),
+        );
+        let mut record = Record::begin("Encrypt", &caller, Timestamp::from_millis(0));
+        record.field("target", target);
+        record.context(names.iter().copied());
+        let body = record.finish("ok", Duration::from_micros(5));
+        format!("{{{}}}", String::from_utf8(body).unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_stays_one_line_of_json(target in ".*", name in ".+") {
+            let line = render(&target, &[&name]);
+            prop_assert!(!line.contains('\n'));
+            let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+            prop_assert_eq!(value["target"].as_str().unwrap(), target);
+            prop_assert_eq!(value["context"][0].as_str().unwrap(), name);
+            prop_assert_eq!(value["principal"].as_str().unwrap(), "root/LK\"1");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Segments: the files that hold the records, one JSON object a line.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use lastkey_crypto::mac;
+use rustix::fs::FallocateFlags;
+
+/// Disk space is reserved ahead in steps of this many bytes.
+const RESERVE: u64 = 4 << 20;
+
+/// The name of the segment that begins with record `first`.
+pub(super) fn name(first: u64) -> String {
+    format!("segment-{first:020}.jsonl")
+}
+
+/// The segments of a directory by their first record, in order.
+pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let first = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix("segment-")?.strip_suffix(".jsonl"))
+            .and_then(|digits| digits.parse().ok());
+        if let Some(first) = first {
+            segments.push((first, path));
+        }
+    }
+    segments.sort_unstable();
+    Ok(segments)
+}
+
+/// The segment that is being written.
+pub(super) struct Segment {
+    file: File,
+    reserved: u64,
+}
+
+impl Segment {
+    /// Opens or creates the segment that begins with record `first`.
+    pub(super) fn open(directory: &Path, first: u64) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(directory.join(name(first)))?;
+        File::open(directory)?.sync_all()?;
+        Ok(Self { file, reserved: 0 })
+    }
+
+    pub(super) fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    pub(super) fn handle(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Makes sure that the bytes up to `end` have their place on the disk, so that writing them
+    /// cannot find it full.
+    pub(super) fn reserve(&mut self, end: u64) -> io::Result<()> {
+        if end <= self.reserved {
+            return Ok(());
+        }
+        let target = end.next_multiple_of(RESERVE);
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, target) {
+            Ok(()) => self.reserved = target,
+            // A file system without reservations: the write itself will tell.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.reserved = end,
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    pub(super) fn read_at(&self, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        let mut filled = 0;
+        while filled < length {
+            match self.file.read_at(&mut bytes[filled..], offset + filled as u64)? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        bytes.truncate(filled);
+        Ok(bytes)
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// The parts of a line that the chain needs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) seq: u64,
+    pub(super) prev: [u8; 32],
+}
+
+/// Reads `{"seq":<n>,"prev":"<64 hex>",` at the beginning of a line.
+pub(super) fn link(line: &[u8]) -> Option<Link> {
+    let rest = line.strip_prefix(br#"{"seq":"#)?;
+    let digits = rest.iter().position(|b| !b.is_ascii_digit()).filter(|n| (1..=20).contains(n))?;
+    let seq = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
+    let rest = rest[digits..].strip_prefix(br#","prev":""#)?;
+    let (hash, rest) = rest.split_at_checked(64)?;
+    rest.strip_prefix(br#"","#)?;
+    let mut prev = [0; 32];
+    hex::decode_to_slice(hash, &mut prev).ok()?;
+    Some(Link { seq, prev })
+}
+
+/// Appends the line of a record to `out` and returns the line's hash.
+pub(super) fn write_line(out: &mut Vec<u8>, seq: u64, prev: &[u8; 32], body: &[u8]) -> [u8; 32] {
+    let start = out.len();
+    let mut digits = [0; 64];
+    let _ = hex::encode_to_slice(prev, &mut digits);
+    out.extend_from_slice(br#"{"seq":"#);
+    out.extend_from_slice(seq.to_string().as_bytes());
+    out.extend_from_slice(br#","prev":""#);
+    out.extend_from_slice(&digits);
+    out.extend_from_slice(br#"","#);
+    out.extend_from_slice(body);
+    out.push(b'}');
+    let hash = mac::sha256(&[&out[start..]]);
+    out.push(b'\n');
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_back() {
+        let mut out = Vec::new();
+        let hash = write_line(&mut out, 42, &[0xab; 32], br#""action":"Encrypt""#);
+        assert_eq!(link(&out), Some(Link { seq: 42, prev: [0xab; 32] }));
+        assert_eq!(hash, mac::sha256(&[out.strip_suffix(b"\n").unwrap()]));
+        assert!(serde_json::from_slice::<serde_json::Value>(&out).is_ok());
+        for bad in [&b""[..], b"{}", br#"{"seq":,"prev":""#, br#"{"seq":1,"prev":"zz"#] {
+            assert_eq!(link(bad), None);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Commands: everything that can be asked of the engine, and the one function they pass through.
+
+mod aliases;
+mod clusters;
+mod crypto;
+mod keys;
+mod plugin;
+mod rotation;
+mod service;
+mod tags;
+
+use std::future::Future;
+
+pub use aliases::{
+    AliasEntry, CreateAlias, DeleteAlias, ListAliases, ListAliasesByKeyId, UpdateAlias,
+};
+pub use clusters::{AddCluster, AddPlugin, AddedCluster, ListClusters, PluginRequest};
+pub use crypto::{
+    DataKey, Decrypt, Decrypted, Encoding, Encrypt, Encrypted, GenerateDataKey,
+    GenerateDataKeyWithoutPlaintext, MAX_DATA_KEY, MAX_PLAINTEXT, ReEncrypt, data_key_length,
+};
+pub use keys::{
+    CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyFilter, ListKeys,
+    ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
+};
+pub use plugin::{
+    PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRefusal, PluginState, PluginStatus,
+};
+pub use rotation::{CreateKeyVersion, DescribeKeyVersion, ListKeyVersions, UpdateRotationPolicy};
+pub use service::{
+    CreateAccessKey, DescribeService, QueryAudit, ReadCertificate, RenewCertificate, ServiceStatus,
+    VerifyAudit, WriteSealed,
+};
+pub(crate) use service::{RedrawEpochs, sealed_path};
+pub use tags::{
+    ListResourceTags, ListTagResources, TagResource, TaggedKey, UntagResource, UntagWhich,
+};
+
+use lastkey_crypto::KeyId;
+use lastkey_store::Transaction;
+
+use crate::{
+    Caller, Error,
+    action::Action,
+    audit::Record,
+    engine::Core,
+    key::KeyRef,
+    policy::Resource,
+    records::{Change, Conflict},
+};
+
+/// A lost race is run again at most this often.
+const MAX_ATTEMPTS: usize = 32;
+
+/// What a command comes to.
+pub struct Done<T> {
+    output: T,
+    change: Option<Change>,
+}
+
+impl<T> Done<T> {
+    /// Nothing to write.
+    pub(crate) fn read(output: T) -> Self {
+        Self { output, change: None }
+    }
+
+    /// To be answered once this change is durable.
+    pub(crate) fn write(output: T, change: Change) -> Self {
+        Self { output, change: Some(change) }
+    }
+}
+
+/// Something that can be asked of the engine.
+///
+/// A command says what it touches, checks what it was given, and acts; authorisation, durability
+/// and audit are [`Core::execute`]'s, the same for all.
+pub trait Command: Send + Sync {
+    /// What it does.
+    const ACTION: Action;
+    /// What it answers with.
+    type Output: Send;
+
+    /// What it touches, for the decision and the record. Reads indexes only.
+    #[doc(hidden)]
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource;
+
+    /// Whether what it was given is allowed at all.
+    ///
+    /// # Errors
+    /// The reason why not.
+    #[doc(hidden)]
+    fn validate(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Does it, or says what has to be written for it to be done. May be called again when a
+    /// change lost a race.
+    ///
+    /// # Errors
+    /// The reason why not.
+    #[doc(hidden)]
+    fn act(
+        &self,
+        core: &Core,
+        scope: &mut Scope<'_>,
+    ) -> impl Future<Output = Result<Done<Self::Output>, Error>> + Send;
+}
+
+/// What a running command may know of its caller, and where it notes what it found.
+pub struct Scope<'a> {
+    pub(crate) caller: &'a Caller,
+    pub(crate) record: &'a mut Record,
+    noted: bool,
+}
+
+impl Scope<'_> {
+    /// Notes which key and version were used, once.
+    pub(crate) fn used(&mut self, key: KeyId, version: Option<lastkey_crypto::KeyVersionId>) {
+        if std::mem::replace(&mut self.noted, true) {
+            return;
+        }
+        self.record.field("key", key);
+        if let Some(version) = version {
+            self.record.field("key_version", version);
+        }
+    }
+}
+
+impl Core {
+    /// The one door: authorise → validate → act → audit → answer.
+    pub(crate) async fn execute<C: Command>(
+        &self,
+        caller: &Caller,
+        command: C,
+    ) -> Result<C::Output, Error> {
+        let started = self.clock.running();
+        let mut record = Record::begin(C::ACTION.name(), caller, self.clock.now());
+        let outcome = self.decide_and_act(caller, &command, &mut record, started).await;
+        match outcome {
+            // A change is committed with its record; the log has it already.
+            Ok((output, true)) => Ok(output),
+            Ok((output, false)) => {
+                let latency = self.clock.running().saturating_sub(started);
+                self.audit.append(record.finish("ok", latency)).await?;
+                Ok(output)
+            }
+            Err(error) => {
+                let latency = self.clock.running().saturating_sub(started);
+                if let Error::Internal | Error::CorruptRecord { .. } = error {
+                    tracing::error!(request_id = %caller.request_id, %error, "a command failed");
+                }
+                self.audit.append(record.finish(error.code(), latency)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Authorises, validates and acts; true when the record was committed with the change.
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
+    async fn decide_and_act<C: Command>(
+        &self,
+        caller: &Caller,
+        command: &C,
+        record: &mut Record,
+        started: std::time::Duration,
+    ) -> Result<(C::Output, bool), Error> {
+        let resource = command.resource(self, record);
+        if !self.policy.allows(&caller.principal, C::ACTION, resource) {
+            return Err(Error::Denied);
+        }
+        command.validate()?;
+        let before = record.clone();
+        for _ in 0..MAX_ATTEMPTS {
+            *record = before.clone();
+            let mut scope = Scope { caller, record, noted: false };
+            let done = command.act(self, &mut scope).await?;
+            if caller.dry_run {
+                return Err(Error::DryRun);
+            }
+            let Some(change) = done.change else { return Ok((done.output, false)) };
+            let latency = self.clock.running().saturating_sub(started);
+            let body = record.clone().finish("ok", latency);
+            if let Ok(()) = self.commit(caller, change, body).await? {
+                return Ok((done.output, true));
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// Commits a change with its audit record in one transaction, then brings the record into the
+    /// log before anything is answered.
+    async fn commit(
+        &self,
+        caller: &Caller,
+        change: Change,
+        body: Vec<u8>,
+    ) -> Result<Result<(), Conflict>, Error> {
+        // A log that cannot be written must not collect changes that are not in it.
+        self.audit.health()?;
+        let parcel = self.outbox.parcel(
+            &self.records.barrier,
+            caller.request_id,
+            &body,
+            self.audit.head(),
+        )?;
+        let extra = Transaction::new().put(parcel.path.clone(), parcel.sealed);
+        if let Err(conflict) = self.records.commit(change, extra).await? {
+            return Ok(Err(conflict));
+        }
+        self.audit.append(body).await?;
+        self.outbox.delivered(parcel.path);
+        Ok(Ok(()))
+    }
+
+    /// The key a caller named, if it exists; for decisions.
+    pub(crate) fn resolve(&self, key: &KeyRef) -> Option<KeyId> {
+        match key {
+            KeyRef::Id(id) => self.records.key_exists(*id).then_some(*id),
+            KeyRef::Alias(name) => self.records.alias_target(name),
+        }
+    }
+
+    /// The key a caller named, or the error that says it does not exist.
+    pub(crate) fn require(&self, key: &KeyRef) -> Result<KeyId, Error> {
+        self.resolve(key).ok_or(match key {
+            KeyRef::Id(_) => Error::KeyNotFound,
+            KeyRef::Alias(_) => Error::AliasNotFound,
+        })
+    }
+
+    /// The resource of a command on one key. Notes an alias as the record's target.
+    pub(crate) fn key_resource(&self, key: &KeyRef, record: &mut Record) -> Resource {
+        match key {
+            KeyRef::Id(id) => record.field("target", format_args!("key/{id}")),
+            KeyRef::Alias(name) => record.field("target", name),
+        }
+        Resource::Key(self.resolve(key))
+    }
+}

@@ -1,0 +1,268 @@
+//! What a KMS plugin asks: what its key is, and to encrypt and decrypt for its cluster.
+//!
+//! Every ciphertext is bound to cluster, lineage and epoch by its encryption context, which the
+//! server builds; the cluster is the one that the caller's identity was granted.
+
+use std::time::Duration;
+
+use lastkey_crypto::{
+    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, mac, plugin_blob::PluginKey,
+};
+
+use super::{Command, Done, Scope, crypto};
+use crate::{
+    Error, Timestamp,
+    action::Action,
+    audit::Record,
+    engine::Core,
+    key::{Key, KeyRef},
+    policy::Resource,
+};
+
+/// A superseded version is still encrypted under, by who pinned it before, for this long: an
+/// apiserver that was told the old key id just before a rotation gets what it was told.
+const PIN_GRACE: Duration = Duration::from_secs(60);
+/// A plugin may go on for this long with what it was told last.
+const LEASE: Duration = Duration::from_secs(15 * 60);
+/// The longest wait for something new.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// The most bytes a plugin may have encrypted: far more than any apiserver's key.
+const MAX_PLAINTEXT: usize = 64 * 1024;
+
+/// Why a key must not be used at present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginRefusal {
+    /// The error's code.
+    pub code: &'static str,
+    /// What it says.
+    pub message: String,
+}
+
+/// What a plugin has to know of its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginState {
+    /// Changes whenever anything below but the time changes.
+    pub token: String,
+    /// Why the key must not be used; `None` while it may.
+    pub refusal: Option<PluginRefusal>,
+    /// The cluster that is bound to every ciphertext.
+    pub cluster: ClusterId,
+    /// The key.
+    pub key_id: KeyId,
+    /// Its lineage.
+    pub lineage: Lineage,
+    /// The version that encrypts.
+    pub key_version: KeyVersionId,
+    /// The epoch in which it does.
+    pub epoch: Epoch,
+    /// The key id as the apiserver shall see it.
+    pub plugin_key_id: String,
+    /// The server's clock.
+    pub server_time: Timestamp,
+    /// For how long the plugin may go by this answer.
+    pub lease: Duration,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Answers with the state of a plugin's key: at once if it is not the one the plugin knows,
+/// else as soon as something changes or the wait ends.
+#[derive(Clone, Debug)]
+pub struct PluginStatus {
+    /// The cluster the plugin acts for.
+    pub cluster: ClusterId,
+    /// Its key.
+    pub key: KeyRef,
+    /// The token of the state it knows; empty if it knows none.
+    pub known: String,
+    /// How long to wait for another; at most a minute.
+    pub wait: Duration,
+}
+
+impl Command for PluginStatus {
+    const ACTION: Action = Action::PluginStatus;
+    type Output = PluginState;
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        cluster_resource(core, record, &self.key, self.cluster)
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<PluginState>, Error> {
+        let deadline = tokio::time::Instant::now() + self.wait.min(MAX_WAIT);
+        let mut changes = core.records.changes();
+        loop {
+            changes.mark_unchanged();
+            let id = core.require(&self.key)?;
+            let resource = Resource::ClusterKey { key: Some(id), cluster: self.cluster };
+            if !core.policy.allows(&scope.caller.principal, Self::ACTION, resource) {
+                return Err(Error::Denied);
+            }
+            let key = core.records.key(id).await?;
+            let state = state_of(core, &key.value, self.cluster)?;
+            let over = tokio::time::timeout_at(deadline, async {
+                state.token == self.known && changes.changed().await.is_ok()
+            });
+            // Something changed while we waited: look again. Otherwise this is the answer.
+            if !matches!(over.await, Ok(true)) {
+                scope.used(id, Some(state.key_version));
+                return Ok(Done::read(state));
+            }
+        }
+    }
+}
+
+fn state_of(core: &Core, key: &Key, cluster: ClusterId) -> Result<PluginState, Error> {
+    if core.records.cluster(cluster).is_none() {
+        return Err(Error::NotFound("cluster"));
+    }
+    let refusal = key
+        .state
+        .usable()
+        .err()
+        .map(|error| PluginRefusal { code: error.code(), message: error.to_string() });
+    let plugin_key = plugin_key(key, cluster, key.primary.version, key.primary.epoch);
+    let plugin_key_id = plugin_key.key_id();
+    let refused = refusal.as_ref().map_or("", |refusal| refusal.code);
+    let token = mac::sha256(&[plugin_key_id.as_bytes(), b" ", refused.as_bytes()]);
+    Ok(PluginState {
+        token: hex::encode(&token[..16]),
+        refusal,
+        cluster,
+        key_id: key.id,
+        lineage: key.lineage,
+        key_version: key.primary.version,
+        epoch: key.primary.epoch,
+        plugin_key_id,
+        server_time: core.clock.now(),
+        lease: LEASE,
+        warnings: Vec::new(),
+    })
+}
+
+/// What was encrypted for a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginEncrypted {
+    /// Everything its key id is made of.
+    pub key: PluginKey,
+    /// The ciphertext blob, in binary.
+    pub blob: Vec<u8>,
+}
+
+/// Encrypts for a cluster.
+pub struct PluginEncrypt {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The key.
+    pub key: KeyRef,
+    /// The version and epoch that the apiserver was told; `None` for the present ones.
+    pub pin: Option<(KeyVersionId, Epoch)>,
+    /// What to encrypt.
+    pub plaintext: SecretBytes,
+}
+
+impl Command for PluginEncrypt {
+    const ACTION: Action = Action::PluginEncrypt;
+    type Output = PluginEncrypted;
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        cluster_resource(core, record, &self.key, self.cluster)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        if self.plaintext.expose().len() > MAX_PLAINTEXT {
+            return Err(Error::invalid("plaintext", "give at most 65536 bytes"));
+        }
+        Ok(())
+    }
+
+    async fn act(
+        &self,
+        core: &Core,
+        scope: &mut Scope<'_>,
+    ) -> Result<Done<PluginEncrypted>, Error> {
+        let key = core.records.key(core.require(&self.key)?).await?;
+        let key = &key.value;
+        let (version, epoch) = pinned(key, self.pin, core.clock.now())?;
+        scope.used(key.id, Some(version));
+        let plugin_key = plugin_key(key, self.cluster, version, epoch);
+        let plaintext = self.plaintext.expose();
+        let blob = crypto::seal_under(core, key, version, &plugin_key.context(), plaintext).await?;
+        Ok(Done::read(PluginEncrypted { key: plugin_key, blob }))
+    }
+}
+
+/// The version and epoch to encrypt under: the pinned ones while they may still be used.
+fn pinned(
+    key: &Key,
+    pin: Option<(KeyVersionId, Epoch)>,
+    now: Timestamp,
+) -> Result<(KeyVersionId, Epoch), Error> {
+    let primary = (key.primary.version, key.primary.epoch);
+    match (pin, &key.superseded) {
+        (None, _) => Ok(primary),
+        (Some(pin), _) if pin == primary => Ok(primary),
+        (Some(pin), Some((before, until)))
+            if pin == (before.version, before.epoch) && now.since(*until) < PIN_GRACE =>
+        {
+            Ok(pin)
+        }
+        (Some(_), _) => Err(Error::StaleKeyVersion),
+    }
+}
+
+/// Decrypts for a cluster.
+pub struct PluginDecrypt {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The key the plugin works with; the blob may be of another one that was granted.
+    pub key: KeyRef,
+    /// What the blob's envelope says of it.
+    pub envelope: PluginKey,
+    /// The ciphertext blob, in binary.
+    pub blob: Vec<u8>,
+}
+
+impl Command for PluginDecrypt {
+    const ACTION: Action = Action::PluginDecrypt;
+    type Output = SecretBytes;
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        cluster_resource(core, record, &self.key, self.cluster)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        // What another cluster made is not ours to open, whatever the caller may otherwise do.
+        if self.envelope.cluster != self.cluster {
+            return Err(Error::InvalidCiphertext);
+        }
+        Ok(())
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<SecretBytes>, Error> {
+        let opened = crypto::open(core, scope, &self.blob, &self.envelope.context()).await?;
+        if opened.key_version != self.envelope.key_version {
+            return Err(Error::InvalidCiphertext);
+        }
+        // The key that made it decides, not the one that was named.
+        let made_by = Resource::ClusterKey { key: Some(opened.key_id), cluster: self.cluster };
+        if !core.policy.allows(&scope.caller.principal, Self::ACTION, made_by) {
+            return Err(Error::Denied);
+        }
+        Ok(Done::read(opened.plaintext))
+    }
+}
+
+fn plugin_key(key: &Key, cluster: ClusterId, key_version: KeyVersionId, epoch: Epoch) -> PluginKey {
+    PluginKey { lineage: key.lineage, cluster, key_version, epoch }
+}
+
+fn cluster_resource(
+    core: &Core,
+    record: &mut Record,
+    key: &KeyRef,
+    cluster: ClusterId,
+) -> Resource {
+    record.field("cluster", cluster);
+    let _ = core.key_resource(key, record);
+    Resource::ClusterKey { key: core.resolve(key), cluster }
+}

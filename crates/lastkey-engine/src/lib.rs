@@ -1,0 +1,44 @@
+//! The domain of Lastkey: keys, identity, policy, audit, rotation. No HTTP, no Kubernetes.
+//!
+//! A front end proves who calls, makes a [`Caller`], and gives one [`Command`] to
+//! [`Engine::execute`], the only door: it authorises, validates, acts, audits and answers, in that
+//! order, for every command alike. The engine takes its store, seal, clock, entropy and audit log
+//! as values ([`Parts`]).
+//!
+//! It trusts the seal to give the right root key, and the store and the log's files to keep what
+//! they acknowledged. It promises that an answered change is durable and audited, that every
+//! stored record is authentic or refused, and that nobody without a rule that allows it gets in.
+
+mod action;
+pub mod audit;
+mod barrier;
+mod caller;
+mod cluster;
+pub mod command;
+mod engine;
+mod error;
+mod identity;
+mod key;
+mod nonce;
+mod outbox;
+mod policy;
+mod records;
+mod seal;
+mod time;
+mod time_guard;
+
+pub use action::Action;
+pub use caller::{Caller, NoncePrint, Principal, RequestId, Source};
+pub use cluster::{Cluster, ClusterName, PluginIdentity};
+pub use command::Command;
+pub use engine::{Engine, OpenAudit, Parts, StartError};
+pub use error::{Error, ErrorKind};
+pub use identity::AccessKey;
+pub use key::{
+    AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,
+    Page, Primary, ProtectionLevel, RotationPolicy,
+};
+pub use nonce::{NonceRefusal, SKEW};
+pub use policy::{BuiltinPolicy, Policy, Resource};
+pub use seal::{FileSeal, ROOT_KEY_BYTES, Seal, SealError};
+pub use time::{Clock, InvalidTimestamp, ManualClock, SystemClock, Timestamp};

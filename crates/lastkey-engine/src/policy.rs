@@ -1,0 +1,91 @@
+//! Who may do what: one small decision that can be replaced.
+//!
+//! Deny unless a rule allows. The decision sees the caller, the action and the keys it names;
+//! it never sees data, and it is asked before anything is looked up on the caller's behalf, so
+//! that a caller without rights learns nothing about what exists.
+
+use std::collections::HashMap;
+
+use lastkey_crypto::{ClusterId, KeyId};
+use parking_lot::RwLock;
+
+use crate::{Action, caller::Principal, cluster::Cluster};
+
+/// What a command touches, as far as a decision needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// This key (`None`: what the caller named does not exist).
+    Key(Option<KeyId>),
+    /// This key, on behalf of this cluster.
+    ClusterKey {
+        /// The key; `None` when what the caller named does not exist.
+        key: Option<KeyId>,
+        /// The cluster the caller claims to act for.
+        cluster: ClusterId,
+    },
+    /// The service as a whole.
+    Service,
+}
+
+/// Decides.
+pub trait Policy: Send + Sync + 'static {
+    /// Whether `principal` may do `action` on `resource`.
+    fn allows(&self, principal: &Principal, action: Action, resource: Resource) -> bool;
+
+    /// Learns what `cluster` was given, in place of what was known before.
+    fn learn(&self, cluster: &Cluster);
+}
+
+/// What a registered plugin may do.
+#[derive(Clone, Debug, Default)]
+struct Grants {
+    keys: Vec<KeyId>,
+    plugins: HashMap<String, String>,
+}
+
+/// Root and local administrators may do everything; a plugin may encrypt and decrypt for its own
+/// cluster, and ask about, the keys its cluster was given; nobody else may do anything.
+#[derive(Debug, Default)]
+pub struct BuiltinPolicy {
+    clusters: RwLock<HashMap<ClusterId, Grants>>,
+}
+
+impl BuiltinPolicy {
+    fn plugin_allows(&self, principal: &Principal, action: Action, resource: Resource) -> bool {
+        let Principal::Plugin { cluster, name, fingerprint } = principal else { return false };
+        let Resource::ClusterKey { key: Some(key), cluster: claimed } = resource else {
+            return false;
+        };
+        let clusters = self.clusters.read();
+        let Some(grants) = clusters.get(cluster) else { return false };
+        let registered = grants.plugins.get(&**name).is_some_and(|known| **known == **fingerprint);
+        registered
+            && claimed == *cluster
+            && grants.keys.contains(&key)
+            && matches!(
+                action,
+                Action::PluginStatus | Action::PluginEncrypt | Action::PluginDecrypt
+            )
+    }
+}
+
+impl Policy for BuiltinPolicy {
+    fn allows(&self, principal: &Principal, action: Action, resource: Resource) -> bool {
+        match principal {
+            Principal::Root { .. } | Principal::Local { .. } | Principal::System => true,
+            Principal::Plugin { .. } => self.plugin_allows(principal, action, resource),
+        }
+    }
+
+    fn learn(&self, cluster: &Cluster) {
+        let grants = Grants {
+            keys: cluster.keys.clone(),
+            plugins: cluster
+                .plugins
+                .iter()
+                .map(|plugin| (plugin.name.clone(), plugin.fingerprint.clone()))
+                .collect(),
+        };
+        self.clusters.write().insert(cluster.id, grants);
+    }
+}

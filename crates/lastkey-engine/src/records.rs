@@ -1,0 +1,531 @@
+//! Typed records over the barrier, with the caches and indexes that keep hot paths off the store.
+//!
+//! Key and version records are cached within bounds. Names are indexed whole: which keys exist,
+//! which alias names which key, which clusters and access keys there are. All of it follows the
+//! store's watch, so that another server on the same store is noticed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use lastkey_crypto::{Algorithm, ClusterId, KeyId, KeyMaterial, KeyVersionId, SecretBytes, Suite};
+use lastkey_store::{CommitError, Entry, Event, Revision, Transaction};
+use parking_lot::RwLock;
+use quick_cache::sync::Cache;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::{
+    Error, Timestamp,
+    barrier::{Barrier, Expect, Stored, to_json},
+    cluster::Cluster,
+    identity::AccessKey,
+    key::{AliasName, Key},
+    policy::Policy,
+};
+
+const KEYS: &str = "key/";
+const VERSIONS: &str = "version/";
+const ALIASES: &str = "alias/";
+const CLUSTERS: &str = "cluster/";
+const ACCESS_KEYS: &str = "access-key/";
+const CACHED_KEYS: usize = 100_000;
+const CACHED_VERSIONS: usize = 100_000;
+const LIST_PAGE: usize = 1_000;
+
+/// One version with its material.
+///
+/// Record (behind the barrier, big-endian):
+/// ```text
+/// 00  1  format 1
+/// 01  1  suite
+/// 02  16 key id
+/// 12  8  creation, milliseconds since 1970
+/// 1a  …  material: 16, 24 or 32 bytes
+/// ```
+pub(crate) struct Version {
+    pub(crate) id: KeyVersionId,
+    pub(crate) key_id: KeyId,
+    pub(crate) created: Timestamp,
+    pub(crate) suite: Suite,
+    pub(crate) material: KeyMaterial,
+}
+
+const VERSION_FORMAT: u8 = 1;
+
+impl Version {
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(64));
+        bytes.extend_from_slice(&[VERSION_FORMAT, self.suite.into()]);
+        bytes.extend_from_slice(self.key_id.as_bytes());
+        bytes.extend_from_slice(&self.created.as_millis().to_be_bytes());
+        bytes.extend_from_slice(self.material.expose());
+        bytes
+    }
+
+    fn decode(id: KeyVersionId, bytes: &[u8]) -> Option<Self> {
+        let (&[format, suite], rest) = bytes.split_first_chunk()?;
+        let (key_id, rest) = rest.split_first_chunk::<16>()?;
+        let (created, material) = rest.split_first_chunk::<8>()?;
+        let known = format == VERSION_FORMAT
+            && [Algorithm::Aes128, Algorithm::Aes192, Algorithm::Aes256]
+                .iter()
+                .any(|algorithm| algorithm.key_len() == material.len());
+        if !known {
+            return None;
+        }
+        Some(Self {
+            id,
+            key_id: KeyId::from_bytes(*key_id),
+            created: Timestamp::from_millis(i64::from_be_bytes(*created)),
+            suite: Suite::try_from(suite).ok()?,
+            material: KeyMaterial::from_slice(material),
+        })
+    }
+}
+
+/// What an alias record says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct AliasRecord {
+    pub(crate) name: AliasName,
+    pub(crate) key: KeyId,
+}
+
+/// One thing a change writes or deletes.
+enum Write {
+    Key(Box<Key>, Expect),
+    Version(Version),
+    Alias(AliasRecord, Expect),
+    Cluster(Box<Cluster>, Expect),
+    AccessKey(AccessKey),
+    DropKey(KeyId, Revision),
+    DropVersion(KeyVersionId),
+    DropAlias(AliasName, Revision),
+    Raw { path: String, value: Zeroizing<Vec<u8>>, expect: Expect },
+}
+
+/// What a command wants to be true afterwards, all of it or none.
+#[derive(Default)]
+pub(crate) struct Change {
+    writes: Vec<Write>,
+}
+
+impl Change {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    fn with(mut self, write: Write) -> Self {
+        self.writes.push(write);
+        self
+    }
+
+    pub(crate) fn create_key(self, key: Key) -> Self {
+        self.with(Write::Key(Box::new(key), Expect::Absent))
+    }
+
+    pub(crate) fn update_key(self, old: &Stored<Key>, new: Key) -> Self {
+        self.with(Write::Key(Box::new(new), old.expect()))
+    }
+
+    pub(crate) fn create_version(self, version: Version) -> Self {
+        self.with(Write::Version(version))
+    }
+
+    pub(crate) fn create_alias(self, name: AliasName, key: KeyId) -> Self {
+        self.with(Write::Alias(AliasRecord { name, key }, Expect::Absent))
+    }
+
+    pub(crate) fn update_alias(self, old: &Stored<AliasRecord>, key: KeyId) -> Self {
+        let record = AliasRecord { name: old.value.name.clone(), key };
+        self.with(Write::Alias(record, old.expect()))
+    }
+
+    pub(crate) fn delete_alias(self, old: &Stored<AliasRecord>) -> Self {
+        self.with(Write::DropAlias(old.value.name.clone(), old.revision))
+    }
+
+    pub(crate) fn create_cluster(self, cluster: Cluster) -> Self {
+        self.with(Write::Cluster(Box::new(cluster), Expect::Absent))
+    }
+
+    pub(crate) fn update_cluster(self, old: &Stored<Cluster>, new: Cluster) -> Self {
+        self.with(Write::Cluster(Box::new(new), old.expect()))
+    }
+
+    pub(crate) fn create_access_key(self, key: AccessKey) -> Self {
+        self.with(Write::AccessKey(key))
+    }
+
+    pub(crate) fn delete_key(self, old: &Stored<Key>) -> Self {
+        self.with(Write::DropKey(old.value.id, old.revision))
+    }
+
+    pub(crate) fn delete_version(self, id: KeyVersionId) -> Self {
+        self.with(Write::DropVersion(id))
+    }
+
+    pub(crate) fn put(self, path: String, value: Zeroizing<Vec<u8>>, expect: Expect) -> Self {
+        self.with(Write::Raw { path, value, expect })
+    }
+}
+
+/// The alias index: the key each alias names, and the revision that said so.
+type AliasIndex = BTreeMap<AliasName, (KeyId, Revision)>;
+
+pub(crate) struct Records {
+    pub(crate) barrier: Barrier,
+    policy: Arc<dyn Policy>,
+    keys: Cache<KeyId, Arc<Stored<Key>>>,
+    versions: Cache<KeyVersionId, Arc<Version>>,
+    key_ids: RwLock<BTreeSet<KeyId>>,
+    aliases: RwLock<AliasIndex>,
+    clusters: RwLock<BTreeMap<ClusterId, Arc<Stored<Cluster>>>>,
+    access_keys: RwLock<HashMap<Arc<str>, Arc<AccessKey>>>,
+    /// Counts changes, for those who wait for one.
+    changes: watch::Sender<u64>,
+}
+
+impl Records {
+    /// Reads the indexes.
+    pub(crate) async fn load(barrier: Barrier, policy: Arc<dyn Policy>) -> Result<Self, Error> {
+        let records = Self {
+            barrier,
+            policy,
+            keys: Cache::new(CACHED_KEYS),
+            versions: Cache::new(CACHED_VERSIONS),
+            key_ids: RwLock::default(),
+            aliases: RwLock::default(),
+            clusters: RwLock::default(),
+            access_keys: RwLock::default(),
+            changes: watch::channel(0).0,
+        };
+        records.reload().await?;
+        Ok(records)
+    }
+
+    /// Reads the indexes anew, in place of what was known.
+    async fn reload(&self) -> Result<(), Error> {
+        self.keys.clear();
+        self.key_ids.write().clear();
+        self.aliases.write().clear();
+        for prefix in [KEYS, ALIASES, CLUSTERS, ACCESS_KEYS] {
+            let mut after = None;
+            loop {
+                let page = self.barrier.store().list(prefix, after.as_deref(), LIST_PAGE).await?;
+                for entry in &page {
+                    self.index(entry)?;
+                }
+                match page.last() {
+                    Some(last) if page.len() == LIST_PAGE => after = Some(last.path.clone()),
+                    _ => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one stored record into the indexes.
+    fn index(&self, entry: &Entry) -> Result<(), Error> {
+        let path = entry.path.as_str();
+        if let Some(id) = key_of(path) {
+            self.key_ids.write().insert(id);
+        } else if path.starts_with(ALIASES) {
+            let stored = self.barrier.open_json::<AliasRecord>(entry)?;
+            let AliasRecord { name, key } = stored.value;
+            self.aliases.write().insert(name, (key, entry.revision));
+        } else if path.starts_with(CLUSTERS) {
+            self.know_cluster(self.barrier.open_json(entry)?);
+        } else if path.starts_with(ACCESS_KEYS) {
+            let stored = self.barrier.open_entry(entry)?;
+            let key = AccessKey::decode(stored.value.expose())
+                .ok_or_else(|| Error::CorruptRecord { path: path.to_owned() })?;
+            self.access_keys.write().insert(Arc::clone(&key.id), Arc::new(key));
+        }
+        Ok(())
+    }
+
+    fn know_cluster(&self, stored: Stored<Cluster>) {
+        self.policy.learn(&stored.value);
+        self.clusters.write().insert(stored.value.id, Arc::new(stored));
+    }
+
+    /// Follows the store's watch: what another server changed is forgotten here.
+    pub(crate) async fn follow(&self) {
+        let mut watch = self.barrier.store().watch("");
+        while let Some(event) = watch.next().await {
+            let seen = match event {
+                Event::Put(entry) => self.notice(&entry),
+                Event::Delete { path, .. } => {
+                    self.notice_deletion(&path);
+                    Ok(())
+                }
+                Event::Lost => self.reload().await,
+            };
+            if let Err(error) = seen {
+                tracing::error!(%error, "a change in the store could not be followed");
+            }
+        }
+    }
+
+    fn notice(&self, entry: &Entry) -> Result<(), Error> {
+        let path = entry.path.as_str();
+        if let Some(id) = key_of(path) {
+            let stale = self.keys.peek(&id).is_none_or(|known| known.revision < entry.revision);
+            if stale {
+                self.keys.remove(&id);
+                self.key_ids.write().insert(id);
+                self.changed();
+            }
+            return Ok(());
+        }
+        let known = match path.split_once('/') {
+            Some(("alias", _)) => AliasName::parse(path)
+                .ok()
+                .and_then(|name| self.aliases.read().get(&name).map(|(_, revision)| *revision)),
+            Some(("cluster", id)) => {
+                id.parse().ok().and_then(|id| self.cluster(id)).map(|known| known.revision)
+            }
+            Some(("access-key", id)) => {
+                self.access_keys.read().contains_key(id).then_some(entry.revision)
+            }
+            _ => return Ok(()),
+        };
+        if known.is_none_or(|known| known < entry.revision) {
+            self.index(entry)?;
+            self.changed();
+        }
+        Ok(())
+    }
+
+    fn notice_deletion(&self, path: &str) {
+        if let Some(id) = key_of(path) {
+            self.keys.remove(&id);
+            self.key_ids.write().remove(&id);
+        } else if let Some(id) =
+            path.strip_prefix(VERSIONS).and_then(|id| id.parse::<KeyVersionId>().ok())
+        {
+            self.versions.remove(&id);
+        } else if let Ok(name) = AliasName::parse(path) {
+            self.aliases.write().remove(&name);
+        } else {
+            return;
+        }
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Resolves whenever something changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The key of that id.
+    pub(crate) async fn key(&self, id: KeyId) -> Result<Arc<Stored<Key>>, Error> {
+        if let Some(known) = self.keys.get(&id) {
+            return Ok(known);
+        }
+        let load = async {
+            let stored = self.barrier.read_json::<Key>(&key_path(id)).await?;
+            stored.map(Arc::new).ok_or(Error::KeyNotFound)
+        };
+        // The guard keeps a change that commits while we read from being overwritten by what we
+        // read before it.
+        self.keys.get_or_insert_async(&id, load).await
+    }
+
+    /// The version of that id.
+    pub(crate) async fn version(&self, id: KeyVersionId) -> Result<Arc<Version>, Error> {
+        if let Some(known) = self.versions.get(&id) {
+            return Ok(known);
+        }
+        let load = async {
+            let path = version_path(id);
+            let stored = self.barrier.read(&path).await?.ok_or(Error::KeyVersionNotFound)?;
+            let version = Version::decode(id, stored.value.expose());
+            version.map(Arc::new).ok_or(Error::CorruptRecord { path })
+        };
+        self.versions.get_or_insert_async(&id, load).await
+    }
+
+    /// Whether there is a key of that id.
+    pub(crate) fn key_exists(&self, id: KeyId) -> bool {
+        self.key_ids.read().contains(&id)
+    }
+
+    /// The ids of all keys, in order.
+    pub(crate) fn with_key_ids<T>(&self, read: impl FnOnce(&BTreeSet<KeyId>) -> T) -> T {
+        read(&self.key_ids.read())
+    }
+
+    /// The key that an alias names.
+    pub(crate) fn alias_target(&self, name: &AliasName) -> Option<KeyId> {
+        self.aliases.read().get(name).map(|(key, _)| *key)
+    }
+
+    /// The aliases, in order.
+    pub(crate) fn with_aliases<T>(&self, read: impl FnOnce(&AliasIndex) -> T) -> T {
+        read(&self.aliases.read())
+    }
+
+    /// The alias's record.
+    pub(crate) async fn alias(&self, name: &AliasName) -> Result<Stored<AliasRecord>, Error> {
+        self.barrier.read_json(alias_path(name)).await?.ok_or(Error::AliasNotFound)
+    }
+
+    /// The cluster of that id.
+    pub(crate) fn cluster(&self, id: ClusterId) -> Option<Arc<Stored<Cluster>>> {
+        self.clusters.read().get(&id).cloned()
+    }
+
+    /// All clusters, by id.
+    pub(crate) fn clusters(&self) -> Vec<Arc<Stored<Cluster>>> {
+        self.clusters.read().values().cloned().collect()
+    }
+
+    /// The access key of that id.
+    pub(crate) fn access_key(&self, id: &str) -> Option<Arc<AccessKey>> {
+        self.access_keys.read().get(id).cloned()
+    }
+
+    /// Whether there is any access key.
+    pub(crate) fn has_access_keys(&self) -> bool {
+        !self.access_keys.read().is_empty()
+    }
+
+    /// Reads a record that only its owner understands.
+    pub(crate) async fn raw(&self, path: &str) -> Result<Option<Stored<SecretBytes>>, Error> {
+        self.barrier.read(path).await
+    }
+
+    /// Makes a change durable, together with `extra`, and lets everybody see it.
+    ///
+    /// # Errors
+    /// `Ok(Err(Conflict))` if something it was based on has changed meanwhile: read anew, and try
+    /// again.
+    pub(crate) async fn commit(
+        &self,
+        change: Change,
+        extra: Transaction,
+    ) -> Result<Result<(), Conflict>, Error> {
+        let mut transaction = extra;
+        for write in &change.writes {
+            transaction = self.stage(transaction, write)?;
+        }
+        match self.barrier.store().commit(transaction).await {
+            Ok(revision) => {
+                for write in change.writes {
+                    self.apply(write, revision);
+                }
+                self.changed();
+                Ok(Ok(()))
+            }
+            Err(CommitError::Conflict { path }) => {
+                if let Some(id) = key_of(&path) {
+                    self.keys.remove(&id);
+                }
+                Ok(Err(Conflict))
+            }
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    fn stage(&self, transaction: Transaction, write: &Write) -> Result<Transaction, Error> {
+        let put = |transaction, path: &str, value: &[u8], expect| {
+            self.barrier.put(transaction, path, value, expect)
+        };
+        match write {
+            Write::Key(key, expect) => put(transaction, &key_path(key.id), &to_json(key)?, *expect),
+            Write::Version(version) => {
+                put(transaction, &version_path(version.id), &version.encode(), Expect::Absent)
+            }
+            Write::Alias(alias, expect) => {
+                put(transaction, alias_path(&alias.name), &to_json(alias)?, *expect)
+            }
+            Write::Cluster(cluster, expect) => {
+                put(transaction, &format!("{CLUSTERS}{}", cluster.id), &to_json(cluster)?, *expect)
+            }
+            Write::AccessKey(key) => {
+                put(transaction, &format!("{ACCESS_KEYS}{}", key.id), &key.encode(), Expect::Absent)
+            }
+            Write::Raw { path, value, expect } => put(transaction, path, value, *expect),
+            Write::DropKey(id, revision) => {
+                let path = key_path(*id);
+                Ok(transaction.expect_revision(path.clone(), *revision).delete(path))
+            }
+            Write::DropVersion(id) => Ok(transaction.delete(version_path(*id))),
+            Write::DropAlias(name, revision) => {
+                let path = alias_path(name);
+                Ok(transaction.expect_revision(path, *revision).delete(path))
+            }
+        }
+    }
+
+    fn apply(&self, write: Write, revision: Revision) {
+        match write {
+            Write::Key(value, expect) => {
+                let id = value.id;
+                let stored = Stored { value: *value, counter: next_counter(expect), revision };
+                if matches!(expect, Expect::Absent) {
+                    self.key_ids.write().insert(id);
+                }
+                self.keys.insert(id, Arc::new(stored));
+            }
+            Write::Version(version) => self.versions.insert(version.id, Arc::new(version)),
+            Write::Alias(alias, _) => {
+                self.aliases.write().insert(alias.name, (alias.key, revision));
+            }
+            Write::Cluster(value, expect) => {
+                let counter = next_counter(expect);
+                self.know_cluster(Stored { value: *value, counter, revision });
+            }
+            Write::AccessKey(key) => {
+                self.access_keys.write().insert(Arc::clone(&key.id), Arc::new(key));
+            }
+            Write::DropKey(id, _) => {
+                self.keys.remove(&id);
+                self.key_ids.write().remove(&id);
+            }
+            Write::DropVersion(id) => {
+                self.versions.remove(&id);
+            }
+            Write::DropAlias(name, _) => {
+                self.aliases.write().remove(&name);
+            }
+            Write::Raw { .. } => {}
+        }
+    }
+}
+
+/// A change lost a race.
+#[derive(Debug)]
+pub(crate) struct Conflict;
+
+fn next_counter(expect: Expect) -> u64 {
+    match expect {
+        Expect::Absent => 1,
+        Expect::Unchanged { counter, .. } => counter + 1,
+    }
+}
+
+fn key_path(id: KeyId) -> String {
+    format!("{KEYS}{id}")
+}
+
+fn key_of(path: &str) -> Option<KeyId> {
+    path.strip_prefix(KEYS)?.parse().ok()
+}
+
+fn version_path(id: KeyVersionId) -> String {
+    format!("{VERSIONS}{id}")
+}
+
+/// An alias's name is its path: it begins with `alias/` and is bounded in length and characters.
+fn alias_path(name: &AliasName) -> &str {
+    name.as_str()
+}
