@@ -64,11 +64,7 @@ const PEERS: [Peer; 8] = [
         "kube-1.37.0",
         ["bin/kube-apiserver-1.37.0", "k8s.io/kubernetes/cmd/kube-apiserver", KUBE_137],
     ),
-    Peer::go(
-        "kubectl",
-        "kube-1.37.0",
-        ["bin/kubectl", "k8s.io/kubernetes/cmd/kubectl", KUBE_137],
-    ),
+    Peer::go("kubectl", "kube-1.37.0", ["bin/kubectl", "k8s.io/kubernetes/cmd/kubectl", KUBE_137]),
     Peer::go(
         "kube-apiserver-1.31.0",
         "kube-1.31.0",

@@ -13,7 +13,9 @@ pub(crate) enum Error {
     Start { program: String, source: io::Error },
     #[error("{what} failed: `{command}` ended with {status}")]
     Step { what: String, command: String, status: ExitStatus },
-    #[error("{what} failed: `{command}` ended with {status}. Its last lines:\n{tail}\nAll of it: {log}")]
+    #[error(
+        "{what} failed: `{command}` ended with {status}. Its last lines:\n{tail}\nAll of it: {log}"
+    )]
     Logged { what: String, command: String, status: ExitStatus, tail: String, log: String },
     #[error("cannot {action} {path}: {source}")]
     File { action: &'static str, path: String, source: io::Error },

@@ -53,8 +53,7 @@ struct Packages {
 }
 
 fn packages(options: &Options) -> Vec<Packages> {
-    let workspace =
-        || Packages { label: "workspace".into(), args: vec!["--workspace".to_owned()] };
+    let workspace = || Packages { label: "workspace".into(), args: vec!["--workspace".to_owned()] };
     if options.names.is_empty() {
         return vec![workspace()];
     }
@@ -75,7 +74,9 @@ fn lanes(options: &Options) -> Result<Vec<&'static str>, Error> {
     };
     if let Some(unknown) = options.names.iter().find(|name| !known(name)) {
         let lanes = LANES.join(", ");
-        let text = format!("nothing to test is called {unknown}; lanes are {lanes}; or `workspace`, or a package in crates/");
+        let text = format!(
+            "nothing to test is called {unknown}; lanes are {lanes}; or `workspace`, or a package in crates/"
+        );
         return Err(Error::Refused(text));
     }
     let wanted = |lane: &&str| match options.names.is_empty() {
@@ -94,7 +95,9 @@ fn have_peers() -> Result<(), Error> {
     let missing = peers::missing()?.join(", ");
     eprintln!("\n!!!!  {error}");
     eprintln!("!!!!  MISSING PEERS: {missing}");
-    eprintln!("!!!!  Tests that need them say SKIPPED; they prove nothing. CI requires them all.\n");
+    eprintln!(
+        "!!!!  Tests that need them say SKIPPED; they prove nothing. CI requires them all.\n"
+    );
     Ok(())
 }
 
@@ -119,7 +122,9 @@ fn run_lanes(lanes: &[&str]) -> Result<Vec<Part>, Error> {
         let running: Vec<_> = lanes.iter().map(|lane| scope.spawn(|| run_lane(lane))).collect();
         running
             .into_iter()
-            .map(|lane| lane.join().unwrap_or_else(|_| Err(Error::Refused("a lane panicked".into()))))
+            .map(|lane| {
+                lane.join().unwrap_or_else(|_| Err(Error::Refused("a lane panicked".into())))
+            })
             .collect()
     })
 }
@@ -155,13 +160,19 @@ fn close(parts: &[Part], options: &Options, lanes: &[&str]) -> Result<(), Error>
         }
     }
     let totals = totals(parts);
-    println!("total: {}", totals.iter().map(|(k, n)| format!("{n} {k}")).collect::<Vec<_>>().join(", "));
+    println!(
+        "total: {}",
+        totals.iter().map(|(k, n)| format!("{n} {k}")).collect::<Vec<_>>().join(", ")
+    );
     if options.names.is_empty() && !options.all {
         println!("not run without --all: {}", SLOW.join(", "));
     }
     let missing = if lanes.is_empty() { Vec::new() } else { peers::missing()? };
     if !missing.is_empty() {
-        println!("!!!! MISSING PEERS: {}: the lanes that need them were skipped", missing.join(", "));
+        println!(
+            "!!!! MISSING PEERS: {}: the lanes that need them were skipped",
+            missing.join(", ")
+        );
     }
     let failed: Vec<&str> = parts.iter().filter(|p| !p.ok).map(|p| p.name.as_str()).collect();
     if failed.is_empty() {
@@ -181,7 +192,8 @@ fn totals(parts: &[Part]) -> BTreeMap<&str, u64> {
     let results = parts.iter().flat_map(|p| &p.closing).filter_map(|l| l.split_once(". "));
     for (_, counts) in results {
         for count in counts.split("; ") {
-            if let Some((number, what @ ("passed" | "failed" | "ignored"))) = count.split_once(' ') {
+            if let Some((number, what @ ("passed" | "failed" | "ignored"))) = count.split_once(' ')
+            {
                 *totals.entry(what).or_default() += number.parse::<u64>().unwrap_or_default();
             }
         }

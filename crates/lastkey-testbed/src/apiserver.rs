@@ -1,7 +1,7 @@
 //! A real kube-apiserver on the loopback, and an administrator's view of it.
 
 use crate::pki::{Authority, Pair};
-use crate::process::{Daemon, eventually, free_port};
+use crate::process::{Daemon, free_port};
 use crate::{Client, Error, Etcd, Peers, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -71,7 +71,8 @@ impl Apiserver {
             .arg(file("tls-private-key-file", &key))
             .arg(file("client-ca-file", &ca_file))
             .arg("--service-account-issuer=https://kubernetes.default.svc")
-            .arg(file("service-account-key-file", &key))
+            // The public half is read from the certificate.
+            .arg(file("service-account-key-file", &cert))
             .arg(file("service-account-signing-key-file", &key))
             .args(["--service-cluster-ip-range=10.0.0.0/24", "--authorization-mode=RBAC"])
             // There is no controller manager to make service accounts.
@@ -105,17 +106,16 @@ impl Apiserver {
     }
 
     fn wait_until_serving(&mut self) -> Result<(), Error> {
-        eventually("kube-apiserver serves requests", START, || {
-            self.process.check()?;
+        let client = &self.client;
+        self.process.until("kube-apiserver serves requests", START, || {
             // The provider is left out: a broken one keeps the whole check from ever turning ok.
-            self.client.get("/readyz?exclude=kms-providers")?.expect_ok("readyz")
+            client.get("/readyz?exclude=kms-providers")?.expect_ok("readyz")
         })?;
         // The namespace is made by a controller of the apiserver itself, a moment later.
         let namespace = "/api/v1/namespaces/default";
-        eventually("the default namespace exists", START, || {
-            self.client.get(namespace)?.expect_ok("namespace")
-        })?;
-        Ok(())
+        self.process.until("the default namespace exists", START, || {
+            client.get(namespace)?.expect_ok("namespace").map(drop)
+        })
     }
 
     /// An administrator's client.

@@ -1,6 +1,6 @@
 //! A real etcd on the loopback, read and written in the raw.
 
-use crate::process::{Daemon, eventually, free_port};
+use crate::process::{Daemon, free_port};
 use crate::{Client, Error, Peers};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -51,8 +51,7 @@ impl Etcd {
             .args(["--unsafe-no-fsync", "--log-level", "warn"]);
         let mut process = Daemon::start("etcd", &command, dir)?;
         let client = Client::plain(&format!("127.0.0.1:{port}"));
-        eventually("etcd is healthy", START, || {
-            process.check()?;
+        process.until("etcd is healthy", START, || {
             client.get("/health")?.expect_ok("etcd's health")
         })?;
         Ok(Self { _process: process, url, client, data })

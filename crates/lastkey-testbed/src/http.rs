@@ -67,11 +67,8 @@ impl Client {
     /// # Errors
     /// When a certificate or key cannot be read.
     pub fn tls(address: &str, ca: &str, identity: Option<&Pair>) -> Result<Self, Error> {
-        let broken = |cause: String| Error::Request {
-            method: "TLS".into(),
-            url: address.to_owned(),
-            cause,
-        };
+        let broken =
+            |cause: String| Error::Request { method: "TLS".into(), url: address.to_owned(), cause };
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
             let certificate = certificate.map_err(|e| broken(e.to_string()))?;

@@ -1,6 +1,6 @@
 //! The `lastkey` binary: its long-running commands and its one-shot ones.
 
-use crate::process::{Daemon, eventually};
+use crate::process::Daemon;
 use crate::{Client, Error};
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -189,15 +189,12 @@ impl Lastkey {
                 }
             });
         }
-        let line = eventually(&format!("lastkey {name} is ready"), START, || {
-            match lines.try_recv() {
-                Ok(line) => Ok(Ok(line)),
-                Err(_) => match process.check() {
-                    Ok(()) => Err("no ready line yet"),
-                    Err(ended) => Ok(Err(ended)),
-                },
-            }
-        })??;
+        let line = process.until(&format!("lastkey {name} is ready"), START, || {
+            lines.try_recv().map_err(|_| Error::ReadyLine {
+                line: String::new(),
+                cause: "none was printed yet".into(),
+            })
+        })?;
         let ready = serde_json::from_str(&line)
             .map_err(|e| Error::ReadyLine { line: line.clone(), cause: e.to_string() })?;
         Ok(Running { process, ready, line })

@@ -78,6 +78,22 @@ impl Daemon {
         }
     }
 
+    /// Tries `attempt` until it succeeds, for as long as this process runs.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] as soon as it ended, [`Error::Late`] after `timeout`.
+    pub fn until<T>(
+        &mut self,
+        what: &str,
+        timeout: Duration,
+        mut attempt: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        eventually(what, timeout, || match self.check() {
+            Ok(()) => attempt().map(Ok),
+            Err(ended) => Ok(Err(ended)),
+        })?
+    }
+
     fn ended(&self, status: ExitStatus) -> Error {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();

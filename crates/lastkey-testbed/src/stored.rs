@@ -96,7 +96,10 @@ mod tests {
         let raw = b"k8s:enc:kms:v2:lastkey:\x0a\x02hi\x12\x03kid\x1a\x01s\x28\x01";
         let object = Encrypted::parse(raw).unwrap();
         assert_eq!((object.provider.as_str(), object.key_id.as_str()), ("lastkey", "kid"));
-        assert_eq!((object.data.as_slice(), object.seed.as_slice()), (b"hi".as_slice(), b"s".as_slice()));
+        assert_eq!(
+            (object.data.as_slice(), object.seed.as_slice()),
+            (b"hi".as_slice(), b"s".as_slice())
+        );
         assert!(Encrypted::parse(&raw[..raw.len() - 3]).is_err());
         assert!(Encrypted::parse(b"k8s:enc:identity:").is_err());
     }

@@ -3,6 +3,8 @@
 //! 1.31.0 is the last release that sends the socket's path as `:authority`, which stock HTTP/2
 //! servers in Rust refuse; `up`'s own configuration uses the path socket, so it is tried there.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use lastkey_testbed::{Apiserver, ApiserverOptions, Encrypted, Peers, eventually};
@@ -13,10 +15,16 @@ use support::{Cluster, KEY, Lab, PLAINTEXT, SOON, encryption_config, plugin_opti
 /// The control: without a provider etcd holds plaintext, and these tests would see it.
 #[test]
 fn without_a_provider_etcd_holds_plaintext() {
-    let Some(peers) = peers("without_a_provider_etcd_holds_plaintext", "1.37.0") else { return };
+    for version in ["1.37.0", "1.31.0"] {
+        holds_plaintext(version);
+    }
+}
+
+fn holds_plaintext(version: &str) {
+    let Some(peers) = peers("without_a_provider_etcd_holds_plaintext", version) else { return };
     let lab = Lab::new();
     let config = encryption_config(&lab.path("identity.yaml"), "  - identity: {}\n").unwrap();
-    let mut cluster = Cluster::start(&peers, &lab.folder("cluster"), "1.37.0", &config);
+    let mut cluster = Cluster::start(&peers, &lab.folder("cluster"), version, &config);
     let names = cluster.create_secrets("plain", 3);
     cluster.assert_readable(&names);
     assert!(Encrypted::parse(&cluster.stored("plain-0").bytes).is_err());

@@ -73,7 +73,8 @@ fn toolchain_module() -> Result<PathBuf, Error> {
     let temp = std::env::temp_dir();
     let fetched = Step::new("go").args(["mod", "download", &module]).dir(&temp).succeeds();
     let cache = Step::new("go").args(["env", "GOMODCACHE"]).output();
-    let root = cache.filter(|_| fetched).map(|c| Path::new(&c).join(&module)).ok_or_else(refused)?;
+    let root =
+        cache.filter(|_| fetched).map(|c| Path::new(&c).join(&module)).ok_or_else(refused)?;
     // A module archive has no executable bits.
     Step::new("chmod")
         .args(["-R", "a+x"])

@@ -11,7 +11,8 @@ struct Tool {
 }
 
 const GO: Tool = Tool { name: "go", probe: &["go", "version"], packages: &["golang-go"] };
-const GCC: Tool = Tool { name: "gcc", probe: &["gcc", "--version"], packages: &["gcc", "libc6-dev"] };
+const GCC: Tool =
+    Tool { name: "gcc", probe: &["gcc", "--version"], packages: &["gcc", "libc6-dev"] };
 const VENV: Tool = Tool {
     name: "python3 with venv",
     probe: &["python3", "-c", "import venv, ensurepip"],

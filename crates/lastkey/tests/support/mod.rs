@@ -1,7 +1,9 @@
 //! What the process tests and lanes share: a folder that survives a failure, and a cluster.
 #![allow(dead_code, reason = "each test target uses its own part of it")]
 
-use lastkey_testbed::{Apiserver, ApiserverOptions, Error, Etcd, Lastkey, Peers, Ready, Running};
+use lastkey_testbed::{
+    Apiserver, ApiserverOptions, Daemon, Error, Etcd, Lastkey, Peers, Ready, Running,
+};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -78,11 +80,11 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn start(peers: &Peers, dir: &Path, version: &str, config: &Path) -> Self {
-        Self::with_flags(peers, dir, &ApiserverOptions {
-            version,
-            encryption_config: config,
-            flags: &[],
-        })
+        Self::with_flags(
+            peers,
+            dir,
+            &ApiserverOptions { version, encryption_config: config, flags: &[] },
+        )
     }
 
     pub(crate) fn with_flags(peers: &Peers, dir: &Path, options: &ApiserverOptions<'_>) -> Self {
@@ -126,6 +128,7 @@ pub(crate) const PLAINTEXT: &str = "a-plaintext-that-must-not-rest-anywhere";
 pub(crate) struct Split {
     pub(crate) server: Option<Running>,
     pub(crate) plugin: Option<Running>,
+    unready: Option<Daemon>,
     /// What `up` said when it made everything.
     pub(crate) ready: Ready,
     lastkey: Lastkey,
@@ -138,7 +141,7 @@ impl Split {
         let ready = up.ready.clone();
         assert!(up.stop().unwrap().success(), "up stops cleanly");
         let (lastkey, data) = (lab.lastkey.clone(), lab.path("data"));
-        let mut split = Self { server: None, plugin: None, ready, lastkey, data };
+        let mut split = Self { server: None, plugin: None, unready: None, ready, lastkey, data };
         split.start_server();
         split.start_plugin();
         split
@@ -156,6 +159,15 @@ impl Split {
         self.plugin = Some(self.lastkey.plugin(&plugin_options(&self.ready)).unwrap());
     }
 
+    /// Starts the plugin without waiting until it is ready, which it may not be without a server.
+    pub(crate) fn start_plugin_unready(&mut self) {
+        self.unready = None;
+        let options = plugin_options(&self.ready);
+        let verb: &OsStr = "kms-plugin".as_ref();
+        let args = std::iter::once(verb).chain(options);
+        self.unready = Some(self.lastkey.start("kms-plugin", args).unwrap());
+    }
+
     /// `kill -9`.
     pub(crate) fn kill_server(&mut self) {
         self.server = None;
@@ -164,6 +176,7 @@ impl Split {
     /// `kill -9`.
     pub(crate) fn kill_plugin(&mut self) {
         self.plugin = None;
+        self.unready = None;
     }
 }
 
