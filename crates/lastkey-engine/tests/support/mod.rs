@@ -1,0 +1,87 @@
+//! An engine over a store in memory and a log in a temporary directory, with a clock of its own.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{path::Path, sync::Arc};
+
+use lastkey_crypto::{EncryptionContext, SecretBytes, SystemEntropy};
+use lastkey_engine::{
+    BuiltinPolicy, Caller, Engine, FileSeal, Key, KeyRef, ManualClock, Parts, Principal, Source,
+    StartError, Timestamp, audit::AuditLog, command::CreateKey,
+};
+use lastkey_store::{MemoryStore, Store};
+
+/// 2026-01-01T00:00:00Z.
+pub(crate) const START: Timestamp = Timestamp::from_millis(1_767_225_600_000);
+
+/// Everything that outlives one engine.
+pub(crate) struct World {
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self {
+            store: Arc::new(MemoryStore::new()),
+            clock: Arc::new(ManualClock::at(START)),
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub(crate) fn audit_directory(&self) -> std::path::PathBuf {
+        self.directory.path().join("audit")
+    }
+
+    pub(crate) async fn start(&self) -> Engine {
+        self.try_start("here").await.unwrap()
+    }
+
+    pub(crate) async fn try_start(&self, incarnation: &str) -> Result<Engine, StartError> {
+        let store: Arc<dyn Store> = self.store.clone();
+        start(store, self.clock.clone(), self.directory.path(), incarnation).await
+    }
+}
+
+pub(crate) async fn start(
+    store: Arc<dyn Store>,
+    clock: Arc<ManualClock>,
+    directory: &Path,
+    incarnation: &str,
+) -> Result<Engine, StartError> {
+    let (audit, journal) = (directory.join("audit"), directory.join("journal"));
+    Engine::start(Parts {
+        store,
+        seal: Arc::new(FileSeal::new(directory.join("root.key"))),
+        clock,
+        entropy: Arc::new(SystemEntropy),
+        policy: Arc::new(BuiltinPolicy::default()),
+        audit: Box::new(move |key| {
+            AuditLog::open(&audit, &journal, key).map(|log| Arc::new(log) as _)
+        }),
+        incarnation: incarnation.to_owned(),
+    })
+    .await
+}
+
+pub(crate) fn root(engine: &Engine) -> Caller {
+    let principal = Principal::Root { access_key_id: "LKtest".into() };
+    Caller::new(principal, Source::Internal, engine.new_request_id())
+}
+
+pub(crate) async fn create_key(engine: &Engine) -> Arc<Key> {
+    engine.execute(&root(engine), CreateKey::default()).await.unwrap()
+}
+
+pub(crate) fn by_id(key: &Key) -> KeyRef {
+    KeyRef::Id(key.id)
+}
+
+pub(crate) fn secret(text: &str) -> SecretBytes {
+    SecretBytes::new(text.as_bytes().to_vec())
+}
+
+pub(crate) fn context(pairs: &[(&str, &str)]) -> EncryptionContext {
+    EncryptionContext::from_pairs(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())))
+        .unwrap()
+}
