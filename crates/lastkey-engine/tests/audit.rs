@@ -1,4 +1,5 @@
 //! The log: what it holds, what it notices, what a crash leaves of it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Keys through their life, by the engine's own commands.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
 mod support;
 

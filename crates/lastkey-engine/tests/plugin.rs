@@ -1,4 +1,5 @@
 //! What a plugin may do, what its key ids promise, and how two clusters are kept apart.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
 mod support;
 
