@@ -18,7 +18,7 @@ use std::{
 use redb::Database;
 
 use super::{
-    Shared,
+    OpenOptions, Shared,
     failure::Failure,
     medium::Medium,
     queue::{Pending, Work},
@@ -164,7 +164,7 @@ impl<M: Medium> Committer<M> {
     }
 
     fn try_open(&self) -> Result<(Opened, Snapshot), Failure> {
-        let database = open_database(&self.medium, self.shared.cache_bytes)?;
+        let database = open_database(&self.medium, self.shared.options)?;
         let Found::Ours(revision) = schema::inspect(&database)? else {
             return Err(Failure::corrupt("the file was replaced"));
         };
@@ -256,10 +256,14 @@ impl<M: Medium> Drop for Committer<M> {
 }
 
 /// Opens the database on the medium; redb checks all of it if it was not closed cleanly.
-pub(super) fn open_database(medium: &impl Medium, cache: usize) -> Result<Database, Failure> {
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        Database::builder().set_cache_size(cache).create_with_backend(medium.backend())
-    }));
+pub(super) fn open_database(
+    medium: &impl Medium,
+    options: OpenOptions,
+) -> Result<Database, Failure> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(options.cache_bytes).set_check_integrity_on_open(options.check);
+    let backend = medium.backend();
+    let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(backend)));
     Ok(opened.map_err(|_| Failure::corrupt("redb gave up"))??)
 }
 

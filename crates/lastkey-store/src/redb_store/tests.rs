@@ -1,17 +1,24 @@
 //! Tests on a simulated disk.
 
 mod crash;
+mod damage;
 mod disk;
 mod faults;
 
 use std::hash::{BuildHasher, RandomState};
 
 use super::{committer::open_database, schema};
+use crate::OpenOptions;
+
+/// A small cache, and no more checks than redb thinks necessary.
+fn options() -> OpenOptions {
+    OpenOptions { cache_bytes: 1 << 20, check: false, ..OpenOptions::default() }
+}
 
 /// The bytes of an empty store that was closed cleanly.
 fn formatted() -> Vec<u8> {
     let disk = disk::Disk::default();
-    let database = open_database(&disk, 1 << 20).unwrap();
+    let database = open_database(&disk, options()).unwrap();
     schema::create(&database).unwrap();
     database.close().unwrap();
     disk.durable()

@@ -6,9 +6,9 @@ use super::{
     super::{RedbStore, committer::open_database, schema},
     Random,
     disk::{Change, Disk, write},
-    formatted,
+    formatted, options,
 };
-use crate::{OpenOptions, Operation, Revision, Store, Transaction};
+use crate::{Operation, Revision, Store, Transaction};
 
 type Content = BTreeMap<String, (Vec<u8>, u64)>;
 
@@ -65,8 +65,7 @@ fn run(random: &mut Random) -> Run {
     let start = formatted();
     let disk = Disk::of(start.clone());
     disk.record();
-    let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() };
-    let store = RedbStore::on(disk.clone(), Path::new("simulated"), options).unwrap();
+    let store = RedbStore::on(disk.clone(), Path::new("simulated"), options()).unwrap();
     let store = Arc::new(store);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut done = runtime.block_on(async {
@@ -161,7 +160,7 @@ fn torn(image: &mut Vec<u8>, at: usize, data: &[u8], random: &mut Random) {
 
 fn check(image: Vec<u8>, states: &[Content], must_have: u64, what: &str) {
     let disk = Disk::of(image);
-    let database = open_database(&disk, 1 << 20)
+    let database = open_database(&disk, options())
         .unwrap_or_else(|failure| panic!("{what}: does not open: {failure:?}"));
     let Ok(schema::Found::Ours(revision)) = schema::inspect(&database) else {
         panic!("{what}: not ours");

@@ -11,13 +11,12 @@ use std::{
 use super::{
     super::RedbStore,
     disk::{Disk, Fault},
-    formatted,
+    formatted, options,
 };
 use crate::{CommitError, Event, OpenOptions, Store, StoreError, StoreHealth, Transaction, Watch};
 
 fn open(disk: &Disk) -> RedbStore {
-    let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() };
-    RedbStore::on(disk.clone(), Path::new("simulated"), options).unwrap()
+    RedbStore::on(disk.clone(), Path::new("simulated"), options()).unwrap()
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
@@ -229,7 +228,7 @@ fn a_failed_read_does_not_stop_the_store() {
     block_on(async {
         let disk = Disk::of(formatted());
         // No cache, so that reads reach the disk.
-        let options = OpenOptions { cache_bytes: 0, ..OpenOptions::default() };
+        let options = OpenOptions { cache_bytes: 0, ..options() };
         let store = RedbStore::on(disk.clone(), Path::new("simulated"), options).unwrap();
         let mut told = Told::default();
         for i in 0..20 {
