@@ -4,7 +4,7 @@ use aws_lc_rs::{constant_time, digest, hkdf, hmac};
 
 use crate::KeyMaterial;
 
-/// Longest output of [`derive`]: 255 blocks of SHA-256 (RFC 5869 §2.3).
+/// Longest output of [`derive()`]: 255 blocks of SHA-256 (RFC 5869 §2.3).
 pub const MAX_DERIVED_LEN: usize = 255 * 32;
 
 /// SHA-256 over the concatenation of `parts`.

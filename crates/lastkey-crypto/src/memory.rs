@@ -258,6 +258,21 @@ mod tests {
     }
 
     #[test]
+    fn threads_do_not_share_slots() {
+        let churn = |seed: u8| {
+            for round in 0..500_u16 {
+                let mark = [[seed; 2], round.to_be_bytes()].concat().repeat(16);
+                let keys: Vec<_> = (0..8).map(|_| KeyMaterial::from_slice(&mark)).collect();
+                std::thread::yield_now();
+                assert!(keys.iter().all(|key| key.expose() == mark));
+            }
+        };
+        std::thread::scope(|scope| {
+            (1..=4).for_each(|seed| drop(scope.spawn(move || churn(seed))));
+        });
+    }
+
+    #[test]
     fn debug_prints_nothing_secret() {
         let text = format!("{:?}", KeyMaterial::from_slice(b"secretsecretsecr"));
         assert_eq!(text, "KeyMaterial(..)");
