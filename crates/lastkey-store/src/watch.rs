@@ -152,7 +152,10 @@ impl Watches {
             queue: Mutex::default(),
             arrived: Notify::new(),
         });
-        self.all.lock().push(Arc::downgrade(&shared));
+        let mut all = self.all.lock();
+        // Where nothing changes, nobody else forgets the watches that were dropped.
+        all.retain(|watch| watch.strong_count() > 0);
+        all.push(Arc::downgrade(&shared));
         Watch { shared }
     }
 
@@ -195,5 +198,64 @@ impl Watches {
             }
             None => false,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(revision: u64) -> Event {
+        let entry = Entry { path: "p".into(), value: vec![], revision: Revision(revision) };
+        Event::Put(entry)
+    }
+
+    #[tokio::test]
+    async fn a_lost_watcher_hears_of_it_once_and_goes_on() {
+        let watches = Watches::default();
+        let mut watch = watches.watch("p");
+        watches.publish(&event(1));
+        watches.lose_all();
+        watches.publish(&event(2));
+        assert_eq!(watch.next().await, Some(Event::Lost));
+        watches.publish(&event(3));
+        assert_eq!(watch.next().await, Some(event(3)));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_wait_are_bounded() {
+        let watches = Watches::default();
+        let mut watch = watches.watch("");
+        for revision in 0..5 {
+            let value = vec![0; 1 << 20];
+            watches.publish(&Event::Put(Entry {
+                path: "p".into(),
+                value,
+                revision: Revision(revision),
+            }));
+        }
+        assert_eq!(watch.next().await, Some(Event::Lost));
+    }
+
+    #[test]
+    fn dropped_watches_are_forgotten() {
+        let watches = Watches::default();
+        for _ in 0..1000 {
+            drop(watches.watch("p"));
+        }
+        assert!(watches.all.lock().len() <= 1);
+        watches.publish(&event(1));
+        assert!(watches.is_empty());
+    }
+
+    #[tokio::test]
+    async fn events_before_the_end_are_delivered() {
+        let watches = Watches::default();
+        let mut watch = watches.watch("");
+        watches.publish(&event(1));
+        watches.close();
+        assert_eq!(watch.next().await, Some(event(1)));
+        assert_eq!(watch.next().await, None);
+        assert_eq!(watch.next().await, None);
     }
 }

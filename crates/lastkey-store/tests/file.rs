@@ -9,7 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use lastkey_store::{CommitError, OpenError, OpenOptions, RedbStore, Revision, Store, Transaction};
+use lastkey_store::{
+    CommitError, OpenError, OpenOptions, RedbStore, Revision, Store, StoreHealth, Transaction,
+};
 use redb::TableDefinition;
 use tempfile::TempDir;
 
@@ -269,7 +271,7 @@ fn an_interrupted_creation_is_repeated() {
 #[test]
 fn creators_do_not_overwrite_each_other() {
     for _ in 0..10 {
-        let (_directory, path) = place();
+        let (directory, path) = place();
         let opened: Vec<_> = std::thread::scope(|scope| {
             let openers: Vec<_> = (0..4).map(|_| scope.spawn(|| open(&path))).collect();
             openers.into_iter().map(|opener| opener.join().unwrap()).collect()
@@ -277,5 +279,46 @@ fn creators_do_not_overwrite_each_other() {
         let (winners, losers): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
         assert_eq!(winners.len(), 1);
         assert!(losers.iter().all(|loser| matches!(loser, Err(OpenError::InUse { .. }))));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
+}
+
+/// With a file system of its own (`mount -t tmpfs -o size=8m …`), because it fills it up.
+#[tokio::test]
+#[ignore = "needs LASTKEY_SMALL_DIR, the mount point of a file system of 4 to 64 MiB"]
+async fn a_full_file_system_is_survived() {
+    let place = PathBuf::from(std::env::var_os("LASTKEY_SMALL_DIR").unwrap());
+    let (path, filler) = (place.join("store.redb"), place.join("filler"));
+    let store = open(&path).unwrap();
+    store.commit(Transaction::new().put("first", "x")).await.unwrap();
+    let everything = vec![0; 65 << 20];
+    assert!(std::fs::write(&filler, everything).is_err(), "the file system is not small");
+    let mut kept = 0;
+    let error = loop {
+        let change = Transaction::new().put(format!("p/{kept}"), vec![1; 100_000]);
+        match store.commit(change).await {
+            Ok(_) => kept += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, CommitError::Full), "{error}");
+    assert_eq!(store.health(), StoreHealth::Full);
+    assert_eq!(store.list("p/", None, usize::MAX).await.unwrap().len(), kept);
+    // The file has reserved what it has, so small changes go on.
+    for i in 0..100 {
+        store.commit(Transaction::new().put("small", vec![i; 100])).await.unwrap();
+    }
+    store.commit(Transaction::new().delete("first")).await.unwrap();
+    drop(store);
+    let store = open(&path).unwrap();
+    assert_eq!(store.list("p/", None, usize::MAX).await.unwrap().len(), kept);
+    assert_eq!(store.health(), StoreHealth::Serving);
+    let again = store.commit(Transaction::new().put("last", vec![1; 200_000])).await;
+    assert!(matches!(again, Err(CommitError::Full)), "{again:?}");
+    std::fs::remove_file(&filler).unwrap();
+    store.commit(Transaction::new().put("last", vec![1; 100_000])).await.unwrap();
+    println!(
+        "{kept} changes of 100 kB fitted in, {} bytes",
+        std::fs::metadata(&path).unwrap().len()
+    );
 }

@@ -104,6 +104,8 @@ impl FileMedium {
         let medium = Self::lock(path, file)?;
         // 2. What was locked may have been renamed meanwhile, and then it is no draft any more.
         if path.try_exists().map_err(|e| OpenError::io(path, e))? {
+            // Ours and empty, or the name of nothing.
+            let _ = std::fs::remove_file(&draft);
             return Ok(None);
         }
         // 3. Fill it, and make it durable.
@@ -161,17 +163,19 @@ impl StorageBackend for FileBackend {
         self.file.read_exact_at(out, offset)
     }
 
-    /// Growth reserves its blocks, so that a disk filled by others does not stop us before we
-    /// have to grow again, and so that syncs need not allocate.
+    /// Growth reserves its blocks or fails, so that whatever redb finds free in the file can be
+    /// written on a full disk, too: small changes mostly go on, and syncs need not allocate.
     fn set_len(&self, len: u64) -> io::Result<()> {
         let old = self.len()?;
         if len > old
-            && let Err(Errno::NOSPC) =
+            && let Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) =
                 rustix::fs::fallocate(&self.file, FallocateFlags::empty(), old, len - old)
         {
-            // What fits without a reserve is not refused here; give back what was taken.
+            // Gives back what was taken of it.
             self.file.set_len(old)?;
+            return Err(Errno::NOSPC.into());
         }
+        // File systems that cannot reserve grow without.
         self.file.set_len(len)
     }
 

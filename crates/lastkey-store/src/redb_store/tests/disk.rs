@@ -133,6 +133,13 @@ impl Disk {
         self.0.lock().fault = fault;
     }
 
+    /// Makes every access wait until the answer is dropped; fails as told from then on.
+    pub(super) fn pause(&self, fault: Fault) -> impl Drop {
+        let mut state = self.0.lock();
+        state.fault = Some(fault);
+        state
+    }
+
     /// Leaves this many blocks free.
     pub(super) fn leave_room(&self, blocks: usize) {
         let mut state = self.0.lock();

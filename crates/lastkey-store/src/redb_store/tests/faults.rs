@@ -263,3 +263,41 @@ fn a_disk_that_loses_confirmed_commits_is_not_trusted() {
         assert!(matches!(store.get("last").await, Err(StoreError::Corrupt(_))));
     });
 }
+
+#[test]
+fn a_conflict_within_a_failed_batch_is_no_conflict() {
+    let (mut conflicts, mut failures) = (0, 0);
+    for after in 0..40 {
+        let disk = Disk::of(formatted());
+        let store = open(&disk);
+        let claim = || store.commit(Transaction::new().expect_absent("x").put("x", "mine"));
+        let claims = async { tokio::join!(claim(), claim()) };
+        let (first, second) = std::thread::scope(|scope| {
+            let paused = disk.pause(Fault::of_changes(after, 1, ErrorKind::Other));
+            // The committer is busy with this one until both claims wait for it.
+            let busy = scope.spawn(|| block_on(store.commit(Transaction::new().put("y", "z"))));
+            std::thread::sleep(Duration::from_millis(5));
+            let claims = scope.spawn(|| block_on(claims));
+            std::thread::sleep(Duration::from_millis(5));
+            drop(paused);
+            // Whether this one fails is not at issue.
+            let _ = busy.join().unwrap();
+            claims.join().unwrap()
+        });
+        let there = block_on(store.get("x")).unwrap().is_some();
+        match (first, second) {
+            (Ok(_), Err(CommitError::Conflict { .. })) => {
+                assert!(there, "after {after}");
+                conflicts += 1;
+            }
+            // Both failed together.
+            (Err(CommitError::Unavailable(_)), Err(CommitError::Unavailable(_))) => {
+                assert!(!there, "after {after}");
+                failures += 1;
+            }
+            (Err(CommitError::Uncertain(_)), Err(CommitError::Uncertain(_))) => failures += 1,
+            other => panic!("after {after}: {other:?}"),
+        }
+    }
+    assert!(conflicts > 0 && failures > 0, "{conflicts} conflicts, {failures} failures");
+}
