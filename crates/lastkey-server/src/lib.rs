@@ -1,5 +1,42 @@
 //! The HTTP and TLS front ends of Lastkey.
-#[path = "../../lastkey-engine/src/time.rs"]
-mod time;
+//!
+//! One port answers in the client's own language, told apart by the request: the Alibaba Cloud
+//! KMS API at `/` ([`alibaba`]), the native API under `/v1`, and `/healthz`, `/readyz` and
+//! `/metrics` without credentials. The same is answered on an admin socket, whose callers the
+//! kernel vouches for.
+//!
+//! A front end parses, authenticates, asks the engine one command, and writes the answer. It
+//! decides nothing. What it trusts: rustls for the chain of a client certificate, the kernel for
+//! the peer of a unix socket, the engine for everything else. What it promises: no input panics
+//! it, no caller is anonymous, every buffer, wait and table is bounded, and what is over a bound
+//! is refused at once.
+//!
+//! ```no_run
+//! # async fn run(engine: lastkey_engine::Engine) -> Result<(), lastkey_server::BindError> {
+//! use lastkey_server::{Server, ServerConfig};
+//!
+//! let bound = Server::bind(ServerConfig::on("127.0.0.1:7343"), engine).await?;
+//! println!("{} {}", bound.url(), bound.pki().ca_pem());
+//! bound.run(async { tokio::signal::ctrl_c().await.unwrap_or(()) }).await;
+//! # Ok(())
+//! # }
+//! ```
+
 pub mod alibaba;
+mod exchange;
+mod identity;
+mod limits;
+mod listener;
+mod metrics;
+mod native;
 pub mod params;
+mod pki;
+mod server;
+mod service;
+mod tls;
+
+pub use limits::Limits;
+pub use listener::admin::AdminSocketError;
+pub use pki::Pki;
+pub use server::{BindError, Bound, Server, ServerConfig};
+pub use tls::{Authority, AuthorityError, CertificateError, CertificateSource, Csr, Issued, Terms};

@@ -12,8 +12,8 @@
 //! It trusts nothing but the secret. The string to sign is never shown to anybody: it holds
 //! plaintexts.
 
-use crate::time::Timestamp;
 use http::HeaderMap;
+use lastkey_engine::Timestamp;
 
 pub mod canonical;
 mod headers;
@@ -100,6 +100,11 @@ impl<'a> Claim<'a> {
                 Err(SignatureError::Incomplete("there are two Authorization headers"))
             }
         }
+    }
+
+    /// Whether the signature stands in the headers; those of RPC v1 are parameters.
+    pub fn is_in_headers(&self) -> bool {
+        matches!(self.proof, Proof::Headers(_))
     }
 
     /// Whether `secret` signed `request`, the one this claim was read from.

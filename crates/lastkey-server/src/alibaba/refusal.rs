@@ -1,0 +1,189 @@
+//! One table from every reason for refusing a request to what this wire says about it.
+
+use http::StatusCode;
+use lastkey_engine::{Error, ErrorKind, NonceRefusal};
+
+use super::signature::SignatureError;
+use crate::{
+    params::ParamsError,
+    tls::{AuthorityError, CertificateError},
+};
+
+/// Why a request is answered with an error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// The engine refused the command.
+    #[error(transparent)]
+    Engine(#[from] Error),
+    /// The parameters could not be read.
+    #[error("the request's parameters cannot be read: {0}")]
+    Params(#[from] ParamsError),
+    /// The signature could not be read, or does not cover enough.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// No such access key.
+    #[error("the specified access key does not exist on this server")]
+    UnknownAccessKey,
+    // The old Python SDK takes the text after the colon for the string that we signed, and fails
+    // with an IndexError where there is no colon. What we signed is nobody's business.
+    /// The signature is not that of the access key's secret.
+    #[error("the request signature does not match: check the access key secret")]
+    SignatureMismatch,
+    /// Too old, too new, or seen before.
+    #[error(transparent)]
+    Nonce(#[from] NonceRefusal),
+    /// The action is not of this API.
+    #[error("the specified action is not found; check its name and the API version")]
+    UnknownAction,
+    /// The action is of this API, but not offered here.
+    #[error("the action is not supported by this server")]
+    UnsupportedAction,
+    /// Another version of the API.
+    #[error("the specified parameter \"Version\" is not supported; use 2016-01-20")]
+    Version,
+    /// The HTTP method is neither GET nor POST.
+    #[error("the HTTP method is not supported; use GET or POST")]
+    HttpMethod,
+    /// A plaintext that this wire cannot carry: it is made of texts.
+    #[error(
+        "the plaintext is not a text that this API can answer with; it was encrypted through \
+         another one, decrypt it there"
+    )]
+    NotText,
+    /// No such path.
+    #[error("there is nothing at this address")]
+    NoSuchPath,
+    /// A path that takes another method.
+    #[error("this address does not take this HTTP method")]
+    WrongMethod,
+    /// A native request's body.
+    #[error("the body is not JSON of the documented form")]
+    NotJson,
+    /// The body is over the limit.
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The body did not arrive in time, or not whole.
+    #[error("the body did not arrive")]
+    Incomplete,
+    /// The certificate authority did not issue.
+    #[error("{message}")]
+    Certificate {
+        /// Whether the request is to blame.
+        request: bool,
+        /// Why.
+        message: String,
+    },
+}
+
+impl From<AuthorityError> for Refusal {
+    fn from(error: AuthorityError) -> Self {
+        let request = matches!(error, AuthorityError::Request);
+        Self::Certificate { request, message: error.to_string() }
+    }
+}
+
+impl From<CertificateError> for Refusal {
+    fn from(error: CertificateError) -> Self {
+        Self::Certificate { request: false, message: error.to_string() }
+    }
+}
+
+/// What a client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    /// What a client is told; with `dry_run`, in the words that the wire has for dry runs.
+    pub(crate) fn told(&self, dry_run: bool) -> Told {
+        let (status, code) = match (self, dry_run) {
+            (Self::Engine(error), true) => dry_run_code(error),
+            _ => (self.status(), self.code()),
+        };
+        Told { status, code, message: self.to_string() }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Engine(error) => engine_status(error),
+            Self::HttpMethod => StatusCode::FORBIDDEN,
+            Self::UnknownAccessKey | Self::UnknownAction | Self::NoSuchPath => {
+                StatusCode::NOT_FOUND
+            }
+            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Incomplete => StatusCode::REQUEST_TIMEOUT,
+            Self::Certificate { request: false, .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Params(_)
+            | Self::Signature(_)
+            | Self::SignatureMismatch
+            | Self::Nonce(_)
+            | Self::UnsupportedAction
+            | Self::Version
+            | Self::NotJson
+            | Self::Certificate { request: true, .. }
+            | Self::NotText => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Engine(error) => error.code(),
+            Self::Params(_) => "ParseRequestParameterException",
+            Self::Signature(SignatureError::Unsigned | SignatureError::Missing(_)) => {
+                "MissingParameter"
+            }
+            Self::Signature(SignatureError::Incomplete(_)) => "IncompleteSignature",
+            Self::Signature(SignatureError::Method) => "InvalidSignatureMethod",
+            Self::Signature(SignatureError::Timestamp) | Self::Nonce(NonceRefusal::Skewed) => {
+                "IllegalTimestamp"
+            }
+            Self::Signature(SignatureError::SecurityToken) => "InvalidSecurityToken",
+            Self::UnknownAccessKey => "InvalidAccessKeyId.NotFound",
+            Self::SignatureMismatch => "SignatureDoesNotMatch",
+            Self::Nonce(NonceRefusal::Replayed) => "SignatureNonceUsed",
+            Self::UnknownAction => "InvalidAction.NotFound",
+            Self::UnsupportedAction => "Rejected.UnsupportedOperation",
+            Self::Version => "InvalidVersion",
+            Self::HttpMethod | Self::WrongMethod => "UnsupportedHTTPMethod",
+            Self::NoSuchPath => "InvalidPath.NotFound",
+            Self::NotJson => "ParseRequestParameterException",
+            Self::TooLarge(_) => "RequestTooLarge",
+            Self::Incomplete => "RequestTimeout",
+            Self::NotText | Self::Certificate { request: true, .. } => "InvalidParameter",
+            Self::Certificate { request: false, .. } => "InternalFailure",
+        }
+    }
+}
+
+/// The HTTP status of an engine's refusal on this wire and on the native one.
+pub(crate) fn engine_status(error: &Error) -> StatusCode {
+    match (error, error.kind()) {
+        // The name is older than the habit of 409.
+        (Error::AliasExists, _) => StatusCode::BAD_REQUEST,
+        (_, ErrorKind::Invalid) => StatusCode::BAD_REQUEST,
+        (_, ErrorKind::Denied) => StatusCode::FORBIDDEN,
+        (_, ErrorKind::NotFound) => StatusCode::NOT_FOUND,
+        (_, ErrorKind::Conflict | ErrorKind::Dependency) => StatusCode::CONFLICT,
+        (_, ErrorKind::Busy) => StatusCode::TOO_MANY_REQUESTS,
+        (_, ErrorKind::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
+        (_, ErrorKind::Internal) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// A dry run ends in one of three errors, unless the service itself failed.
+fn dry_run_code(error: &Error) -> (StatusCode, &'static str) {
+    match error.kind() {
+        _ if *error == Error::DryRun => (StatusCode::BAD_REQUEST, "DryRunOperationError"),
+        ErrorKind::Denied => (StatusCode::FORBIDDEN, "AccessDeniedError"),
+        ErrorKind::Busy | ErrorKind::Unavailable | ErrorKind::Internal => {
+            (engine_status(error), error.code())
+        }
+        ErrorKind::Invalid | ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Dependency => {
+            (StatusCode::BAD_REQUEST, "ValidationError")
+        }
+    }
+}

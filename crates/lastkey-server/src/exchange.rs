@@ -1,0 +1,127 @@
+//! One request, read whole, and its reply.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use lastkey_engine::{Principal, RequestId, Source, Timestamp};
+
+use crate::tls::PluginCertificate;
+
+/// Who is at the other end of a connection, as far as the connection proves it.
+#[derive(Clone, Debug)]
+pub(crate) enum Peer {
+    /// Somebody over TLS.
+    Tls {
+        /// From where.
+        address: SocketAddr,
+        /// The plugin its certificate names.
+        plugin: Option<PluginCertificate>,
+    },
+    /// A process of this machine over the admin socket; its user was checked when it connected.
+    Admin {
+        /// Its user.
+        uid: u32,
+        /// Its process.
+        pid: i32,
+    },
+}
+
+impl Peer {
+    /// Where commands of this peer come from.
+    pub(crate) fn source(&self) -> Source {
+        match self {
+            Self::Tls { address, .. } => Source::Network(*address),
+            Self::Admin { pid, .. } => Source::Socket { pid: *pid },
+        }
+    }
+
+    /// Who this peer is without a signature, at this time.
+    pub(crate) fn principal(&self, now: Timestamp) -> Option<Principal> {
+        match self {
+            Self::Tls { plugin: None, .. } => None,
+            Self::Tls { plugin: Some(plugin), .. } if plugin.not_after < now => None,
+            Self::Tls { plugin: Some(plugin), .. } => Some(Principal::Plugin {
+                cluster: plugin.cluster,
+                name: plugin.name.clone(),
+                fingerprint: plugin.fingerprint.clone(),
+            }),
+            Self::Admin { uid, .. } => Some(Principal::Local { uid: *uid }),
+        }
+    }
+}
+
+/// A request that was read whole.
+#[derive(Debug)]
+pub(crate) struct Exchange<'a> {
+    /// Method, address and headers.
+    pub(crate) head: http::request::Parts,
+    /// The body.
+    pub(crate) body: Bytes,
+    /// Who sent it.
+    pub(crate) peer: &'a Peer,
+    /// Its id.
+    pub(crate) request_id: RequestId,
+}
+
+impl Exchange<'_> {
+    pub(crate) fn path(&self) -> &str {
+        self.head.uri.path()
+    }
+
+    pub(crate) fn query(&self) -> &str {
+        self.head.uri.query().unwrap_or_default()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The body, if it says that it is a form.
+    pub(crate) fn form(&self) -> &[u8] {
+        const FORM: &str = "application/x-www-form-urlencoded";
+        let is_form = self.header("content-type").is_some_and(|kind| {
+            kind.get(..FORM.len()).is_some_and(|start| start.eq_ignore_ascii_case(FORM))
+        });
+        if is_form { &self.body } else { &[] }
+    }
+}
+
+/// What goes back, and what the metrics say about it.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: &'static str,
+    pub(crate) body: Bytes,
+    /// Which operation it was, by a name of ours.
+    pub(crate) action: &'static str,
+    /// `ok` or the error's code.
+    pub(crate) outcome: &'static str,
+}
+
+pub(crate) const TEXT: &str = "text/plain;charset=utf-8";
+pub(crate) const JSON: &str = "application/json";
+
+impl Reply {
+    pub(crate) fn text(status: StatusCode, action: &'static str, body: impl Into<Bytes>) -> Self {
+        let outcome = if status.is_success() { "ok" } else { "refused" };
+        Self { status, content_type: TEXT, body: body.into(), action, outcome }
+    }
+
+    /// The response; a client that came too early is told when to come again.
+    pub(crate) fn into_response(self) -> Response<Full<Bytes>> {
+        let busy =
+            matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        let mut response = Response::new(Full::new(self.body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        // Answers hold plaintexts.
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if busy {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,199 @@
+//! What `/metrics` shows of the front end, in the OpenMetrics text format.
+//!
+//! Counting costs a few atomic additions a request. Labels have few values by construction:
+//! actions and codes are names of ours, never a client's text.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text},
+    metrics::{MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use std::sync::Arc;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    action: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+/// The counters of the front end.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    latency: Latency,
+    connections: Gauge<i64, AtomicI64>,
+    accepted: Counter,
+    shed: Family<ReasonLabels, Counter>,
+    handshakes_failed: Counter,
+    certificate_ends: Gauge<i64, AtomicI64>,
+}
+
+impl Metrics {
+    /// Makes the counters and names them in `registry`.
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            latency: Latency::default(),
+            connections: Gauge::default(),
+            accepted: Counter::default(),
+            shed: Family::default(),
+            handshakes_failed: Counter::default(),
+            certificate_ends: Gauge::default(),
+        };
+        registry.register(
+            "lastkey_requests",
+            "Requests answered, by action and outcome",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "lastkey_request_seconds",
+            "From the last byte of a request to its answer",
+            metrics.latency.clone(),
+        );
+        registry.register("lastkey_connections", "Open connections", metrics.connections.clone());
+        registry.register(
+            "lastkey_connections_accepted",
+            "Connections accepted",
+            metrics.accepted.clone(),
+        );
+        registry.register(
+            "lastkey_shed",
+            "Connections and requests refused because there was no room",
+            metrics.shed.clone(),
+        );
+        registry.register(
+            "lastkey_handshakes_failed",
+            "TLS handshakes that did not complete",
+            metrics.handshakes_failed.clone(),
+        );
+        registry.register(
+            "lastkey_certificate_ends_seconds",
+            "When the server's certificate ends, in seconds since 1970",
+            metrics.certificate_ends.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn answered(&self, action: &'static str, outcome: &'static str, took: Duration) {
+        self.requests.get_or_create(&RequestLabels { action, outcome }).inc();
+        self.latency.observe(took);
+    }
+
+    pub(crate) fn shed(&self, reason: &'static str) {
+        self.shed.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    pub(crate) fn accepted(&self) {
+        self.accepted.inc();
+    }
+
+    pub(crate) fn connected(&self) {
+        self.connections.inc();
+    }
+
+    pub(crate) fn disconnected(&self) {
+        self.connections.dec();
+    }
+
+    pub(crate) fn handshake_failed(&self) {
+        self.handshakes_failed.inc();
+    }
+
+    pub(crate) fn certificate_ends(&self, seconds: i64) {
+        self.certificate_ends.set(seconds);
+    }
+}
+
+/// What the media type of [`render`] is.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Everything in `registry` as text.
+pub(crate) fn render(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut out = String::with_capacity(8192);
+    text::encode(&mut out, registry)?;
+    Ok(out)
+}
+
+/// Upper bounds of the buckets in microseconds.
+const BOUNDS: [u32; 16] = [
+    50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 204_800, 819_200,
+    3_276_800, 13_107_200,
+];
+
+/// A histogram of atomic counters; the library's takes a lock for each observation.
+#[derive(Clone, Debug, Default)]
+struct Latency(Arc<LatencyCounts>);
+
+#[derive(Debug, Default)]
+struct LatencyCounts {
+    buckets: [AtomicU64; BOUNDS.len()],
+    over: AtomicU64,
+    sum_micros: AtomicU64,
+}
+
+impl Latency {
+    fn observe(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let at = BOUNDS.partition_point(|bound| u64::from(*bound) < micros);
+        self.0.buckets.get(at).unwrap_or(&self.0.over).fetch_add(1, Ordering::Relaxed);
+        self.0.sum_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl TypedMetric for Latency {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Latency {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let bound = |at: usize| BOUNDS.get(at).map_or(f64::MAX, |b| f64::from(*b) / 1e6);
+        let counts: Vec<(f64, u64)> = (self.0.buckets.iter().chain([&self.0.over]))
+            .enumerate()
+            .map(|(at, count)| (bound(at), count.load(Ordering::Relaxed)))
+            .collect();
+        let total = counts.iter().map(|(_, count)| count).sum();
+        let sum = Duration::from_micros(self.0.sum_micros.load(Ordering::Relaxed)).as_secs_f64();
+        encoder.encode_histogram::<NoLabelSet>(sum, total, &counts, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_show() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.answered("Encrypt", "ok", Duration::from_micros(120));
+        metrics.answered("Encrypt", "ok", Duration::from_secs(60));
+        metrics.answered("Decrypt", "Forbidden.KeyNotFound", Duration::ZERO);
+        metrics.shed("requests");
+        metrics.connected();
+        let text = render(&registry).unwrap();
+        assert!(
+            text.contains(r#"lastkey_requests_total{action="Encrypt",outcome="ok"} 2"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"lastkey_request_seconds_bucket{le="0.0002"} 2"#), "{text}");
+        assert!(text.contains(r#"lastkey_request_seconds_bucket{le="+Inf"} 3"#), "{text}");
+        assert!(text.contains("lastkey_connections 1"), "{text}");
+        assert!(text.contains(r#"lastkey_shed_total{reason="requests"} 1"#), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

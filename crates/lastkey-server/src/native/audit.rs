@@ -1,0 +1,77 @@
+//! The audit log: search, follow, verify.
+
+use std::time::Duration;
+
+use lastkey_engine::{
+    audit::Query,
+    command::{QueryAudit, VerifyAudit},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Answer, Call, MAX_WAIT, Refusal, json};
+
+/// Records in one answer, unless the caller says otherwise.
+const DEFAULT_LIMIT: usize = 100;
+/// Records in one answer, whatever the caller says.
+const MAX_LIMIT: usize = 10_000;
+/// How often a follower looks for new records.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+#[derive(Serialize)]
+struct Items {
+    items: Vec<Value>,
+    next: Option<u64>,
+}
+
+pub(super) async fn query(call: &Call<'_>) -> Answer {
+    let query = Query { after: call.number("after")?.unwrap_or(0), ..filter(call)? };
+    let page = call.execute(QueryAudit { query }).await?;
+    json(&Items { items: page.records, next: page.next })
+}
+
+fn filter(call: &Call<'_>) -> Result<Query, Refusal> {
+    Ok(Query {
+        limit: call.number("limit")?.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT),
+        from: call.time("from")?,
+        to: call.time("to")?,
+        principal: call.text("principal"),
+        key: call.text("key"),
+        action: call.text("action"),
+        outcome: call.text("outcome"),
+        context_key: call.text("context_key"),
+        ..Query::default()
+    })
+}
+
+/// The newest records; with `after`, those behind it. `next` is where to go on.
+///
+/// Every look at the log leaves a record of itself there. A follower's own last look is the one
+/// record that surely stands behind its `after`, so it waits for a second one.
+pub(super) async fn tail(call: &Call<'_>) -> Answer {
+    let engine = call.context.engine;
+    let after: Option<u64> = call.number("after")?;
+    let wait = Duration::from_secs(call.number("wait")?.unwrap_or(0)).min(MAX_WAIT);
+    let filter = filter(call)?;
+    if let Some(after) = after {
+        let news = async {
+            while engine.audit_records() <= after.saturating_add(1) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(wait, news) => {}
+            () = call.stopped() => {}
+        }
+    }
+    let head = engine.audit_records();
+    let query = Query { after: after.unwrap_or(0), newest: after.is_none(), ..filter };
+    let page = call.execute(QueryAudit { query }).await?;
+    let last = page.records.last().and_then(|record| record["seq"].as_u64()).unwrap_or(0);
+    let next = page.next.unwrap_or(head.max(last));
+    json(&Items { items: page.records, next: Some(next) })
+}
+
+pub(super) async fn verify(call: &Call<'_>) -> Answer {
+    json(&call.execute(VerifyAudit).await?)
+}

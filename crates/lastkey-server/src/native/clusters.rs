@@ -1,0 +1,152 @@
+//! Clusters and their plugins' certificates.
+//!
+//! A certificate is issued after the engine has registered its key's fingerprint: one that were
+//! lost on the way is worth nothing until then, and an unregistered one is worth nothing at all.
+
+use lastkey_crypto::{ClusterId, KeyId};
+use lastkey_engine::{
+    Cluster, ClusterName, Error, KeyRef, PluginIdentity, Timestamp,
+    command::{AddCluster, AddPlugin, DescribeKey, ListClusters, PluginRequest},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Call, Refusal, json};
+
+/// The name of a cluster's first plugin, where none is given.
+const FIRST_PLUGIN: &str = "plugin";
+
+#[derive(Serialize)]
+struct Items<T> {
+    items: Vec<T>,
+    next: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ClusterJson {
+    id: ClusterId,
+    name: Option<String>,
+    keys: Vec<KeyId>,
+    created_at: Timestamp,
+    plugins: Vec<PluginJson>,
+}
+
+#[derive(Serialize)]
+struct PluginJson {
+    name: String,
+    fingerprint: String,
+    created_at: Timestamp,
+}
+
+impl From<Cluster> for ClusterJson {
+    fn from(cluster: Cluster) -> Self {
+        let plugin = |plugin: PluginIdentity| PluginJson {
+            name: plugin.name,
+            fingerprint: plugin.fingerprint,
+            created_at: plugin.created,
+        };
+        Self {
+            id: cluster.id,
+            name: cluster.name.map(Into::into),
+            keys: cluster.keys,
+            created_at: cluster.created,
+            plugins: cluster.plugins.into_iter().map(plugin).collect(),
+        }
+    }
+}
+
+pub(super) async fn list(call: &Call<'_>) -> Answer {
+    let clusters = call.execute(ListClusters).await?;
+    json(&Items { items: clusters.into_iter().map(ClusterJson::from).collect(), next: None })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewCluster {
+    name: String,
+    key: String,
+    csr_pem: Option<String>,
+    /// The first plugin's name.
+    plugin: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Added<'a> {
+    id: ClusterId,
+    name: Option<String>,
+    key_id: KeyId,
+    adopted: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_pem: Option<String>,
+    ca_pem: &'a str,
+}
+
+pub(super) async fn add(call: &Call<'_>) -> Answer {
+    let new: NewCluster = call.read()?;
+    let key = KeyRef::parse(&new.key)?;
+    let pki = call.context.pki;
+    let plugin_name = ClusterName::parse(new.plugin.as_deref().unwrap_or(FIRST_PLUGIN))?;
+    let csr = new.csr_pem.as_deref().map(|pem| pki.read_csr(pem)).transpose()?;
+    let plugin = csr
+        .as_ref()
+        .map(|csr| PluginRequest { name: plugin_name.clone(), fingerprint: csr.fingerprint() });
+    let name = ClusterName::parse(&new.name)?;
+    let command = AddCluster { name: Some(name), keys: vec![key.clone()], plugin };
+    let added = call.execute(command).await?;
+    let id = added.cluster.id;
+    let issued = csr
+        .map(|csr| pki.issue_plugin(call.context.engine, &csr, (&id, plugin_name.as_str())))
+        .transpose()?;
+    json(&Added {
+        id,
+        key_id: key_id(call, key, &added.cluster).await?,
+        name: added.cluster.name.map(Into::into),
+        adopted: added.adopted,
+        certificate_pem: issued.map(|issued| issued.certificate_pem),
+        ca_pem: pki.ca_pem(),
+    })
+}
+
+/// The id of the key that was named: a cluster may have others, too.
+async fn key_id(call: &Call<'_>, key: KeyRef, cluster: &Cluster) -> Result<KeyId, Refusal> {
+    match (&key, &cluster.keys[..]) {
+        (KeyRef::Id(id), _) | (_, [id]) => Ok(*id),
+        _ => Ok(call.execute(DescribeKey { key }).await?.id),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewPlugin {
+    name: String,
+    csr_pem: String,
+}
+
+#[derive(Serialize)]
+struct Issued<'a> {
+    certificate_pem: String,
+    not_after: Timestamp,
+    ca_pem: &'a str,
+}
+
+/// The cluster in `/v1/clusters/<id>/plugins`.
+pub(super) fn plugins_of(path: &str) -> Option<&str> {
+    let id = path.strip_prefix("/v1/clusters/")?.strip_suffix("/plugins")?;
+    (!id.contains('/')).then_some(id)
+}
+
+pub(super) async fn add_plugin(call: &Call<'_>, path: &str) -> Answer {
+    let cluster: ClusterId =
+        plugins_of(path).and_then(|id| id.parse().ok()).ok_or(Error::NotFound("cluster"))?;
+    let new: NewPlugin = call.read()?;
+    let name = ClusterName::parse(&new.name)?;
+    let pki = call.context.pki;
+    let csr = pki.read_csr(&new.csr_pem)?;
+    let plugin = PluginRequest { name: name.clone(), fingerprint: csr.fingerprint() };
+    call.execute(AddPlugin { cluster, plugin }).await?;
+    let issued = pki.issue_plugin(call.context.engine, &csr, (&cluster, name.as_str()))?;
+    json(&Issued {
+        certificate_pem: issued.certificate_pem,
+        not_after: issued.not_after,
+        ca_pem: pki.ca_pem(),
+    })
+}

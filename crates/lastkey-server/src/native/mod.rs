@@ -1,0 +1,242 @@
+//! The native `/v1` API: what the other wires have no words for.
+//!
+//! JSON both ways; errors are `{"code","message","request_id"}` with the engine's codes. Callers
+//! are plugins (client certificate), the account root (ACS3 signature over the real path) and
+//! local administrators (admin socket).
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use http::{Method, StatusCode};
+use lastkey_engine::{Caller, Command, Engine, Error, RequestId, Timestamp};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+mod audit;
+mod clusters;
+mod plugin;
+mod service;
+
+use crate::{
+    alibaba::{Refusal, Told},
+    exchange::{Exchange, JSON, Reply},
+    identity::{Claimed, identify},
+    params::Params,
+    pki::Pki,
+};
+
+/// What a native operation answers with.
+type Answer = Result<Body, Refusal>;
+
+/// The body of an answer.
+enum Body {
+    Json(Vec<u8>),
+    Pem(String),
+}
+
+fn json(value: &impl Serialize) -> Answer {
+    serde_json::to_vec(value).map(Body::Json).map_err(|_| Error::Internal.into())
+}
+
+/// What the routes work with.
+pub(crate) struct Context<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) pki: &'a Pki,
+    /// Turns true when the server stops: whoever waits answers then.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// One identified call.
+struct Call<'a> {
+    context: &'a Context<'a>,
+    caller: Caller,
+    params: &'a Params<'a>,
+    body: &'a [u8],
+    /// Whether the engine was asked, and has therefore recorded what came of it.
+    asked: AtomicBool,
+}
+
+impl Call<'_> {
+    async fn execute<C: Command>(&self, command: C) -> Result<C::Output, Refusal> {
+        self.asked.store(true, Ordering::Relaxed);
+        Ok(self.context.engine.execute(&self.caller, command).await?)
+    }
+
+    /// The body as JSON.
+    fn read<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        serde_json::from_slice(self.body).map_err(|_| Refusal::NotJson)
+    }
+
+    fn number<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, Refusal> {
+        let Some(text) = self.params.non_empty(name) else { return Ok(None) };
+        Ok(Some(text.parse().map_err(|_| Error::invalid(name, "give a whole number"))?))
+    }
+
+    fn time(&self, name: &'static str) -> Result<Option<Timestamp>, Refusal> {
+        let Some(text) = self.params.non_empty(name) else { return Ok(None) };
+        Ok(Some(Timestamp::parse(text).map_err(|e| Error::invalid(name, e.to_string()))?))
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.params.non_empty(name).map(str::to_owned)
+    }
+
+    /// Resolves when the server stops.
+    async fn stopped(&self) {
+        let mut stopping = self.context.stopping.clone();
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    }
+}
+
+/// The longest that any request may wait for something to happen.
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// Whether a request may wait, and needs room of another kind.
+pub(crate) fn may_wait(path: &str) -> bool {
+    matches!(path, "/v1/plugin/status" | "/v1/audit/tail")
+}
+
+/// Whether a request may take longer than others, because it reads all there is.
+pub(crate) fn may_take_long(path: &str) -> bool {
+    matches!(path, "/v1/audit/verify" | "/v1/audit") || may_wait(path)
+}
+
+/// A route's name for metrics, what to do, and which method it takes.
+#[derive(Clone, Copy)]
+enum Route {
+    Status,
+    Ca,
+    RenewCa,
+    ListClusters,
+    AddCluster,
+    AddPlugin,
+    Audit,
+    AuditTail,
+    AuditVerify,
+    PluginStatus,
+    PluginEncrypt,
+    PluginDecrypt,
+}
+
+impl Route {
+    fn find(method: &Method, path: &str) -> Result<Self, Refusal> {
+        let (get, post) = match path {
+            "/v1/plugin/encrypt" => (None, Some(Self::PluginEncrypt)),
+            "/v1/plugin/decrypt" => (None, Some(Self::PluginDecrypt)),
+            "/v1/plugin/status" => (None, Some(Self::PluginStatus)),
+            "/v1/status" => (Some(Self::Status), None),
+            "/v1/ca" => (Some(Self::Ca), None),
+            "/v1/ca/renew" => (None, Some(Self::RenewCa)),
+            "/v1/clusters" => (Some(Self::ListClusters), Some(Self::AddCluster)),
+            "/v1/audit" => (Some(Self::Audit), None),
+            "/v1/audit/tail" => (Some(Self::AuditTail), None),
+            "/v1/audit/verify" => (None, Some(Self::AuditVerify)),
+            _ if clusters::plugins_of(path).is_some() => (None, Some(Self::AddPlugin)),
+            _ => return Err(Refusal::NoSuchPath),
+        };
+        let route = match *method {
+            Method::GET => get,
+            Method::POST => post,
+            _ => None,
+        };
+        route.ok_or(Refusal::WrongMethod)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Status => "DescribeService",
+            Self::Ca => "ReadCertificate",
+            Self::RenewCa => "RenewCertificate",
+            Self::ListClusters => "ListClusters",
+            Self::AddCluster => "AddCluster",
+            Self::AddPlugin => "AddPlugin",
+            Self::Audit => "QueryAudit",
+            Self::AuditTail => "TailAudit",
+            Self::AuditVerify => "VerifyAudit",
+            Self::PluginStatus => "PluginStatus",
+            Self::PluginEncrypt => "PluginEncrypt",
+            Self::PluginDecrypt => "PluginDecrypt",
+        }
+    }
+
+    async fn answer(self, call: &Call<'_>, path: &str) -> Answer {
+        match self {
+            Self::Status => service::status(call).await,
+            Self::Ca => service::ca(call).await,
+            Self::RenewCa => service::renew(call).await,
+            Self::ListClusters => clusters::list(call).await,
+            Self::AddCluster => clusters::add(call).await,
+            Self::AddPlugin => clusters::add_plugin(call, path).await,
+            Self::Audit => audit::query(call).await,
+            Self::AuditTail => audit::tail(call).await,
+            Self::AuditVerify => audit::verify(call).await,
+            Self::PluginStatus => plugin::status(call).await,
+            Self::PluginEncrypt => plugin::encrypt(call).await,
+            Self::PluginDecrypt => plugin::decrypt(call).await,
+        }
+    }
+}
+
+/// Answers one request of this wire.
+pub(crate) async fn handle(context: &Context<'_>, exchange: &Exchange<'_>) -> Reply {
+    let (name, answer) = answer(context, exchange).await;
+    match answer {
+        Ok(body) => {
+            let (content_type, body) = match body {
+                Body::Json(bytes) => (JSON, bytes),
+                Body::Pem(text) => ("application/x-pem-file", text.into_bytes()),
+            };
+            let status = StatusCode::OK;
+            Reply { status, content_type, body: body.into(), action: name, outcome: "ok" }
+        }
+        Err(refusal) => refused(exchange.request_id, name, &refusal.told(false)),
+    }
+}
+
+async fn answer(context: &Context<'_>, exchange: &Exchange<'_>) -> (&'static str, Answer) {
+    let refuse = |name, refusal: Refusal| {
+        context.engine.refused(refusal.code(), exchange.peer.source());
+        (name, Err(refusal))
+    };
+    let params = match Params::parse(exchange.query(), b"") {
+        Ok(params) => params,
+        Err(error) => return refuse("unknown", error.into()),
+    };
+    // Strangers do not learn which paths there are.
+    let Claimed { caller, .. } = match identify(context.engine, exchange, &params) {
+        Ok(claimed) => claimed,
+        Err(refusal) => return refuse("unknown", refusal),
+    };
+    let route = match Route::find(&exchange.head.method, exchange.path()) {
+        Ok(route) => route,
+        Err(refusal) => return refuse("unknown", refusal),
+    };
+    let body = &exchange.body;
+    let call = Call { context, caller, params: &params, body, asked: false.into() };
+    let answer = route.answer(&call, exchange.path()).await;
+    match answer {
+        Err(refusal) if !call.asked.into_inner() => refuse(route.name(), refusal),
+        answer => (route.name(), answer),
+    }
+}
+
+/// An error as this wire writes it.
+pub(crate) fn refused(request_id: RequestId, action: &'static str, told: &Told) -> Reply {
+    #[derive(Serialize)]
+    struct Refused<'a> {
+        code: &'a str,
+        message: &'a str,
+        request_id: String,
+    }
+    let refused =
+        Refused { code: told.code, message: &told.message, request_id: request_id.to_string() };
+    Reply {
+        status: told.status,
+        content_type: JSON,
+        body: serde_json::to_vec(&refused).unwrap_or_default().into(),
+        action,
+        outcome: told.code,
+    }
+}

@@ -1,0 +1,180 @@
+//! What the Kubernetes plugin asks.
+//!
+//! The cluster is that of the caller's certificate, whatever the body says. Callers without one
+//! (the account root, a local administrator) name it.
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use lastkey_crypto::{
+    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, plugin_blob::PluginKey,
+};
+use lastkey_engine::{
+    Error, KeyRef, Principal, Timestamp,
+    command::{ListClusters, PluginDecrypt, PluginEncrypt, PluginState, PluginStatus},
+};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{Answer, Call, Refusal, json};
+
+/// The cluster a call is for.
+async fn cluster_of(call: &Call<'_>, named: Option<ClusterId>) -> Result<ClusterId, Refusal> {
+    if let Principal::Plugin { cluster, .. } = &call.caller.principal {
+        return Ok(*cluster);
+    }
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    // Where there is but one, it need not be named.
+    match &call.execute(ListClusters).await?[..] {
+        [only] => Ok(only.id),
+        _ => Err(Error::MissingParameter("cluster").into()),
+    }
+}
+
+#[derive(Deserialize)]
+struct StatusRequest {
+    key: String,
+    #[serde(default)]
+    known: String,
+    #[serde(default)]
+    wait_seconds: u64,
+    cluster: Option<ClusterId>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    token: String,
+    usable: bool,
+    refusal: Option<StatusRefusal>,
+    cluster: ClusterId,
+    key_id: KeyId,
+    lineage: Lineage,
+    key_version: KeyVersionId,
+    epoch: Epoch,
+    plugin_key_id: String,
+    server_time: Timestamp,
+    lease_seconds: u64,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct StatusRefusal {
+    code: &'static str,
+    message: String,
+}
+
+impl From<PluginState> for Status {
+    fn from(state: PluginState) -> Self {
+        Self {
+            usable: state.refusal.is_none(),
+            refusal: state
+                .refusal
+                .map(|refusal| StatusRefusal { code: refusal.code, message: refusal.message }),
+            token: state.token,
+            cluster: state.cluster,
+            key_id: state.key_id,
+            lineage: state.lineage,
+            key_version: state.key_version,
+            epoch: state.epoch,
+            plugin_key_id: state.plugin_key_id,
+            server_time: state.server_time,
+            lease_seconds: state.lease.as_secs(),
+            warnings: state.warnings,
+        }
+    }
+}
+
+pub(super) async fn status(call: &Call<'_>) -> Answer {
+    let request: StatusRequest = call.read()?;
+    let command = PluginStatus {
+        cluster: cluster_of(call, request.cluster).await?,
+        key: KeyRef::parse(&request.key)?,
+        known: request.known,
+        wait: Duration::from_secs(request.wait_seconds),
+    };
+    tokio::select! {
+        state = call.execute(command) => json(&Status::from(state?)),
+        () = call.stopped() => Err(Error::Unavailable("the server is stopping".into()).into()),
+    }
+}
+
+#[derive(Deserialize)]
+struct EncryptRequest {
+    key: String,
+    key_version: Option<KeyVersionId>,
+    epoch: Option<Epoch>,
+    plaintext: Zeroizing<String>,
+    cluster: Option<ClusterId>,
+}
+
+#[derive(Serialize)]
+struct Encrypted {
+    cluster: ClusterId,
+    lineage: Lineage,
+    key_version: KeyVersionId,
+    epoch: Epoch,
+    plugin_key_id: String,
+    blob: String,
+}
+
+pub(super) async fn encrypt(call: &Call<'_>) -> Answer {
+    let request: EncryptRequest = call.read()?;
+    let pin = match (request.key_version, request.epoch) {
+        (None, None) => None,
+        (Some(version), Some(epoch)) => Some((version, epoch)),
+        (None, Some(_)) => return Err(Error::MissingParameter("key_version").into()),
+        (Some(_), None) => return Err(Error::MissingParameter("epoch").into()),
+    };
+    let encrypted = call
+        .execute(PluginEncrypt {
+            cluster: cluster_of(call, request.cluster).await?,
+            key: KeyRef::parse(&request.key)?,
+            pin,
+            plaintext: SecretBytes::new(unbase64("plaintext", &request.plaintext)?),
+        })
+        .await?;
+    let key = encrypted.key;
+    json(&Encrypted {
+        plugin_key_id: key.key_id(),
+        cluster: key.cluster,
+        lineage: key.lineage,
+        key_version: key.key_version,
+        epoch: key.epoch,
+        blob: STANDARD.encode(&encrypted.blob),
+    })
+}
+
+#[derive(Deserialize)]
+struct DecryptRequest {
+    key: String,
+    cluster: ClusterId,
+    lineage: Lineage,
+    key_version: KeyVersionId,
+    epoch: Epoch,
+    blob: String,
+}
+
+#[derive(Serialize)]
+struct Decrypted {
+    plaintext: Zeroizing<String>,
+}
+
+pub(super) async fn decrypt(call: &Call<'_>) -> Answer {
+    let request: DecryptRequest = call.read()?;
+    let DecryptRequest { cluster, lineage, key_version, epoch, .. } = request;
+    let plaintext = call
+        .execute(PluginDecrypt {
+            cluster: cluster_of(call, Some(cluster)).await?,
+            key: KeyRef::parse(&request.key)?,
+            envelope: PluginKey { lineage, cluster, key_version, epoch },
+            blob: unbase64("blob", &request.blob)?,
+        })
+        .await?;
+    json(&Decrypted { plaintext: Zeroizing::new(STANDARD.encode(plaintext.expose())) })
+}
+
+fn unbase64(name: &'static str, text: &str) -> Result<Vec<u8>, Refusal> {
+    Ok(STANDARD.decode(text).map_err(|_| Error::invalid(name, "it is not base64"))?)
+}

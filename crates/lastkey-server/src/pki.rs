@@ -1,0 +1,106 @@
+//! The authority and the server's certificate, together as the server uses them.
+
+use std::{sync::Arc, time::Duration};
+
+use lastkey_crypto::ClusterId;
+use lastkey_engine::{Engine, Timestamp};
+
+use crate::{
+    metrics::Metrics,
+    tls::{
+        Authority, AuthorityError, CertificateError, CertificateSource, Csr, Issued,
+        ServerCertificate, Terms, server_config,
+    },
+};
+
+/// How often the certificate is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// The certificates of this installation.
+#[derive(Debug)]
+pub struct Pki {
+    authority: Authority,
+    ca_pem: String,
+    certificate: Arc<ServerCertificate>,
+}
+
+impl Pki {
+    /// Loads or makes the authority, and gets the first certificate.
+    pub(crate) async fn open(
+        engine: &Engine,
+        source: CertificateSource,
+    ) -> Result<Self, CertificateError> {
+        let authority = Authority::open(engine).await?;
+        let certificate = ServerCertificate::load(source, &authority, terms(engine))?;
+        let ca_pem = authority.certificate_pem();
+        Ok(Self { authority, ca_pem, certificate: Arc::new(certificate) })
+    }
+
+    /// The authority's certificate, PEM: what clients trust.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// When the server's certificate ends.
+    pub fn certificate_not_after(&self) -> Timestamp {
+        self.certificate.not_after()
+    }
+
+    /// Reads a signing request and checks that its sender holds the key.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Request`] if it cannot be used.
+    pub fn read_csr(&self, pem: &str) -> Result<Csr, AuthorityError> {
+        Csr::parse(pem)
+    }
+
+    /// Issues the identity of a cluster's plugin; the engine must know its fingerprint.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] if the certificate cannot be made.
+    pub fn issue_plugin(
+        &self,
+        engine: &Engine,
+        csr: &Csr,
+        plugin: (&ClusterId, &str),
+    ) -> Result<Issued, AuthorityError> {
+        self.authority.issue_plugin(csr, plugin, terms(engine))
+    }
+
+    /// Gets a new server certificate now.
+    ///
+    /// # Errors
+    /// [`CertificateError`]; the old one stays in use.
+    pub fn renew(&self, engine: &Engine) -> Result<(), CertificateError> {
+        self.certificate.renew(&self.authority, terms(engine))
+    }
+
+    /// The TLS configuration of the listener.
+    pub(crate) fn server_config(&self) -> Result<rustls::ServerConfig, rustls::Error> {
+        server_config(&self.authority, Arc::clone(&self.certificate))
+    }
+
+    /// Renews the certificate whenever it is time to. Never ends.
+    pub(crate) async fn keep_fresh(&self, engine: &Engine, metrics: &Metrics) {
+        loop {
+            match self.certificate.renew_if_due(&self.authority, terms(engine)) {
+                Ok(true) => tracing::info!(
+                    not_after = %self.certificate_not_after(),
+                    "the server's certificate was renewed"
+                ),
+                Ok(false) => {}
+                Err(error) => tracing::error!(
+                    %error,
+                    not_after = %self.certificate_not_after(),
+                    "the server's certificate could not be renewed; the old one stays in use"
+                ),
+            }
+            metrics.certificate_ends(self.certificate_not_after().as_seconds());
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+fn terms(engine: &Engine) -> Terms<'_> {
+    Terms { now: engine.clock().now(), entropy: engine.entropy() }
+}

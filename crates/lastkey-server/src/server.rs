@@ -1,0 +1,267 @@
+//! Opening the doors, and keeping them open until the end.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use lastkey_engine::Engine;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    alibaba::Place,
+    limits::Limits,
+    listener::{
+        admin::{AdminSocket, AdminSocketError},
+        tcp,
+    },
+    pki::Pki,
+    service::Service,
+    tls::{CertificateError, CertificateSource},
+};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// How the server is to be reached and what it calls itself.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// `host:port`; port 0 takes a free one.
+    pub listen: String,
+    /// Where the TLS certificate comes from. Names that our authority always certifies:
+    /// `localhost`, `127.0.0.1`, `::1` and the host of `listen`.
+    pub certificate: CertificateSource,
+    /// Where the admin socket is; `None` for none.
+    pub admin_socket: Option<PathBuf>,
+    /// The region's id in ARNs. Requests may name any.
+    pub region: String,
+    /// The account's id in ARNs.
+    pub account: String,
+    /// Bounds of everything.
+    pub limits: Limits,
+}
+
+impl ServerConfig {
+    /// A server on `listen` with our own authority's certificate and without admin socket.
+    pub fn on(listen: impl Into<String>) -> Self {
+        Self {
+            listen: listen.into(),
+            certificate: CertificateSource::Authority { names: Vec::new() },
+            admin_socket: None,
+            region: "local".to_owned(),
+            account: "lastkey".to_owned(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Why the server did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Not `host:port`.
+    #[error(
+        "--listen {listen} is not HOST:PORT of this machine, such as 127.0.0.1:7343 or [::]:7343"
+    )]
+    Address {
+        /// What was given.
+        listen: String,
+    },
+    /// Somebody listens there.
+    #[error(
+        "port {} of {} is in use; stop what listens there, or choose another with --listen \
+         HOST:PORT", address.port(), address.ip()
+    )]
+    PortInUse {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// The port needs privileges.
+    #[error(
+        "port {} needs privileges this process does not have; choose one above 1023 with --listen \
+         HOST:PORT", address.port()
+    )]
+    PortDenied {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// No interface has that address.
+    #[error("{} is not an address of this machine; choose one with --listen HOST:PORT", address.ip())]
+    NotOurs {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// The system refused otherwise.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The admin socket.
+    #[error(transparent)]
+    AdminSocket(#[from] AdminSocketError),
+    /// There is no certificate to serve with.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// TLS cannot be configured.
+    #[error("TLS cannot be configured: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The front end of an engine.
+#[derive(Debug)]
+pub struct Server;
+
+/// A server whose doors are open; nothing is answered before [`Bound::run`].
+pub struct Bound {
+    service: Arc<Service>,
+    stop: watch::Sender<bool>,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    admin: Option<AdminSocket>,
+    address: SocketAddr,
+    host: String,
+}
+
+impl Server {
+    /// Opens the doors.
+    ///
+    /// # Errors
+    /// [`BindError`], as a sentence that says what to do; nothing is left open then.
+    pub async fn bind(config: ServerConfig, engine: Engine) -> Result<Bound, BindError> {
+        let host = host_of(&config.listen)?;
+        let (listener, address) = listen(&config.listen)?;
+        let admin = config.admin_socket.as_deref().map(AdminSocket::open).transpose()?;
+        let source = with_own_names(config.certificate, &host);
+        let pki = Arc::new(Pki::open(&engine, source).await?);
+        let acceptor = TlsAcceptor::from(Arc::new(pki.server_config()?));
+        let place = Place { region: config.region, account: config.account };
+        let (stop, stopping) = watch::channel(false);
+        let service = Arc::new(Service::new(engine, pki, (place, config.limits), stopping));
+        Ok(Bound { service, stop, listener, acceptor, admin, address, host })
+    }
+}
+
+impl Bound {
+    /// The URL that clients use: the host as it was given, where it names one machine.
+    pub fn url(&self) -> String {
+        let port = self.address.port();
+        match self.host.parse::<IpAddr>() {
+            Ok(ip) if ip.is_unspecified() => format!("https://localhost:{port}"),
+            Ok(IpAddr::V6(ip)) => format!("https://[{ip}]:{port}"),
+            _ => format!("https://{}:{port}", self.host),
+        }
+    }
+
+    /// The address that is listened on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The certificates, for what `up` issues to its own plugin.
+    pub fn pki(&self) -> Arc<Pki> {
+        Arc::clone(&self.service.pki)
+    }
+
+    /// Where the admin socket is.
+    pub fn admin_socket(&self) -> Option<&Path> {
+        self.admin.as_ref().map(AdminSocket::path)
+    }
+
+    /// Answers requests until `shutdown` resolves; then lets those under way end, for at most
+    /// [`Limits::drain`]. The engine keeps running.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { service, stop, listener, acceptor, admin, .. } = self;
+        let network = tcp::run(Arc::clone(&service), listener, acceptor);
+        let local = async {
+            if let Some(admin) = admin {
+                admin.run(Arc::clone(&service)).await;
+            }
+        };
+        let doors = async { tokio::join!(network, local) };
+        let end = async {
+            shutdown.await;
+            let _ = stop.send(true);
+        };
+        let fresh = service.pki.keep_fresh(&service.engine, &service.metrics);
+        tokio::select! {
+            _ = async { tokio::join!(doors, end) } => {}
+            () = fresh => {}
+        }
+    }
+}
+
+/// The host part of `listen`, without brackets.
+fn host_of(listen: &str) -> Result<String, BindError> {
+    let wrong = || BindError::Address { listen: listen.to_owned() };
+    let (host, _) = listen.rsplit_once(':').ok_or_else(wrong)?;
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    if host.is_empty() { Err(wrong()) } else { Ok(host.to_owned()) }
+}
+
+fn listen(listen: &str) -> Result<(TcpListener, SocketAddr), BindError> {
+    let address = listen
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut addresses| addresses.next())
+        .ok_or_else(|| BindError::Address { listen: listen.to_owned() })?;
+    let refused = |source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::PortInUse { address },
+        io::ErrorKind::PermissionDenied => BindError::PortDenied { address },
+        io::ErrorKind::AddrNotAvailable => BindError::NotOurs { address },
+        _ => BindError::Listen { address, source },
+    };
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restart must not wait for connections of the last run to be forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    open().map_err(refused)
+}
+
+/// Adds the names that every server has.
+fn with_own_names(source: CertificateSource, host: &str) -> CertificateSource {
+    let CertificateSource::Authority { mut names } = source else { return source };
+    let unspecified = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    let own = ["localhost", "127.0.0.1", "::1"].into_iter().chain((!unspecified).then_some(host));
+    for name in own {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    CertificateSource::Authority { names }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        assert_eq!(host_of("127.0.0.1:7343").unwrap(), "127.0.0.1");
+        assert_eq!(host_of("[::1]:7343").unwrap(), "::1");
+        assert_eq!(host_of("kms.example:1").unwrap(), "kms.example");
+        assert!(host_of("7343").is_err());
+        assert!(host_of(":7343").is_err());
+    }
+
+    #[test]
+    fn own_names_are_added_once() {
+        let given = CertificateSource::Authority { names: vec!["localhost".to_owned()] };
+        let CertificateSource::Authority { names } = with_own_names(given, "kms.example") else {
+            panic!("the source changed its kind");
+        };
+        assert_eq!(names, ["localhost", "127.0.0.1", "::1", "kms.example"]);
+    }
+}

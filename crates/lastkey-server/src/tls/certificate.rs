@@ -1,0 +1,198 @@
+//! The server's own certificate: issued by our authority or read from files, and renewed while
+//! the server runs.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use lastkey_engine::Timestamp;
+use parking_lot::RwLock;
+use rustls::{
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+use super::authority::{Authority, AuthorityError, LEAF_LIFE, Terms};
+
+/// A certificate of ours is renewed when less than this is left of it.
+const RENEW_BEFORE: Duration = Duration::from_secs(LEAF_LIFE.as_secs() / 3);
+
+/// Where the server's certificate comes from.
+#[derive(Clone, Debug)]
+pub enum CertificateSource {
+    /// Our own authority; the names are those that clients use for this server.
+    Authority {
+        /// DNS names and addresses.
+        names: Vec<String>,
+    },
+    /// PEM files of somebody else's authority, read again when they change.
+    Files {
+        /// The chain, leaf first.
+        certificate: PathBuf,
+        /// The leaf's private key.
+        key: PathBuf,
+    },
+}
+
+/// Why there is no certificate to serve with.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// Our authority did not issue one.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// A file cannot be read.
+    #[error("the TLS file {} cannot be read: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not PEM of the expected kind.
+    #[error("the TLS file {} holds no {what} in PEM", path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// What it should hold.
+        what: &'static str,
+    },
+    /// Key and certificate do not belong together, or are of a kind we cannot use.
+    #[error("the TLS certificate and key cannot be used together: {0}")]
+    Unusable(rustls::Error),
+}
+
+/// The certificate that handshakes are answered with.
+#[derive(Debug)]
+pub(crate) struct ServerCertificate {
+    source: CertificateSource,
+    current: RwLock<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    key: Arc<CertifiedKey>,
+    not_after: Timestamp,
+    /// When the files changed last, for those that come from files.
+    modified: Option<Modified>,
+}
+
+type Modified = (std::time::SystemTime, std::time::SystemTime);
+
+impl ServerCertificate {
+    /// Gets the first certificate.
+    pub(crate) fn load(
+        source: CertificateSource,
+        authority: &Authority,
+        terms: Terms<'_>,
+    ) -> Result<Self, CertificateError> {
+        let current = obtain(&source, authority, terms)?;
+        Ok(Self { source, current: RwLock::new(current) })
+    }
+
+    /// When the current certificate ends.
+    pub(crate) fn not_after(&self) -> Timestamp {
+        self.current.read().not_after
+    }
+
+    /// Gets a new certificate now; the old one stays if there is none to be had.
+    pub(crate) fn renew(
+        &self,
+        authority: &Authority,
+        terms: Terms<'_>,
+    ) -> Result<(), CertificateError> {
+        let next = obtain(&self.source, authority, terms)?;
+        *self.current.write() = next;
+        Ok(())
+    }
+
+    /// Renews if it is time to, or if the files have changed; says whether it did.
+    pub(crate) fn renew_if_due(
+        &self,
+        authority: &Authority,
+        terms: Terms<'_>,
+    ) -> Result<bool, CertificateError> {
+        let due = match &self.source {
+            CertificateSource::Authority { .. } => {
+                terms.now.after(RENEW_BEFORE) >= self.not_after()
+            }
+            CertificateSource::Files { certificate, key } => {
+                modified(certificate, key) != self.current.read().modified
+            }
+        };
+        if due {
+            self.renew(authority, terms)?;
+        }
+        Ok(due)
+    }
+}
+
+impl ResolvesServerCert for ServerCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.current.read().key))
+    }
+}
+
+fn obtain(
+    source: &CertificateSource,
+    authority: &Authority,
+    terms: Terms<'_>,
+) -> Result<Current, CertificateError> {
+    match source {
+        CertificateSource::Authority { names } => {
+            let pair = authority.issue_server(names, terms)?;
+            let key = certified(vec![pair.certificate], pair.key)?;
+            Ok(Current { key, not_after: pair.not_after, modified: None })
+        }
+        CertificateSource::Files { certificate, key } => from_files(certificate, key),
+    }
+}
+
+fn from_files(certificate: &Path, key: &Path) -> Result<Current, CertificateError> {
+    // Taken first: a change while we read shows as a difference at the next look.
+    let modified = modified(certificate, key);
+    let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
+        .collect::<Result<Vec<_>, _>>()
+        .ok()
+        .filter(|chain| !chain.is_empty())
+        .ok_or_else(|| CertificateError::Pem {
+            path: certificate.to_owned(),
+            what: "certificate chain",
+        })?;
+    let private = zeroize::Zeroizing::new(read(key)?);
+    let private = PrivateKeyDer::from_pem_slice(&private)
+        .map_err(|_| CertificateError::Pem { path: key.to_owned(), what: "private key" })?;
+    let not_after = X509Certificate::from_der(&chain[0])
+        .map(|(_, leaf)| leaf.validity().not_after.timestamp())
+        .map_err(|_| CertificateError::Pem {
+            path: certificate.to_owned(),
+            what: "X.509 certificate",
+        })?;
+    Ok(Current {
+        key: certified(chain, private)?,
+        not_after: Timestamp::from_millis(not_after.saturating_mul(1000)),
+        modified,
+    })
+}
+
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<CertifiedKey>, CertificateError> {
+    CertifiedKey::from_der(chain, key, &super::provider())
+        .map(Arc::new)
+        .map_err(CertificateError::Unusable)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    fs::read(path).map_err(|source| CertificateError::Read { path: path.to_owned(), source })
+}
+
+fn modified(certificate: &Path, key: &Path) -> Option<Modified> {
+    let of = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    Some((of(certificate)?, of(key)?))
+}

@@ -1,0 +1,63 @@
+//! TLS: our own certificate authority, the server's certificate, and the plugins' identities.
+//!
+//! The authority's key is kept as a sealed record of the engine and is in the clear only while
+//! something is issued. The server's own key lives in memory alone: each start makes a new one,
+//! and a background task renews the certificate long before it ends, without a restart. Clients
+//! trust the authority, so none of them notices.
+//!
+//! TLS 1.3 and 1.2 over aws-lc-rs, X25519MLKEM768 first, session tickets on, no early data. A
+//! client certificate is optional; one that is sent has to be of our authority.
+
+use std::sync::Arc;
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::WebPkiClientVerifier,
+};
+
+mod authority;
+mod certificate;
+mod identity;
+
+pub use authority::{Authority, AuthorityError, Csr, Issued, Terms};
+pub(crate) use certificate::ServerCertificate;
+pub use certificate::{CertificateError, CertificateSource};
+pub(crate) use identity::{PluginCertificate, plugin_of};
+
+/// The application protocols we speak, best first.
+pub(crate) const ALPN_H2: &[u8] = b"h2";
+const ALPN_HTTP11: &[u8] = b"http/1.1";
+
+/// The TLS configuration of the listener.
+///
+/// # Errors
+/// [`rustls::Error`] if the authority's certificate cannot serve as a trust anchor.
+pub(crate) fn server_config(
+    authority: &Authority,
+    certificate: Arc<ServerCertificate>,
+) -> Result<ServerConfig, rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.certificate().clone())?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_HTTP11.to_vec()];
+    // Tickets keep resumption stateless: no table that many clients could fill.
+    config.ticketer = aws_lc_rs::Ticketer::new()?;
+    // The request waits for nothing but the handshake; small records leave at once.
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+/// The one provider of cryptography in this process.
+pub(crate) fn provider() -> CryptoProvider {
+    aws_lc_rs::default_provider()
+}
