@@ -1,5 +1,6 @@
 //! What the process tests and lanes share: a folder that survives a failure, and a cluster.
 #![allow(dead_code, reason = "each test target uses its own part of it")]
+#![allow(clippy::print_stderr, reason = "a failed test says where its files are")]
 
 use lastkey_testbed::{
     Apiserver, ApiserverOptions, Daemon, Error, Etcd, Lastkey, Peers, Ready, Running,
