@@ -1,0 +1,9 @@
+//! Lastkey's part inside Kubernetes: the KMS plugin, and what configures an apiserver for it.
+//!
+//! Everything here is a client of the server, over TLS, with an identity of its own that can do
+//! nothing else; nothing here holds a key.
+
+pub mod authority;
+pub mod plugin;
+pub mod proto;
+pub mod socket;

@@ -1,0 +1,254 @@
+//! The Kubernetes KMS plugin: KMS v2 and v1beta1 on the same sockets, in front of a Lastkey server.
+//!
+//! What it promises to an apiserver:
+//!
+//! - **Status answers from memory**, and honestly. `ok` while the plugin can work. A text while the
+//!   server is away and its lease still runs, so that writes go on for now. A failed *call* when
+//!   the key must not be used, because nothing else stops an apiserver from writing (kubernetes
+//!   issue 138950).
+//! - **The key id is recomputed here** from lineage, cluster, key version and epoch; an answer of
+//!   the server that disagrees is no answer.
+//! - **Encrypt never flips**: it uses the generation that Status told this very connection.
+//! - **Decrypt takes back exactly what Encrypt gave**: ciphertext, key id and annotations, of this
+//!   cluster.
+//! - **Precise gRPC codes** on every path (one table, in `plugin/problem.rs`), inside the
+//!   apiserver's deadline, and bounded work: too many calls at once are refused, not queued.
+//!
+//! It holds no key and caches no plaintext.
+
+mod core;
+mod metrics;
+mod problem;
+mod service;
+mod view;
+mod watch;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use lastkey_client::Client;
+use tokio::{
+    sync::{Notify, Semaphore, watch as channel},
+    task::AbortHandle,
+};
+use tonic::transport::Server;
+
+use self::{
+    core::{Announced, Core},
+    service::Services,
+    view::View,
+    watch::Watch,
+};
+use crate::socket::{Listener, SocketAddress, SocketError, accept_all, from_environment};
+
+pub use self::{
+    core::KEY_VERSION_ANNOTATION,
+    metrics::{Method, Metrics},
+};
+
+/// How long calls in flight have at the end.
+const DRAIN: Duration = Duration::from_secs(4);
+/// Streams one connection may have open; an apiserver's Decrypts are at most so many.
+const MAX_STREAMS: u32 = 256;
+
+/// What Status answers as its version; it may not change while an apiserver runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StatusVersion {
+    /// Taken by every release from 1.27 on.
+    #[default]
+    V2Beta1,
+    /// Taken from 1.29 on.
+    V2,
+}
+
+impl StatusVersion {
+    /// As on the wire.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::V2Beta1 => "v2beta1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
+/// Everything a plugin is made from, checked before a socket opens.
+#[derive(Debug, Clone)]
+pub struct PluginConfig {
+    /// How the server is reached, and as whom.
+    pub client: Arc<Client>,
+    /// The key: an id or `alias/…`.
+    pub key: String,
+    /// Where to listen; sockets from `LISTEN_FDS` come first, and none of these is opened then.
+    pub sockets: Vec<SocketAddress>,
+    /// Whether to take sockets from `LISTEN_FDS`; not inside a process that has others.
+    pub use_listen_fds: bool,
+    /// What Status answers as its version.
+    pub version: StatusVersion,
+    /// For one call of the apiserver, below its own timeout (3 s by default).
+    pub budget: Duration,
+    /// Encrypt and Decrypt calls at once; more are refused.
+    pub max_calls: usize,
+}
+
+impl PluginConfig {
+    /// The defaults, for one key.
+    pub fn new(client: Arc<Client>, key: impl Into<String>, sockets: Vec<SocketAddress>) -> Self {
+        Self {
+            client,
+            key: key.into(),
+            sockets,
+            use_listen_fds: false,
+            version: StatusVersion::default(),
+            budget: Duration::from_millis(2500),
+            max_calls: 128,
+        }
+    }
+}
+
+/// Why the plugin does not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PluginError {
+    /// Nowhere to listen.
+    #[error("no socket is given, and LISTEN_FDS hands over none")]
+    NoSocket,
+    /// No key to use.
+    #[error("no key is given")]
+    NoKey,
+    /// A socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The gRPC server stopped.
+    #[error("the plugin's gRPC server failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// The plugin works: it listens, and the server has answered.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// Where it listens.
+    pub sockets: Vec<String>,
+    /// What Status answers as the key id; `None` while the server refuses the key.
+    pub key_id: Option<String>,
+}
+
+/// A plugin whose sockets are open.
+#[derive(Debug)]
+pub struct Plugin {
+    config: PluginConfig,
+    listeners: Vec<Listener>,
+    metrics: Arc<Metrics>,
+}
+
+impl Plugin {
+    /// Checks the configuration and opens the sockets; an apiserver that dials now waits.
+    pub fn bind(config: PluginConfig) -> Result<Self, PluginError> {
+        if config.key.is_empty() {
+            return Err(PluginError::NoKey);
+        }
+        config.sockets.iter().try_for_each(SocketAddress::check)?;
+        let mut listeners = match config.use_listen_fds {
+            true => from_environment()?,
+            false => Vec::new(),
+        };
+        if listeners.is_empty() {
+            listeners = config.sockets.iter().map(Listener::bind).collect::<Result<_, _>>()?;
+        }
+        match listeners.is_empty() {
+            true => Err(PluginError::NoSocket),
+            false => Ok(Self { config, listeners, metrics: Arc::default() }),
+        }
+    }
+
+    /// Where it listens.
+    pub fn sockets(&self) -> Vec<String> {
+        self.listeners.iter().map(|listener| listener.address().to_owned()).collect()
+    }
+
+    /// Its counters, which outlive it.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
+    /// Serves until `shutdown` completes; calls `ready` once, when the server has first answered.
+    pub async fn run(
+        self,
+        ready: impl FnOnce(Ready) + Send + 'static,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), PluginError> {
+        let sockets = self.sockets();
+        let Self { config, listeners, metrics } = self;
+        // 1. Watch the key.
+        let (sender, view) = channel::channel(Arc::new(View::starting()));
+        let refresh = Arc::new(Notify::new());
+        let watch = Watch {
+            client: config.client.clone(),
+            key: config.key.clone(),
+            view: sender,
+            refresh: refresh.clone(),
+            metrics: metrics.clone(),
+            warnings: Vec::new(),
+        };
+        let _watch = AbortOnDrop(tokio::spawn(watch.run()).abort_handle());
+        let _ready =
+            AbortOnDrop(tokio::spawn(announce(view.clone(), sockets, ready)).abort_handle());
+        // 2. Answer the apiserver.
+        let core = Arc::new(Core {
+            client: config.client,
+            key: config.key,
+            view,
+            refresh,
+            permits: Semaphore::new(config.max_calls),
+            budget: config.budget,
+            last_announced: Announced::default(),
+        });
+        let services = Services::new(core, metrics, config.version);
+        let (stopping, stopped) = channel::channel(false);
+        let incoming = accept_all::<Announced>(listeners)?;
+        let serve = Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .serve_with_incoming_shutdown(services, incoming, until(stopped.clone()));
+        // 3. At the end, let calls in flight finish, but not for ever.
+        let deadline = async {
+            shutdown.await;
+            let _ = stopping.send(true);
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = serve => Ok(served?),
+            () = deadline => Ok(()),
+        }
+    }
+}
+
+/// Opens the sockets and serves: [`Plugin::bind`] and [`Plugin::run`] in one.
+pub async fn run(
+    config: PluginConfig,
+    ready: impl FnOnce(Ready) + Send + 'static,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), PluginError> {
+    Plugin::bind(config)?.run(ready, shutdown).await
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn until(mut stopped: channel::Receiver<bool>) {
+    // an error means that nobody can stop us any more
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+async fn announce(
+    mut view: channel::Receiver<Arc<View>>,
+    sockets: Vec<String>,
+    ready: impl FnOnce(Ready),
+) {
+    if let Ok(heard) = view.wait_for(|view| !view.is_starting()).await {
+        let said = heard.announce(view::uptime()).ok();
+        ready(Ready { sockets, key_id: said.map(|said| said.key.key_id()) });
+    }
+}

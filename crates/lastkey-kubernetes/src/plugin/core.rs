@@ -1,0 +1,225 @@
+//! What both versions of the protocol have in common: the three calls, each as numbered steps.
+
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+
+use lastkey_client::{
+    Client, Error as ClientError,
+    native::{PluginDecrypt, PluginEncrypt, PluginEncrypted},
+};
+use lastkey_crypto::{
+    SecretBytes, blob,
+    plugin_blob::{self, PluginBlob, PluginKey},
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, Semaphore, SemaphorePermit, watch},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    problem::Problem,
+    view::{Announcement, View, uptime},
+};
+
+/// The one annotation: the id of the key version, in clear, for whoever reads etcd.
+pub const KEY_VERSION_ANNOTATION: &str = "key-version.kms.lastkey.dev";
+
+/// The most bytes that fit in an apiserver's ciphertext once they are encrypted; it sends 32.
+pub(super) const MAX_PLAINTEXT: usize =
+    plugin_blob::MAX_LEN - plugin_blob::OVERHEAD - blob::OVERHEAD;
+
+/// What one connection was told last. An apiserver compares what Encrypt answers with what Status
+/// told *it*, so a neighbour's Status must not move it.
+pub(super) type Announced = Arc<Mutex<Option<PluginKey>>>;
+
+pub(super) struct Core {
+    pub(super) client: Arc<Client>,
+    pub(super) key: String,
+    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) refresh: Arc<Notify>,
+    pub(super) permits: Semaphore,
+    /// For a whole call; below the apiserver's own deadline of 3 s.
+    pub(super) budget: Duration,
+    /// What any connection was told last, for one that has not asked yet.
+    pub(super) last_announced: Announced,
+}
+
+/// What an apiserver stores.
+pub(super) struct Sealed {
+    pub(super) ciphertext: Vec<u8>,
+    pub(super) key_id: String,
+    pub(super) annotations: HashMap<String, Vec<u8>>,
+}
+
+/// What an apiserver brings back; v1 has neither key id nor annotations.
+pub(super) struct Stored<'a> {
+    pub(super) ciphertext: &'a [u8],
+    pub(super) identity: Option<(&'a str, &'a HashMap<String, Vec<u8>>)>,
+}
+
+impl Core {
+    /// Answers from memory; never waits.
+    pub(super) fn status(&self, announced: &Announced) -> Result<Announcement, Problem> {
+        let announcement = self.view.borrow().announce(uptime())?;
+        *announced.lock() = Some(announcement.key);
+        *self.last_announced.lock() = Some(announcement.key);
+        Ok(announcement)
+    }
+
+    /// Encrypts under the generation this connection was told.
+    pub(super) async fn encrypt(
+        &self,
+        announced: &Announced,
+        plaintext: &SecretBytes,
+    ) -> Result<Sealed, Problem> {
+        // 1. Refuse what cannot work.
+        check_plaintext(plaintext)?;
+        let _permit = self.permit()?;
+        self.in_time(async {
+            // 2. Take the generation Status announced, so that concurrent calls never flip.
+            let told = (*announced.lock()).or(*self.last_announced.lock());
+            let pin = match told {
+                Some(told) => told,
+                None => self.current().await?,
+            };
+            // 3. Encrypt; after a rotation the pin holds for a minute, then the server refuses it.
+            match self.seal(pin, plaintext).await {
+                Err(Problem::Stale) => {}
+                outcome => return outcome,
+            }
+            // 4. Learn the new generation, and answer with it.
+            let new = self.newer_than(pin).await?;
+            let sealed = self.seal(new, plaintext).await?;
+            *announced.lock() = Some(new);
+            Ok(sealed)
+        })
+        .await
+    }
+
+    /// Encrypts under the newest generation.
+    pub(super) async fn encrypt_current(&self, plaintext: &SecretBytes) -> Result<Sealed, Problem> {
+        let current = self.in_time(self.current()).await?;
+        self.encrypt(&Announced::new(Mutex::new(Some(current))), plaintext).await
+    }
+
+    /// Opens what this cluster's apiservers stored.
+    pub(super) async fn decrypt(&self, stored: Stored<'_>) -> Result<SecretBytes, Problem> {
+        // 1. Parse the ciphertext.
+        let envelope = PluginBlob::parse(stored.ciphertext)?;
+        let key = *envelope.key();
+        // 2. The key id and the annotations are those it was made with.
+        if let Some((key_id, annotations)) = stored.identity {
+            if key.key_id() != key_id {
+                return Err(Problem::KeyIdMismatch);
+            }
+            if *annotations != self::annotations(&key) {
+                return Err(Problem::AnnotationMismatch);
+            }
+        }
+        let _permit = self.permit()?;
+        self.in_time(async {
+            // 3. It is our cluster's.
+            let ours = self.current().await?;
+            if ours.cluster != key.cluster {
+                return Err(Problem::ForeignCluster(key.cluster));
+            }
+            // 4. The server opens it, also under an epoch we have never seen.
+            let call = PluginDecrypt {
+                key: &self.key,
+                generation: key.into(),
+                blob: envelope.blob_bytes(),
+            };
+            self.client.plugin_decrypt(call, self.budget).await.map_err(Problem::Server)
+        })
+        .await
+    }
+
+    async fn seal(&self, pin: PluginKey, plaintext: &SecretBytes) -> Result<Sealed, Problem> {
+        let call = PluginEncrypt {
+            key: &self.key,
+            pin: Some(lastkey_client::native::PluginGeneration::from(pin).pin()),
+            plaintext: plaintext.expose(),
+        };
+        let answer = match self.client.plugin_encrypt(call, self.budget).await {
+            Ok(answer) => answer,
+            Err(error) if is_stale(&error) => return Err(Problem::Stale),
+            Err(error) => return Err(Problem::Server(error)),
+        };
+        check_answer(&answer, pin)?;
+        let ciphertext = PluginBlob::new(pin, &answer.blob)
+            .map_err(|_| Problem::Inconsistent("the blob is not of the key version it names"))?
+            .encode();
+        Ok(Sealed { ciphertext, key_id: pin.key_id(), annotations: annotations(&pin) })
+    }
+
+    /// The generation that encrypts now; just after the start, waits for the first answer.
+    async fn current(&self) -> Result<PluginKey, Problem> {
+        let mut view = self.view.clone();
+        let heard = view.wait_for(|view| !view.is_starting()).await;
+        let heard = heard.map_err(|_| Problem::Starting(None))?.clone();
+        match heard.key {
+            Some(key) => Ok(key),
+            None => heard.announce(uptime()).map(|said| said.key),
+        }
+    }
+
+    /// The generation that follows `old`, asking the server if the watch has not heard of it.
+    async fn newer_than(&self, old: PluginKey) -> Result<PluginKey, Problem> {
+        let mut view = self.view.clone();
+        let is_newer = |view: &View| view.key.filter(|&key| key != old);
+        if is_newer(&view.borrow()).is_none() {
+            self.refresh.notify_one();
+        }
+        let decided = |view: &Arc<View>| is_newer(view).is_some() || view.refusal().is_some();
+        let heard = view.wait_for(decided).await.map_err(|_| Problem::Stale)?;
+        match heard.refusal() {
+            Some(refusal) => Err(Problem::Key(refusal.clone())),
+            None => is_newer(&heard).ok_or(Problem::Stale),
+        }
+    }
+
+    fn permit(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.permits.try_acquire().map_err(|_| Problem::Overloaded)
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        match timeout_at(Instant::now() + self.budget, work).await {
+            Ok(outcome) => outcome,
+            // while nothing has answered yet, that is the more useful reason
+            Err(_) => match self.view.borrow().announce(uptime()) {
+                Err(starting @ Problem::Starting(_)) => Err(starting),
+                _ => Err(Problem::Deadline),
+            },
+        }
+    }
+}
+
+fn annotations(key: &PluginKey) -> HashMap<String, Vec<u8>> {
+    [(KEY_VERSION_ANNOTATION.to_owned(), key.key_version.text().to_vec())].into()
+}
+
+fn check_plaintext(plaintext: &SecretBytes) -> Result<(), Problem> {
+    match plaintext.len() {
+        0 => Err(Problem::Empty),
+        1..=MAX_PLAINTEXT => Ok(()),
+        bytes => Err(Problem::TooLarge { what: "the plaintext", bytes, limit: MAX_PLAINTEXT }),
+    }
+}
+
+/// The server encrypted under what we asked for, and computes key ids as we do.
+fn check_answer(answer: &PluginEncrypted, pin: PluginKey) -> Result<(), Problem> {
+    if PluginKey::from(answer.generation) != pin {
+        return Err(Problem::Inconsistent("it encrypted under another generation than asked for"));
+    }
+    if answer.plugin_key_id != pin.key_id() {
+        return Err(Problem::Inconsistent("its key id is not that of its key version"));
+    }
+    Ok(())
+}
+
+fn is_stale(error: &ClientError) -> bool {
+    error.code() == Some("Rejected.StaleKeyVersion")
+}

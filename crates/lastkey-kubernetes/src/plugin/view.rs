@@ -1,0 +1,278 @@
+//! What the plugin knows of its key, and what it may say to the apiserver because of it.
+//!
+//! A value without I/O or clock: the watch replaces it with each answer or failure, Status reads
+//! it. The states and what moves between them:
+//!
+//! | state | answer: usable | answer: refused | server away |
+//! |---|---|---|---|
+//! | starting | usable | refused | starting |
+//! | usable | usable | refused | away |
+//! | away | usable | refused | away |
+//! | refused | usable | refused | refused |
+//!
+//! A refused key stays refused while the server is away: silence takes nothing back.
+
+use std::time::Duration;
+
+use lastkey_client::{
+    Error as ClientError,
+    native::{PluginStatus, Refusal},
+};
+use lastkey_crypto::plugin_blob::PluginKey;
+
+use super::problem::{Problem, refuses_the_key};
+
+/// How long the server may be away before Status fails, where the server names no lease.
+const DEFAULT_LEASE: Duration = Duration::from_secs(15 * 60);
+
+/// Time since the machine started, sleep included.
+pub(super) type Uptime = Duration;
+
+/// What is known at one moment.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    /// The generation that encrypts, as last heard; kept while the key is refused.
+    pub(super) key: Option<PluginKey>,
+    pub(super) standing: Standing,
+    /// Names the server's last answer.
+    pub(super) token: String,
+    /// When the server last answered.
+    pub(super) last_contact: Option<Uptime>,
+    lease: Duration,
+}
+
+/// Whether the key may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// No server has answered yet.
+    Starting { problem: Option<String> },
+    /// The server said so, and is there.
+    Usable,
+    /// It was usable; now the server cannot be asked.
+    Away { problem: String },
+    /// The server said no.
+    Refused(Refusal),
+}
+
+/// What a Status call says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Announcement {
+    pub(super) healthz: String,
+    pub(super) key: PluginKey,
+}
+
+impl View {
+    pub(super) fn starting() -> Self {
+        Self {
+            key: None,
+            standing: Standing::Starting { problem: None },
+            token: String::new(),
+            last_contact: None,
+            lease: DEFAULT_LEASE,
+        }
+    }
+
+    /// The view after one more answer or failure.
+    pub(super) fn after(&self, outcome: Result<PluginStatus, ClientError>, now: Uptime) -> Self {
+        match outcome {
+            Ok(status) => self.after_answer(status, now),
+            Err(error) => match refuses_the_key(&error) {
+                Some(refusal) => self.refused(refusal, String::new(), now),
+                None => self.away(error.to_string()),
+            },
+        }
+    }
+
+    /// What Status answers; its failures are for a key that must not be used.
+    pub(super) fn announce(&self, now: Uptime) -> Result<Announcement, Problem> {
+        let starting = || Problem::Starting(None);
+        let key = self.key.ok_or_else(starting);
+        match &self.standing {
+            Standing::Starting { problem } => Err(Problem::Starting(problem.clone())),
+            Standing::Refused(refusal) => Err(Problem::Key(refusal.clone())),
+            Standing::Usable => Ok(Announcement { healthz: "ok".to_owned(), key: key? }),
+            Standing::Away { problem } if self.lease_is_over(now) => {
+                Err(Problem::LeaseOver(problem.clone()))
+            }
+            Standing::Away { problem } => {
+                Ok(Announcement { healthz: format!("server unavailable: {problem}"), key: key? })
+            }
+        }
+    }
+
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.standing, Standing::Starting { .. })
+    }
+
+    /// Why the key must not be used, if the server said so.
+    pub(super) fn refusal(&self) -> Option<&Refusal> {
+        match &self.standing {
+            Standing::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    fn after_answer(&self, status: PluginStatus, now: Uptime) -> Self {
+        if !status.usable {
+            let unnamed = || Refusal { code: String::new(), message: "the key is unusable".into() };
+            return self.refused(status.refusal.unwrap_or_else(unnamed), status.token, now);
+        }
+        let Some(generation) = status.generation() else {
+            return self.away("the server names no key version".to_owned());
+        };
+        let key = PluginKey::from(generation);
+        if status.plugin_key_id.as_deref() != Some(key.key_id().as_str()) {
+            return self.away("the server's key id is not that of its key version".to_owned());
+        }
+        let lease = match status.lease_seconds {
+            0 => DEFAULT_LEASE,
+            seconds => Duration::from_secs(seconds),
+        };
+        Self {
+            key: Some(key),
+            standing: Standing::Usable,
+            token: status.token,
+            last_contact: Some(now),
+            lease,
+        }
+    }
+
+    fn refused(&self, refusal: Refusal, token: String, now: Uptime) -> Self {
+        let standing = Standing::Refused(refusal);
+        Self { standing, token, last_contact: Some(now), ..self.clone() }
+    }
+
+    /// The token goes, so that the next answer comes at once.
+    fn away(&self, problem: String) -> Self {
+        let standing = match &self.standing {
+            Standing::Starting { .. } => Standing::Starting { problem: Some(problem) },
+            Standing::Usable | Standing::Away { .. } => Standing::Away { problem },
+            Standing::Refused(refusal) => Standing::Refused(refusal.clone()),
+        };
+        Self { standing, token: String::new(), ..self.clone() }
+    }
+
+    fn lease_is_over(&self, now: Uptime) -> bool {
+        self.last_contact.is_none_or(|last| now.saturating_sub(last) > self.lease)
+    }
+}
+
+/// The clock of leases: it counts suspend, unlike `Instant`.
+pub(super) fn uptime() -> Uptime {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use lastkey_client::ApiError;
+    use lastkey_crypto::{ClusterId, Epoch, KeyVersionId, Lineage};
+    use tonic::Code;
+
+    use super::*;
+
+    const NOW: Uptime = Duration::from_secs(1000);
+
+    fn key() -> PluginKey {
+        PluginKey {
+            lineage: Lineage::from_bytes([1; 16]),
+            cluster: ClusterId::from_bytes([2; 16]),
+            key_version: KeyVersionId::from_bytes([3; 16]),
+            epoch: Epoch::from_bytes([4; 16]),
+        }
+    }
+
+    fn usable() -> PluginStatus {
+        let key = key();
+        PluginStatus {
+            token: "t".into(),
+            usable: true,
+            refusal: None,
+            cluster: Some(key.cluster),
+            key_id: None,
+            lineage: Some(key.lineage),
+            key_version: Some(key.key_version),
+            epoch: Some(key.epoch),
+            plugin_key_id: Some(key.key_id()),
+            lease_seconds: 60,
+            warnings: vec![],
+        }
+    }
+
+    fn disabled() -> PluginStatus {
+        let refusal = Refusal { code: "Rejected.Disabled".into(), message: "disabled".into() };
+        PluginStatus { usable: false, refusal: Some(refusal), ..usable() }
+    }
+
+    fn unreachable() -> ClientError {
+        ClientError::Unreachable { server: "https://s".into(), reason: "refused".into() }
+    }
+
+    fn denied() -> ClientError {
+        ClientError::Api(ApiError {
+            status: http::StatusCode::FORBIDDEN,
+            code: "Forbidden.NoPermission".into(),
+            message: "no".into(),
+            request_id: None,
+        })
+    }
+
+    /// Every (state, event) pair of the table above.
+    #[test]
+    fn transitions() {
+        let starting = View::starting();
+        let good = starting.after(Ok(usable()), NOW);
+        let away = good.after(Err(unreachable()), NOW);
+        let refused = good.after(Ok(disabled()), NOW);
+        let name = |view: &View| match view.standing {
+            Standing::Starting { .. } => "starting",
+            Standing::Usable => "usable",
+            Standing::Away { .. } => "away",
+            Standing::Refused(_) => "refused",
+        };
+        for (from, when_away) in
+            [(&starting, "starting"), (&good, "away"), (&away, "away"), (&refused, "refused")]
+        {
+            assert_eq!(name(&from.after(Ok(usable()), NOW)), "usable");
+            assert_eq!(name(&from.after(Ok(disabled()), NOW)), "refused");
+            assert_eq!(name(&from.after(Err(denied()), NOW)), "refused");
+            assert_eq!(name(&from.after(Err(unreachable()), NOW)), when_away);
+        }
+    }
+
+    #[test]
+    fn what_status_says() {
+        let starting = View::starting();
+        assert_eq!(starting.announce(NOW).unwrap_err().code(), Code::Unavailable);
+
+        let good = starting.after(Ok(usable()), NOW);
+        let said = good.announce(NOW).unwrap();
+        assert_eq!((said.healthz.as_str(), said.key), ("ok", key()));
+
+        let away = good.after(Err(unreachable()), NOW);
+        let said = away.announce(NOW + Duration::from_secs(60)).unwrap();
+        assert!(said.healthz.contains("cannot reach https://s"), "{}", said.healthz);
+        let over = away.announce(NOW + Duration::from_secs(61)).unwrap_err();
+        assert_eq!(over.code(), Code::Unavailable);
+
+        let refused = away.after(Ok(disabled()), NOW);
+        assert_eq!(refused.announce(NOW).unwrap_err().code(), Code::FailedPrecondition);
+        let denied = away.after(Err(denied()), NOW);
+        assert_eq!(denied.announce(NOW).unwrap_err().code(), Code::PermissionDenied);
+    }
+
+    #[test]
+    fn an_answer_that_contradicts_itself_is_no_answer() {
+        let good = View::starting().after(Ok(usable()), NOW);
+        for wrong in [
+            PluginStatus { plugin_key_id: Some("0".repeat(64)), ..usable() },
+            PluginStatus { plugin_key_id: None, ..usable() },
+            PluginStatus { epoch: None, ..usable() },
+        ] {
+            let view = good.after(Ok(wrong), NOW + Duration::from_secs(9));
+            assert!(matches!(view.standing, Standing::Away { .. }));
+            assert_eq!((view.key, view.last_contact), (Some(key()), Some(NOW)));
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The one task that asks the server about the key: a long poll, so that a change is known within
+//! a round trip, and a quick retry while the server is away.
+//!
+//! Everything heard goes through this task, in order, so that an old answer never replaces a newer
+//! one and no key id comes back after it was left.
+
+use std::{sync::Arc, time::Duration};
+
+use lastkey_client::{
+    Client, Error as ClientError,
+    native::{PluginStatus, PluginStatusRequest},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    metrics::Metrics,
+    view::{Standing, View, uptime},
+};
+
+/// How long the server holds an answer back while nothing changes.
+const LONG_POLL: Duration = Duration::from_secs(30);
+/// Answers come no faster than this, whatever the server does.
+const PACE: Duration = Duration::from_millis(50);
+/// The first pause after a failure, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Keeps a [`View`] current.
+pub(super) struct Watch {
+    pub(super) client: Arc<Client>,
+    pub(super) key: String,
+    pub(super) view: watch::Sender<Arc<View>>,
+    /// Asks anew, without waiting for a change.
+    pub(super) refresh: Arc<Notify>,
+    pub(super) metrics: Arc<Metrics>,
+    /// What the server warned about last, so that each warning is logged once.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Watch {
+    /// Runs until it is dropped.
+    pub(super) async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        let mut wait = LONG_POLL;
+        loop {
+            let next = Instant::now() + PACE;
+            let outcome = tokio::select! {
+                outcome = self.ask(wait) => outcome,
+                // the question under way may predate what the caller has seen
+                () = self.refresh.notified() => {
+                    wait = Duration::ZERO;
+                    continue;
+                }
+            };
+            wait = LONG_POLL;
+            let failed = outcome.is_err();
+            self.take(outcome);
+            if failed {
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    () = self.refresh.notified() => {}
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            } else {
+                pause = FIRST_PAUSE;
+                sleep_until(next).await;
+            }
+        }
+    }
+
+    async fn ask(&self, wait: Duration) -> Result<PluginStatus, ClientError> {
+        let known = self.view.borrow().token.clone();
+        let question = PluginStatusRequest { key: &self.key, known: &known, wait };
+        self.client.plugin_status(question).await
+    }
+
+    fn take(&mut self, outcome: Result<PluginStatus, ClientError>) {
+        if let Ok(status) = &outcome
+            && status.warnings != self.warnings
+        {
+            self.warnings.clone_from(&status.warnings);
+            for warning in &self.warnings {
+                tracing::warn!(%warning, "the server warns about the key");
+            }
+        }
+        let old = self.view.borrow().clone();
+        let new = old.after(outcome, uptime());
+        log_change(&old, &new);
+        let key_id = new.key.map(|key| key.key_id());
+        let usable = new.standing == Standing::Usable;
+        self.metrics.heard(key_id.as_deref(), new.last_contact, usable);
+        self.view.send_replace(Arc::new(new));
+    }
+}
+
+/// One line for each change, none for what stays as it was.
+fn log_change(old: &View, new: &View) {
+    if old.key != new.key
+        && let Some(key) = new.key
+    {
+        let (key_id, key_version) = (key.key_id(), key.key_version.to_string());
+        tracing::info!(key_id, key_version, "the key version that encrypts");
+    }
+    let waiting = |view: &View| matches!(view.standing, Standing::Starting { problem: Some(_) });
+    let same = std::mem::discriminant(&old.standing) == std::mem::discriminant(&new.standing);
+    if same && waiting(old) == waiting(new) {
+        return;
+    }
+    match &new.standing {
+        Standing::Usable => tracing::info!("the server allows the key"),
+        Standing::Starting { problem } => tracing::warn!(?problem, "waiting for the server"),
+        Standing::Away { problem } => tracing::warn!(problem, "the server is away"),
+        Standing::Refused(refusal) => {
+            tracing::error!(code = refusal.code, reason = refusal.message, "the key is refused");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The apiserver's messages and services, generated from `proto/`.
+//!
+//! No maintained crate has them. The messages have no `Debug`, because they carry plaintext.
+
+/// KMS v2: `v2.KeyManagementService`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod v2 {
+    tonic::include_proto!("v2");
+}
+
+/// KMS v1: `v1beta1.KeyManagementService`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod v1beta1 {
+    tonic::include_proto!("v1beta1");
+}

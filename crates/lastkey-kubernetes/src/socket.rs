@@ -1,0 +1,187 @@
+//! The sockets an apiserver dials: made so that nobody else can, and never taken from a plugin that
+//! is alive.
+//!
+//! - A *path* socket has mode 0600 from its first moment on, in a directory that only we (or root)
+//!   can write. What a crashed plugin left behind is replaced; a socket that answers is not.
+//! - An *abstract* socket has no permissions, so each connection shows its peer credential: our own
+//!   user or root.
+//! - A socket handed over by `LISTEN_FDS` belongs to systemd, which set its permissions.
+
+mod activation;
+mod listen;
+mod peer;
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+pub use activation::from_environment;
+pub use listen::Listener;
+pub use peer::{Connection, PeerInfo, accept_all};
+
+/// The longest path that fits in `sockaddr_un` with its final zero.
+pub const MAX_PATH: usize = 107;
+
+/// Where an apiserver dials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketAddress {
+    /// A file.
+    Path(PathBuf),
+    /// A name in the abstract namespace, without the `@` that stands for its leading zero byte.
+    Abstract(String),
+}
+
+impl SocketAddress {
+    /// What an `EncryptionConfiguration` names as the provider's endpoint.
+    pub fn endpoint(&self) -> String {
+        match self {
+            Self::Path(path) => format!("unix://{}", path.display()),
+            Self::Abstract(name) => format!("unix:///@{name}"),
+        }
+    }
+}
+
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Abstract(name) => write!(f, "@{name}"),
+        }
+    }
+}
+
+impl FromStr for SocketAddress {
+    type Err = SocketError;
+
+    /// Takes an absolute path, `@name`, or either as `unix://…`.
+    fn from_str(text: &str) -> Result<Self, SocketError> {
+        let plain = match text.strip_prefix("unix://") {
+            // the apiserver's own spelling of an abstract socket has a slash first
+            Some(rest) if rest.starts_with("/@") => &rest[1..],
+            Some(rest) => rest,
+            None => text,
+        };
+        let address = match plain.strip_prefix('@') {
+            Some(name) => Self::Abstract(name.to_owned()),
+            None => Self::Path(plain.into()),
+        };
+        address.check()?;
+        Ok(address)
+    }
+}
+
+impl SocketAddress {
+    /// Whether the operating system and the apiserver can take it.
+    pub fn check(&self) -> Result<(), SocketError> {
+        let (bytes, usable) = match self {
+            Self::Path(path) => (path.as_os_str().len(), path.is_absolute()),
+            Self::Abstract(name) => (name.len(), !name.is_empty() && !name.contains('\0')),
+        };
+        if !usable {
+            return Err(SocketError::NotAnAddress(self.to_string()));
+        }
+        if bytes > MAX_PATH {
+            return Err(SocketError::TooLong { address: self.to_string(), bytes });
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SocketError {
+    /// Neither an absolute path nor `@name`.
+    #[error("{0:?} is neither an absolute path nor an abstract name such as @lastkey")]
+    NotAnAddress(String),
+    /// The kernel's limit.
+    #[error(
+        "the socket address {address} has {bytes} bytes, and the kernel takes {MAX_PATH}; choose a \
+         shorter one, such as /run/lastkey/kms.sock"
+    )]
+    TooLong {
+        /// The address.
+        address: String,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Others could replace the socket by their own.
+    #[error(
+        "the directory {} can be written by others, who could put a socket of their own there; \
+         use one of mode 0700", .0.display()
+    )]
+    OpenDirectory(PathBuf),
+    /// Somebody else's directory.
+    #[error("the directory {} belongs to user {owner}, not to us or root", path.display())]
+    ForeignDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// A plugin is there and answers.
+    #[error("another process listens on {0}; stop it first")]
+    InUse(String),
+    /// A file that is no socket is in the way.
+    #[error("{} exists and is no socket; it was left as it is", .0.display())]
+    NotASocket(PathBuf),
+    /// What `LISTEN_FDS` hands over is not what it should be.
+    #[error("descriptor {fd} from LISTEN_FDS is no listening unix stream socket")]
+    NotAListener {
+        /// The descriptor.
+        fd: i32,
+    },
+    /// The operating system refused.
+    #[error("cannot {what} {address}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which socket.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl SocketError {
+    fn io(what: &'static str, address: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
+        let address = address.to_string();
+        move |source| Self::Io { what, address, source }
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for (text, shown, endpoint) in [
+            ("/run/lastkey/kms.sock", "/run/lastkey/kms.sock", "unix:///run/lastkey/kms.sock"),
+            ("unix:///run/kms.sock", "/run/kms.sock", "unix:///run/kms.sock"),
+            ("@lastkey", "@lastkey", "unix:///@lastkey"),
+            ("unix:///@lastkey", "@lastkey", "unix:///@lastkey"),
+            ("unix://@lastkey", "@lastkey", "unix:///@lastkey"),
+        ] {
+            let address: SocketAddress = text.parse().unwrap();
+            assert_eq!((address.to_string(), address.endpoint()), (shown.into(), endpoint.into()));
+        }
+        for text in ["", "@", "relative/kms.sock", "unix://", "tcp://127.0.0.1:1", "@a\0b"] {
+            assert!(text.parse::<SocketAddress>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_path_is_explained() {
+        let fits = format!("/{}", "x".repeat(MAX_PATH - 1));
+        assert!(fits.parse::<SocketAddress>().is_ok());
+        let error = format!("{fits}x").parse::<SocketAddress>().unwrap_err().to_string();
+        assert!(error.contains("108 bytes") && error.contains("shorter"), "{error}");
+    }
+}

@@ -1,0 +1,68 @@
+//! Sockets that systemd (or a predecessor) opened before us, so that an apiserver's connection
+//! waits through a restart instead of failing.
+//!
+//! The protocol of `sd_listen_fds(3)`: `LISTEN_PID` is our process id, `LISTEN_FDS` the number of
+//! descriptors, which start at 3.
+
+use std::{
+    os::{
+        fd::{FromRawFd, OwnedFd, RawFd},
+        unix::net::UnixListener,
+    },
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rustix::{
+    io::FdFlags,
+    net::{AddressFamily, SocketType, sockopt},
+};
+
+use super::{Listener, SocketError};
+
+const FIRST_FD: RawFd = 3;
+/// More than this is a mistake, not a configuration.
+const MAX_FDS: RawFd = 16;
+
+/// The descriptors belong to whoever asks first.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Takes over the sockets that the environment hands to this process; none if it hands over none,
+/// or a second time.
+///
+/// # Errors
+///
+/// If one of them is no listening unix stream socket.
+pub fn from_environment() -> Result<Vec<Listener>, SocketError> {
+    let number = |name| std::env::var(name).ok()?.parse::<i32>().ok();
+    let own = i32::try_from(std::process::id()).ok();
+    if number("LISTEN_PID") != own || TAKEN.swap(true, Ordering::SeqCst) {
+        return Ok(Vec::new());
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0).clamp(0, MAX_FDS);
+    (FIRST_FD..FIRST_FD + count).map(take).collect()
+}
+
+#[allow(unsafe_code)] // the one place where a descriptor comes as a number
+fn take(fd: RawFd) -> Result<Listener, SocketError> {
+    let refused = || SocketError::NotAListener { fd };
+    // SAFETY: the environment names this process and these descriptors, so nobody else in it owns
+    // them, and `TAKEN` lets this run once. A number that is not open fails the checks below, each
+    // of which is a plain system call on it; dropping it then closes nothing.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let is_listener = || {
+        Ok::<_, rustix::io::Errno>(
+            sockopt::socket_domain(&socket)? == AddressFamily::UNIX
+                && sockopt::socket_type(&socket)? == SocketType::STREAM
+                && sockopt::socket_acceptconn(&socket)?,
+        )
+    };
+    if !is_listener().unwrap_or(false) {
+        // a descriptor that is not even open must not be closed, or std aborts in debug builds
+        std::mem::forget(socket);
+        return Err(refused());
+    }
+    rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(|_| refused())?;
+    let listener = UnixListener::from(socket);
+    listener.set_nonblocking(true).map_err(|_| refused())?;
+    Ok(Listener::inherited(listener))
+}

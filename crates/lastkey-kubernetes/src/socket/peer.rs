@@ -1,0 +1,166 @@
+//! Accepted connections.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::{Listener, SocketError};
+use crate::authority::AuthorityFilter;
+
+/// How long to wait when the process has no descriptors left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What belongs to one connection; each request on it carries a clone.
+#[derive(Debug, Clone)]
+pub struct PeerInfo<T>(pub T);
+
+/// A connection of an apiserver, its authority made legal.
+#[derive(Debug)]
+pub struct Connection<T> {
+    stream: AuthorityFilter<UnixStream>,
+    info: PeerInfo<T>,
+}
+
+/// The connections of all listeners; what dropping it ends is accepting, not the connections.
+pub fn accept_all<T>(
+    listeners: Vec<Listener>,
+) -> Result<impl Stream<Item = io::Result<Connection<T>>>, SocketError>
+where
+    T: Default + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(16);
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        tasks.spawn(Accept::new(listener)?.run(sender.clone()));
+    }
+    // the tasks live as long as the stream
+    Ok(WithTasks { stream: ReceiverStream::new(receiver), _tasks: tasks })
+}
+
+struct WithTasks<T> {
+    stream: ReceiverStream<io::Result<Connection<T>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl<T> Stream for WithTasks<T> {
+    type Item = io::Result<Connection<T>>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.get_mut().stream).poll_next(cx)
+    }
+}
+
+struct Accept {
+    listener: UnixListener,
+    /// Owns the socket's file, which goes with it.
+    socket: Listener,
+}
+
+impl Accept {
+    fn new(socket: Listener) -> Result<Self, SocketError> {
+        let listener = socket
+            .listener
+            .try_clone()
+            .and_then(UnixListener::from_std)
+            .map_err(SocketError::io("listen on", &socket.address))?;
+        Ok(Self { listener, socket })
+    }
+
+    async fn run<T: Default>(self, sender: mpsc::Sender<io::Result<Connection<T>>>) {
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(socket = self.socket.address, %error, "cannot accept");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            if self.socket.checks_peer && !is_trusted(&stream) {
+                continue;
+            }
+            let info = PeerInfo(T::default());
+            let connection = Connection { stream: AuthorityFilter::new(stream), info };
+            if sender.send(Ok(connection)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Our own user or root.
+fn is_trusted(stream: &UnixStream) -> bool {
+    let us = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == us || peer.uid() == 0 => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "refused a connection of another user");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "refused a connection without a peer credential");
+            false
+        }
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Connected for Connection<T> {
+    type ConnectInfo = PeerInfo<T>;
+
+    fn connect_info(&self) -> PeerInfo<T> {
+        self.info.clone()
+    }
+}
+
+impl<T: Unpin> AsyncRead for Connection<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl<T: Unpin> AsyncWrite for Connection<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
