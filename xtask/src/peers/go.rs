@@ -51,7 +51,7 @@ fn go() -> Result<Step, Error> {
     if have >= vec![1, 21, 0] {
         return Ok(Step::new("go").env("GOTOOLCHAIN", TOOLCHAIN));
     }
-    Ok(Step::new(toolchain_module()?).env("GOTOOLCHAIN", "local"))
+    Ok(Step::new(toolchain_module()?).env("GOTOOLCHAIN", "local").without_env("GOROOT"))
 }
 
 /// `go1.26.8` as numbers; what is missing or not a number counts as 0.
