@@ -94,13 +94,15 @@ fn two_clusters_cannot_read_each_other() {
     let lab = Lab::new();
     let up = lab.up();
     // 1. The first cluster of an installation is `up`'s; the second gets an id of its own.
-    let out = lab.folder("two-out");
-    let out = out.to_str().unwrap();
-    let one = lab.cli(&up.ready, &["cluster", "add", "one", "--key", KEY]);
-    let two = lab.cli(&up.ready, &["cluster", "add", "two", "--key", KEY, "--out", out]);
-    assert_ne!(one["id"], two["id"]);
+    let out = lab.path("two-out");
+    let add = |name: &str, out: &Path| {
+        let out = out.to_str().unwrap();
+        lab.cli(&up.ready, &["cluster", "add", name, "--key", KEY, "--out", out])
+    };
+    let (one, two) = (add("one", &lab.path("one-out")), add("two", &out));
+    assert!(one["id"].is_string() && one["id"] != two["id"], "{one} {two}");
     let socket = lab.path("two.sock");
-    let _plugin = plugin_of(&lab, &up.ready, Path::new(out), &socket);
+    let _plugin = plugin_of(&lab, &up.ready, &out, &socket);
     let config = kms_config(&lab.path("two.yaml"), "v2", &socket, "");
     let first =
         Cluster::start(&peers, &lab.folder("one"), "1.37.0", &up.ready.encryption_config_file);
@@ -139,18 +141,40 @@ fn plugin_of(
     out: &Path,
     socket: &Path,
 ) -> lastkey_testbed::Running {
-    let find = |names: &[&str]| {
-        let found = names.iter().map(|name| out.join(name)).find(|path| path.exists());
-        found.unwrap_or_else(|| panic!("none of {names:?} in {}", out.display()))
-    };
     let files = lastkey_testbed::Ready {
         plugin_socket: socket.to_path_buf(),
-        plugin_cert_file: find(&["plugin.pem", "client.pem"]),
-        plugin_key_file: find(&["plugin.key", "client.key"]),
+        plugin_cert_file: out.join("plugin.pem"),
+        plugin_key_file: out.join("plugin.key"),
         ..ready.clone()
     };
     let options: Vec<&OsStr> = plugin_options(&files).to_vec();
     lab.lastkey.plugin(&options).unwrap()
+}
+
+/// The other way around the trap of 1.31 and before: an abstract socket has no path to send.
+#[test]
+fn an_abstract_socket_serves_v2_and_v1() {
+    let Some(peers) = peers("an_abstract_socket_serves_v2_and_v1", "1.31.0") else { return };
+    let lab = Lab::new();
+    let up = lab.up();
+    let name = format!("@lastkey-test-{}", std::process::id());
+    let files = lastkey_testbed::Ready { plugin_socket: (&name).into(), ..up.ready.clone() };
+    let _plugin = lab.lastkey.plugin(&plugin_options(&files)).unwrap();
+    for api in ["v2", "v1"] {
+        let socket = Path::new("/").join(&name);
+        let config = kms_config(&lab.path(&format!("{api}.yaml")), api, &socket, "");
+        let options = ApiserverOptions {
+            version: "1.31.0",
+            encryption_config: &config,
+            flags: &["--feature-gates=KMSv1=true"],
+        };
+        let mut cluster = Cluster::with_flags(&peers, &lab.folder(api), &options);
+        let names = cluster.create_secrets(api, 3);
+        let prefix = format!("k8s:enc:kms:{api}:lastkey:");
+        assert!(cluster.stored(&names[0]).bytes.starts_with(prefix.as_bytes()));
+        cluster.apiserver.restart().unwrap();
+        cluster.assert_readable(&names);
+    }
 }
 
 #[test]

@@ -78,21 +78,8 @@ fn write(lastkey: &Lastkey, ready: &Ready, name: &str) -> Option<String> {
 }
 
 fn keys(lab: &Lab, ready: &Ready) -> HashSet<String> {
-    let mut found = HashSet::new();
-    let mut next: Option<String> = None;
-    loop {
-        let mut args = vec!["key", "list"];
-        if let Some(after) = &next {
-            args.extend(["--after", after]);
-        }
-        let page = lab.cli(ready, &args);
-        found.extend(page["items"].as_array().unwrap().iter().filter_map(key_id));
-        match &page["next"] {
-            serde_json::Value::String(after) => next = Some(after.clone()),
-            serde_json::Value::Number(after) => next = Some(after.to_string()),
-            _ => return found,
-        }
-    }
+    let all = lab.cli(ready, &["key", "list", "--all"]);
+    all["items"].as_array().unwrap().iter().filter_map(key_id).collect()
 }
 
 fn key_id(json: &serde_json::Value) -> Option<String> {

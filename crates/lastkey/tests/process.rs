@@ -174,7 +174,7 @@ fn exit_codes_tell_causes_apart() {
     let stranger = lab.path("stranger.json");
     fs::write(&stranger, forged.to_string()).unwrap();
     assert_eq!(code(&stranger, &["key", "list"]), 4);
-    // The cluster of `up` depends on its key.
+    assert_eq!(code(ours, &["key", "protect", KEY]), 0);
     assert_eq!(code(ours, &["key", "delete", KEY]), 5);
     assert!(up.stop().unwrap().success());
     assert_eq!(code(ours, &["key", "list"]), 6);
@@ -204,7 +204,8 @@ fn files_are_sealed_and_damage_is_seen() {
     let up = lab.up();
     for size in [0, 1, 1 << 20, (3 << 20) + 17] {
         let plain: Vec<u8> = (0..size).map(|n: u32| (n % 251) as u8).collect();
-        let [source, sealed, opened] = ["plain", "sealed", "opened"].map(|name| lab.path(name));
+        let dir = lab.folder(&format!("{size}"));
+        let [source, sealed, opened] = ["plain", "sealed", "opened"].map(|name| dir.join(name));
         fs::write(&source, &plain).unwrap();
         encrypt(&lab, &up.ready, &source, &sealed);
         decrypt(&lab, &up.ready, &sealed, &opened).expect_ok("decrypt").unwrap();
