@@ -8,9 +8,11 @@ const CARGO_DENY: &str = "0.20.2";
 /// Test targets that `--all-targets` leaves out, because they are started by name only.
 pub(crate) const LANES: [&str; 3] = ["sdk", "apiserver", "timers"];
 
+type Check = (&'static str, fn() -> Result<(), Error>);
+
 /// Runs all checks and reports every one that fails, not only the first.
 pub(crate) fn run() -> Result<(), Error> {
-    let checks: [(&str, fn() -> Result<(), Error>); 5] = [
+    let checks: [Check; 5] = [
         ("formatting", formatting),
         ("lints", lints),
         ("lints of the lanes", lane_lints),

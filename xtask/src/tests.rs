@@ -200,3 +200,21 @@ fn totals(parts: &[Part]) -> BTreeMap<&str, u64> {
     }
     totals
 }
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn results_are_added_up() {
+        let part = |closing: &[&str]| Part {
+            name: "a part".into(),
+            ok: true,
+            closing: closing.iter().map(|line| (*line).to_owned()).collect(),
+        };
+        let result = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 5 filtered out";
+        let failed = "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered";
+        let parts = [part(&[result, failed]), part(&["test a ... FAILED", result])];
+        assert_eq!(totals(&parts), BTreeMap::from([("passed", 7), ("failed", 2), ("ignored", 2)]));
+    }
+}

@@ -54,12 +54,13 @@ fn go() -> Result<Step, Error> {
     Ok(Step::new(toolchain_module()?).env("GOTOOLCHAIN", "local").without_env("GOROOT"))
 }
 
-/// `go1.26.8` as numbers; what is missing or not a number counts as 0.
+/// `go1.26.8` as numbers; what is missing counts as 0, and so does a pre-release's suffix.
 fn numbers(version: &str) -> Vec<u32> {
     let mut numbers: Vec<u32> = version
         .trim_start_matches("go")
         .split('.')
-        .map(|part| part.parse().unwrap_or_default())
+        .map(|part| part.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default())
+        .map(|digits| digits.parse().unwrap_or_default())
         .collect();
     numbers.resize(3, 0);
     numbers
@@ -81,4 +82,16 @@ fn toolchain_module() -> Result<PathBuf, Error> {
         .args([root.join("bin"), root.join("pkg/tool")])
         .run("making the Go toolchain executable")?;
     Ok(root.join("bin/go"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert!(numbers("go1.26.8") > numbers("go1.26"));
+        assert!(numbers("go1.9") < numbers("go1.21.0"));
+        assert_eq!(numbers("go1.27rc1"), [1, 27, 0]);
+    }
 }
