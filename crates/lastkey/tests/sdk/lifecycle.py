@@ -62,7 +62,9 @@ def keys():
         "KeyUsage": "ENCRYPT/DECRYPT",
         "Origin": "Aliyun_KMS",
         "ProtectionLevel": "SOFTWARE",
-        "AutomaticRotation": "Disabled",
+        # On by default here; the cloud's default is off.
+        "AutomaticRotation": "Enabled",
+        "RotationInterval": f"{365 * 86400}s",
         "Description": "made by the SDK lane",
     }
     for name, value in expected.items():
