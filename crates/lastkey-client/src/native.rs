@@ -42,6 +42,9 @@ pub struct AddCluster {
     /// A certificate signing request (PEM) of its first plugin.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub csr_pem: Option<String>,
+    /// What that plugin is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
 }
 
 /// A registered cluster.
@@ -50,9 +53,13 @@ pub struct AddedCluster {
     /// Its identity, bound into everything encrypted for it.
     pub id: ClusterId,
     /// What people call it.
-    pub name: String,
+    #[serde(default)]
+    pub name: Option<String>,
     /// The key that protects it.
     pub key_id: KeyId,
+    /// Whether it is the installation's own first cluster, which had no name yet.
+    #[serde(default)]
+    pub adopted: bool,
     /// The plugin's certificate, if one was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_pem: Option<String>,
@@ -74,6 +81,9 @@ pub struct AddPlugin {
 pub struct Issued {
     /// The certificate.
     pub certificate_pem: String,
+    /// Until when it is valid (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
     /// The CA that signed it.
     pub ca_pem: String,
 }
