@@ -113,12 +113,18 @@ impl Reply {
     pub(crate) fn into_response(self) -> Response<Full<Bytes>> {
         let busy =
             matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        // What is left of a body that we do not read must not be taken for a request.
+        let unread =
+            matches!(self.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
         let mut response = Response::new(Full::new(self.body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         // Answers hold plaintexts.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if unread {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if busy {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

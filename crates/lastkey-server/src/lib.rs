@@ -33,6 +33,7 @@ pub mod params;
 mod pki;
 mod server;
 mod service;
+mod stopping;
 mod tls;
 
 pub use limits::Limits;

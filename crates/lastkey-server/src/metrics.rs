@@ -157,7 +157,7 @@ impl TypedMetric for Latency {
 
 impl EncodeMetric for Latency {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let bound = |at: usize| BOUNDS.get(at).map_or(f64::MAX, |b| f64::from(*b) / 1e6);
+        let bound = |at: usize| BOUNDS.get(at).map_or(f64::INFINITY, |b| f64::from(*b) / 1e6);
         let counts: Vec<(f64, u64)> = (self.0.buckets.iter().chain([&self.0.over]))
             .enumerate()
             .map(|(at, count)| (bound(at), count.load(Ordering::Relaxed)))

@@ -8,10 +8,7 @@ use std::{
 };
 
 use lastkey_engine::Engine;
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    sync::watch,
-};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
@@ -23,6 +20,7 @@ use crate::{
     },
     pki::Pki,
     service::Service,
+    stopping::{Stop, stop},
     tls::{CertificateError, CertificateSource},
 };
 
@@ -122,7 +120,7 @@ pub struct Server;
 /// A server whose doors are open; nothing is answered before [`Bound::run`].
 pub struct Bound {
     service: Arc<Service>,
-    stop: watch::Sender<bool>,
+    stop: Stop,
     listener: TcpListener,
     acceptor: TlsAcceptor,
     admin: Option<AdminSocket>,
@@ -143,7 +141,7 @@ impl Server {
         let pki = Arc::new(Pki::open(&engine, source).await?);
         let acceptor = TlsAcceptor::from(Arc::new(pki.server_config()?));
         let place = Place { region: config.region, account: config.account };
-        let (stop, stopping) = watch::channel(false);
+        let (stop, stopping) = stop();
         let service = Arc::new(Service::new(engine, pki, (place, config.limits), stopping));
         Ok(Bound { service, stop, listener, acceptor, admin, address, host })
     }
@@ -188,7 +186,7 @@ impl Bound {
         let doors = async { tokio::join!(network, local) };
         let end = async {
             shutdown.await;
-            let _ = stop.send(true);
+            stop.now();
         };
         let fresh = service.pki.keep_fresh(&service.engine, &service.metrics);
         tokio::select! {

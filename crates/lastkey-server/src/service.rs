@@ -9,7 +9,6 @@ use hyper::body::{Body as _, Incoming};
 use lastkey_engine::{Engine, Error, RequestId};
 use parking_lot::Mutex;
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use tokio::sync::watch;
 
 use crate::{
     alibaba::{self, Place, Refusal, document::Format},
@@ -18,6 +17,7 @@ use crate::{
     metrics::{self, Metrics},
     native,
     pki::Pki,
+    stopping::Stopping,
 };
 
 /// What all connections share.
@@ -28,7 +28,7 @@ pub(crate) struct Service {
     pub(crate) limits: Limits,
     pub(crate) admission: Admission,
     pub(crate) metrics: Metrics,
-    pub(crate) stopping: watch::Receiver<bool>,
+    pub(crate) stopping: Stopping,
     registry: Mutex<Registry>,
     gauges: EngineGauges,
 }
@@ -52,7 +52,7 @@ impl Service {
         engine: Engine,
         pki: Arc<Pki>,
         (place, limits): (Place, Limits),
-        stopping: watch::Receiver<bool>,
+        stopping: Stopping,
     ) -> Self {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);

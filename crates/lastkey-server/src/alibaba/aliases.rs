@@ -34,7 +34,7 @@ pub(super) async fn list_aliases_by_key_id(call: &Call<'_>) -> Answer {
 
 fn write(call: &Call<'_>, list: &Listing<AliasEntry>) -> Answer {
     call.answer(|answer| {
-        answer.list("Aliases", "Alias", &list.items, |entry, alias| {
+        answer.list(("Aliases", "Alias"), &list.items, |entry, alias| {
             entry.plain("KeyId", alias.key_id);
             entry.text("AliasName", alias.name.as_str());
             entry.text("AliasArn", &call.arn(format_args!("{}", alias.name)));

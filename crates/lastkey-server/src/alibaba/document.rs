@@ -110,8 +110,7 @@ impl Document {
     /// Writes a list of objects, `outer` around elements named `item`.
     pub fn list<T>(
         &mut self,
-        outer: &'static str,
-        item: &'static str,
+        (outer, item): (&'static str, &'static str),
         items: impl IntoIterator<Item = T>,
         mut fill: impl FnMut(&mut Self, T),
     ) {
@@ -253,11 +252,11 @@ mod tests {
             key.text("Description", "a \"<&>' \n");
             key.boolean("On", true);
         });
-        document.list("Keys", "Key", ["a", "b"], |entry, id| {
+        document.list(("Keys", "Key"), ["a", "b"], |entry, id| {
             entry.plain("KeyId", id);
             entry.number("N", 1);
         });
-        document.list("Tags", "Tag", [""; 0], |_, _| {});
+        document.list(("Tags", "Tag"), [""; 0], |_, _| {});
         document.number("TotalCount", 2);
         document.finish()
     }

@@ -110,7 +110,7 @@ fn optional(time: Option<lastkey_engine::Timestamp>) -> String {
 pub(super) async fn list_keys(call: &Call<'_>) -> Answer {
     let list = call.execute(ListKeys { page: call.page()?, filter: filter(call)? }).await?;
     call.answer(|answer| {
-        answer.list("Keys", "Key", &list.items, |entry, id| {
+        answer.list(("Keys", "Key"), &list.items, |entry, id| {
             entry.plain("KeyId", id);
             entry.plain("KeyArn", call.key_arn(*id));
         });

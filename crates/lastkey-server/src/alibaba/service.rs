@@ -8,7 +8,7 @@ use super::call::{Answer, Call};
 /// out where they are.
 pub(super) async fn describe_regions(call: &Call<'_>) -> Answer {
     call.answer(|answer| {
-        answer.list("Regions", "Region", [&call.place.region], |entry, region| {
+        answer.list(("Regions", "Region"), [&call.place.region], |entry, region| {
             entry.text("RegionId", region);
         });
     })

@@ -36,7 +36,7 @@ pub(super) async fn untag_resource(call: &Call<'_>) -> Answer {
 pub(super) async fn list_resource_tags(call: &Call<'_>) -> Answer {
     let tagged = call.execute(ListResourceTags { key: call.key()? }).await?;
     call.answer(|answer| {
-        answer.list("Tags", "Tag", &tagged.tags, |entry, (name, value)| {
+        answer.list(("Tags", "Tag"), &tagged.tags, |entry, (name, value)| {
             entry.plain("KeyId", tagged.key_id);
             entry.text("TagKey", name);
             entry.text("TagValue", value);
@@ -85,7 +85,7 @@ pub(super) async fn list_tag_resources(call: &Call<'_>) -> Answer {
         let entries = found
             .iter()
             .flat_map(|key| key.tags.iter().map(move |(name, value)| (key, name, value)));
-        answer.list("TagResources", "TagResource", entries, |entry, (key, name, value)| {
+        answer.list(("TagResources", "TagResource"), entries, |entry, (key, name, value)| {
             entry.plain("ResourceId", key.key_id);
             entry.plain("ResourceType", "key");
             entry.text("TagKey", name);

@@ -24,7 +24,7 @@ pub(super) async fn describe_key_version(call: &Call<'_>) -> Answer {
 pub(super) async fn list_key_versions(call: &Call<'_>) -> Answer {
     let list = call.execute(ListKeyVersions { key: call.key()?, page: call.page()? }).await?;
     call.answer(|answer| {
-        answer.list("KeyVersions", "KeyVersion", &list.items, write);
+        answer.list(("KeyVersions", "KeyVersion"), &list.items, write);
         super::paging(answer, &list);
     })
 }

@@ -97,7 +97,7 @@ impl AdminSocket {
         let mut stopping = service.stopping.clone();
         loop {
             tokio::select! {
-                _ = stopping.wait_for(|stopping| *stopping) => break,
+                () = stopping.wait() => break,
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         reap(&mut connections);

@@ -54,7 +54,7 @@ where
                 tokio::select! {
                     // Errors are the peer's: it went away, or did not speak HTTP.
                     _ = connection.as_mut() => break,
-                    _ = stopping.wait_for(|stopping| *stopping), if !stop_seen => {
+                    () = stopping.wait(), if !stop_seen => {
                         stop_seen = true;
                         connection.as_mut().graceful_shutdown();
                     }

@@ -29,7 +29,7 @@ pub(crate) async fn run(service: Arc<Service>, listener: TcpListener, acceptor: 
     let mut stopping = service.stopping.clone();
     loop {
         tokio::select! {
-            _ = stopping.wait_for(|stopping| *stopping) => break,
+            () = stopping.wait() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
                     reap(&mut connections);

@@ -12,7 +12,6 @@ use std::{
 use http::{Method, StatusCode};
 use lastkey_engine::{Caller, Command, Engine, Error, RequestId, Timestamp};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::watch;
 
 mod audit;
 mod clusters;
@@ -25,6 +24,7 @@ use crate::{
     identity::{Claimed, identify},
     params::Params,
     pki::Pki,
+    stopping::Stopping,
 };
 
 /// What a native operation answers with.
@@ -45,7 +45,7 @@ pub(crate) struct Context<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) pki: &'a Pki,
     /// Turns true when the server stops: whoever waits answers then.
-    pub(crate) stopping: watch::Receiver<bool>,
+    pub(crate) stopping: Stopping,
 }
 
 /// One identified call.
@@ -85,8 +85,7 @@ impl Call<'_> {
 
     /// Resolves when the server stops.
     async fn stopped(&self) {
-        let mut stopping = self.context.stopping.clone();
-        let _ = stopping.wait_for(|stopping| *stopping).await;
+        self.context.stopping.clone().wait().await;
     }
 }
 

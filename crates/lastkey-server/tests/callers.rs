@@ -1,0 +1,268 @@
+//! Who gets in, and as whom.
+
+mod support;
+
+use std::time::Duration;
+
+use lastkey_engine::Clock as _;
+use serde_json::{Value, json};
+use support::{Identity, Running, Signer, json_request, start};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_gets_in_without_a_signature() {
+    let server = start().await;
+    for path in ["/", "/?Action=ListKeys", "/v1/status", "/v1/ca", "/v1/nothing"] {
+        let answer = server.send(json_request("GET", path, &Value::Null)).await;
+        assert_eq!(answer.error(), (400, "MissingParameter".to_owned()), "{path}");
+    }
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let answer = server.send(json_request("GET", path, &Value::Null)).await;
+        assert!(answer.status.is_success(), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_signatures_are_told_apart() {
+    let server = start().await;
+    let mut signer = Signer::new(&server, "ListKeys");
+    signer.secret.push('x');
+    let answer = server.send(signer.sign("POST", "/", &[], b"")).await;
+    assert_eq!(answer.error(), (400, "SignatureDoesNotMatch".to_owned()));
+    // The old Python SDK splits here; what follows must not be a string to sign.
+    assert!(answer.json()["Message"].as_str().unwrap().contains(':'));
+    assert!(!answer.text.contains("x-acs") && !answer.text.contains('\n'));
+
+    let mut signer = Signer::new(&server, "ListKeys");
+    signer.access_key_id.push('x');
+    let answer = server.send(signer.sign("POST", "/", &[], b"")).await;
+    assert_eq!(answer.error(), (404, "InvalidAccessKeyId.NotFound".to_owned()));
+
+    let mut request = server.signed("ListKeys", &[]);
+    request.headers_mut().insert("x-acs-extra", "1".parse().unwrap());
+    assert_eq!(server.send(request).await.error(), (400, "IncompleteSignature".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_admitted_once_and_in_time() {
+    let server = start().await;
+    let now = server.clock.now();
+    let request = || Signer::at(now, "ListKeys", "the-nonce").sign("POST", "/", &[], b"");
+    server.send(request()).await.ok();
+    assert_eq!(server.send(request()).await.error(), (400, "SignatureNonceUsed".to_owned()));
+
+    // A nonce under a wrong signature is not burnt.
+    let signer = || Signer::at(now, "ListKeys", "another");
+    let mut forged = signer();
+    forged.secret.push('x');
+    server.send(forged.sign("POST", "/", &[], b"")).await;
+    server.send(signer().sign("POST", "/", &[], b"")).await.ok();
+
+    let late = Signer::at(now, "ListKeys", "late").sign("POST", "/", &[], b"");
+    server.clock.advance(Duration::from_secs(901));
+    assert_eq!(server.send(late).await.error(), (400, "IllegalTimestamp".to_owned()));
+    let early = server.clock.now().after(Duration::from_secs(905));
+    let early = Signer::at(early, "ListKeys", "early").sign("POST", "/", &[], b"");
+    assert_eq!(server.send(early).await.error(), (400, "IllegalTimestamp".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signatures_open_the_native_wire_too() {
+    let server = start().await;
+    let signed = Signer::new(&server, "").sign("GET", "/v1/status", &[], b"");
+    let status = server.send(signed).await.ok();
+    assert_eq!(status["ready"], true);
+    // Signed for one path, sent to another.
+    let mut moved = Signer::new(&server, "").sign("GET", "/v1/status", &[], b"");
+    *moved.uri_mut() = "/v1/clusters".parse().unwrap();
+    assert_eq!(server.send(moved).await.error(), (400, "SignatureDoesNotMatch".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_socket_vouches_for_its_peer() {
+    let server = start().await;
+    let created =
+        server.send_admin(json_request("POST", "/?Action=CreateKey", &Value::Null)).await.ok();
+    assert!(created["KeyMetadata"]["Creator"].as_str().unwrap().starts_with("local/"));
+    let mut by_header = json_request("POST", "/", &Value::Null);
+    by_header.headers_mut().insert("x-acs-action", "ListKeys".parse().unwrap());
+    assert_eq!(server.send_admin(by_header).await.ok()["TotalCount"], 1);
+    // A signature that is there has to be right.
+    let mut signer = Signer::new(&server, "ListKeys");
+    signer.secret.push('x');
+    let answer = server.send_admin(signer.sign("POST", "/", &[], b"")).await;
+    assert_eq!(answer.error(), (400, "SignatureDoesNotMatch".to_owned()));
+}
+
+fn csr() -> (rcgen::KeyPair, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["root.example".to_owned()]).unwrap();
+    let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+    (key, pem)
+}
+
+async fn add_cluster(server: &Running, name: &str, key: &str) -> (String, Identity) {
+    let (pair, csr) = csr();
+    let body = json!({ "name": name, "key": key, "csr_pem": csr });
+    let added = server.native("POST", "/v1/clusters", &body).await.ok();
+    let certificate_pem = added["certificate_pem"].as_str().unwrap().to_owned();
+    assert_eq!(added["ca_pem"], server.ca_pem.as_str());
+    (added["id"].as_str().unwrap().to_owned(), Identity { certificate_pem, key: pair })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_works_for_its_cluster_alone() {
+    let server = start().await;
+    let created = server.call("CreateKey", &[]).await.ok();
+    let key = created["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned();
+    let (one, plugin) = add_cluster(&server, "one", &key).await;
+    let (two, neighbour) = add_cluster(&server, "two", &key).await;
+    assert_ne!(one, two);
+
+    let post = |path: &'static str, body: Value| json_request("POST", path, &body);
+    let ask = json!({ "key": key, "known": "", "wait_seconds": 0 });
+    let status = server.send_as(Some(&plugin), post("/v1/plugin/status", ask)).await.ok();
+    assert_eq!(status["usable"], true);
+    assert_eq!(status["cluster"], one.as_str());
+    assert_eq!(status["lease_seconds"], 900);
+
+    let encrypt = json!({
+        "key": key, "key_version": status["key_version"], "epoch": status["epoch"],
+        "plaintext": "c2VjcmV0",
+    });
+    let made = server.send_as(Some(&plugin), post("/v1/plugin/encrypt", encrypt)).await.ok();
+    assert_eq!(made["plugin_key_id"], status["plugin_key_id"]);
+    let decrypt = json!({
+        "key": key, "cluster": made["cluster"], "lineage": made["lineage"],
+        "key_version": made["key_version"], "epoch": made["epoch"], "blob": made["blob"],
+    });
+    let opened =
+        server.send_as(Some(&plugin), post("/v1/plugin/decrypt", decrypt.clone())).await.ok();
+    assert_eq!(opened["plaintext"], "c2VjcmV0");
+    let stolen = server.send_as(Some(&neighbour), post("/v1/plugin/decrypt", decrypt)).await;
+    assert_eq!(stolen.error(), (400, "InvalidParameter".to_owned()));
+
+    // Nothing else is open to it, on either wire.
+    for (method, path) in [("GET", "/v1/clusters"), ("GET", "/v1/audit"), ("GET", "/v1/ca")] {
+        let answer = server.send_as(Some(&plugin), json_request(method, path, &Value::Null)).await;
+        assert_eq!(answer.error(), (403, "Forbidden.NoPermission".to_owned()), "{path}");
+    }
+    let list = json_request("POST", "/?Action=ListKeys", &Value::Null);
+    let answer = server.send_as(Some(&plugin), list).await;
+    assert_eq!(answer.error(), (403, "Forbidden.NoPermission".to_owned()));
+
+    // Its certificate is worth nothing once the name belongs to another key.
+    let (_, csr) = csr();
+    let path = format!("/v1/clusters/{one}/plugins");
+    server.native("POST", &path, &json!({ "name": "plugin", "csr_pem": csr })).await.ok();
+    let ask = json!({ "key": key, "known": "", "wait_seconds": 0 });
+    let answer = server.send_as(Some(&plugin), post("/v1/plugin/status", ask)).await;
+    assert_eq!(answer.error(), (403, "Forbidden.NoPermission".to_owned()));
+
+    // An ended certificate is no identity, even if the clock is the server's alone.
+    server.clock.advance(Duration::from_secs(91 * 86_400));
+    let ask = json!({ "key": key, "known": "", "wait_seconds": 0 });
+    let answer = server.send_as(Some(&neighbour), post("/v1/plugin/status", ask)).await;
+    assert_eq!(answer.error(), (400, "MissingParameter".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_others_do_not_shake_hands() {
+    let server = start().await;
+    let (pair, _) = csr();
+    let stranger = rcgen::CertificateParams::new(["x.example".to_owned()]).unwrap();
+    let certificate_pem = stranger.self_signed(&pair).unwrap().pem();
+    let identity = Identity { certificate_pem, key: pair };
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    // TLS 1.3 clients learn of the refusal when they read.
+    if let Ok(mut stream) = server.tls(server.client_config(Some(&identity))).await {
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(stream.read(&mut [0; 16]).await.is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_watch_wakes_up_and_stops() {
+    let mut server = start().await;
+    let created = server.call("CreateKey", &[]).await.ok();
+    let key = created["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned();
+    let (_, plugin) = add_cluster(&server, "one", &key).await;
+    let ask = |known: &str| {
+        let body = json!({ "key": key, "known": known, "wait_seconds": 60 });
+        json_request("POST", "/v1/plugin/status", &body)
+    };
+    let first = server.send_as(Some(&plugin), ask("")).await.ok();
+    let token = first["token"].as_str().unwrap();
+    let disable = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.call("DisableKey", &[("KeyId", &key)]).await.ok();
+    };
+    let (woken, ()) = tokio::join!(server.send_as(Some(&plugin), ask(token)), disable);
+    let woken = woken.ok();
+    assert_eq!(woken["usable"], false);
+    assert_eq!(woken["refusal"]["code"], "Rejected.Disabled");
+
+    // A stopping server does not wait for who waits.
+    let stream = server.tls(server.client_config(Some(&plugin))).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let waiting = tokio::spawn(sender.send_request(ask(woken["token"].as_str().unwrap())));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let started = std::time::Instant::now();
+    server.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 503);
+    assert!(!server.admin.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_log_is_searched_followed_and_verified() {
+    let server = start().await;
+    server.call("CreateKey", &[]).await.ok();
+    let found = server.native("GET", "/v1/audit?action=createkey&limit=5", &Value::Null).await.ok();
+    assert_eq!(found["items"].as_array().unwrap().len(), 1);
+    assert_eq!(found["items"][0]["principal"], "root/LKtest");
+
+    let tail = server.native("GET", "/v1/audit/tail?limit=3", &Value::Null).await.ok();
+    let next = tail["next"].as_u64().unwrap();
+    let path = format!("/v1/audit/tail?after={next}&wait=30&limit=100");
+    let act = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.call("ListKeys", &[]).await.ok();
+    };
+    let started = std::time::Instant::now();
+    let (news, ()) = tokio::join!(server.native("GET", &path, &Value::Null), act);
+    assert!((250..20_000).contains(&started.elapsed().as_millis()));
+    let actions: Vec<_> =
+        news.ok()["items"].as_array().unwrap().iter().map(|r| r["action"].clone()).collect();
+    assert!(actions.contains(&json!("ListKeys")), "{actions:?}");
+
+    let verified = server.native("POST", "/v1/audit/verify", &json!({})).await.ok();
+    assert_eq!(verified["ok"], true);
+    let bad = server.native("GET", "/v1/audit?limit=x", &Value::Null).await;
+    assert_eq!(bad.error(), (400, "InvalidParameter".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_read_and_renewed_without_a_restart() {
+    let server = start().await;
+    let ca = server.native("GET", "/v1/ca", &Value::Null).await;
+    assert_eq!(ca.text, server.ca_pem);
+    let leaf = async || {
+        let stream = server.tls(server.client_config(None)).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    };
+    let before = leaf().await;
+    let renewed = server.native("POST", "/v1/ca/renew", &json!({})).await.ok();
+    assert!(renewed["not_after"].is_string());
+    assert_ne!(leaf().await, before);
+    let wrong = server.native("POST", "/v1/ca", &json!({})).await;
+    assert_eq!(wrong.error(), (405, "UnsupportedHTTPMethod".to_owned()));
+    let nowhere = server.native("GET", "/v1/nowhere", &Value::Null).await;
+    assert_eq!(nowhere.error().0, 404);
+    let garbage = server.native("POST", "/v1/clusters", &json!([1])).await;
+    assert_eq!(garbage.error(), (400, "ParseRequestParameterException".to_owned()));
+    let csr = json!({ "name": "x", "key": "alias/none", "csr_pem": "junk" });
+    let refused = server.native("POST", "/v1/clusters", &csr).await;
+    assert_eq!(refused.error(), (400, "InvalidParameter".to_owned()));
+}
