@@ -114,7 +114,8 @@ fn a_taken_port_is_named() {
     let options = ["up", "--data-dir", data.to_str().unwrap(), "--listen", &address];
     let (code, log) = fails_to_start(&lab, &options);
     assert_eq!(code, 1, "{log}");
-    assert!(log.contains(&address), "the address is named: {log}");
+    let (host, port) = address.split_once(':').unwrap();
+    assert!(log.contains(host) && log.contains(port), "the address is named: {log}");
 }
 
 #[test]
@@ -152,7 +153,7 @@ fn a_socket_path_that_is_too_long_is_refused_with_its_limit() {
     let data = data.to_str().unwrap();
     let (code, log) = fails_to_start(&lab, &["up", "--data-dir", data, "--listen", "127.0.0.1:0"]);
     assert!(code == 1 || code == 2, "code {code}: {log}");
-    assert!(log.contains("long"), "the reason is said: {log}");
+    assert!(log.contains("107") && log.contains("--data-dir"), "the way out is said: {log}");
 }
 
 #[test]
