@@ -1,0 +1,457 @@
+//! The command line: every command and option, with the words that its help shows.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::output::Format;
+
+/// The key-management service for Kubernetes.
+///
+/// `lastkey up` starts a server and a KMS plugin; the other commands talk to it.
+#[derive(Debug, Parser)]
+#[command(name = "lastkey", version, max_term_width = 100, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) connect: Connect,
+
+    /// How to print: for people, or as JSON for scripts.
+    #[arg(long, global = true, value_enum, default_value_t, help_heading = "Global options")]
+    pub(crate) output: Format,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which server, and as whom.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Connect {
+    /// The credentials file that `lastkey up` wrote [default: credentials.json in the user's
+    /// configuration directory, or in the default data directory].
+    #[arg(long, global = true, env = "LASTKEY_CREDENTIALS", value_name = "FILE")]
+    pub(crate) credentials: Option<PathBuf>,
+
+    /// Talk to a server on this machine over its admin socket instead, as its administrator.
+    #[arg(long, global = true, value_name = "SOCKET", conflicts_with = "credentials")]
+    pub(crate) admin_socket: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a server and a KMS plugin in the foreground, making on the first start what they need.
+    Up(ServerOptions),
+    /// Run the server alone.
+    Server(ServerOptions),
+    /// Run a KMS plugin alone, beside an apiserver.
+    KmsPlugin(PluginOptions),
+    /// Make, show, change and rotate keys.
+    #[command(subcommand)]
+    Key(KeyAction),
+    /// Encrypt a file, or standard input.
+    Encrypt(EncryptOptions),
+    /// Decrypt a file that `lastkey encrypt` made, or standard input.
+    Decrypt(DecryptOptions),
+    /// Read and verify the audit log.
+    #[command(subcommand)]
+    Audit(AuditAction),
+    /// Register clusters and print their configuration.
+    #[command(subcommand)]
+    Cluster(ClusterAction),
+    /// Print the CA, renew the server's certificate.
+    #[command(subcommand)]
+    Ca(CaAction),
+    /// Show how the server is.
+    Status,
+    /// Print the completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one page a command.
+    Man {
+        /// Write lastkey.1, lastkey-key.1, … into this directory.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Options of `up` and `server`.
+#[derive(Debug, Args)]
+pub(crate) struct ServerOptions {
+    /// Where everything is kept [default: /var/lib/lastkey for root, else
+    /// ~/.local/state/lastkey].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// The address to listen on; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:7343", value_name = "HOST:PORT")]
+    pub(crate) listen: String,
+
+    /// A further name or address that clients know the server by, for its certificate.
+    #[arg(long = "tls-name", value_name = "NAME")]
+    pub(crate) tls_names: Vec<String>,
+
+    /// A certificate of your own (PEM, leaf first) instead of one of Lastkey's CA.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+/// Options of `kms-plugin`.
+#[derive(Debug, Args)]
+pub(crate) struct PluginOptions {
+    /// The socket for the apiserver: a path, or @NAME for an abstract one. May be given twice.
+    #[arg(long = "socket", required = true, value_name = "PATH")]
+    pub(crate) sockets: Vec<String>,
+
+    /// The key: its id, or alias/NAME.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: String,
+
+    /// A server's address; several are tried in order.
+    #[arg(long = "server", value_name = "URL")]
+    pub(crate) servers: Vec<String>,
+
+    /// The plugin's certificate (PEM), as `lastkey cluster add` wrote it.
+    #[arg(long, value_name = "FILE", requires_all = ["client_key", "ca_file", "servers"])]
+    pub(crate) client_cert: Option<PathBuf>,
+
+    /// The private key of that certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub(crate) client_key: Option<PathBuf>,
+
+    /// The CA of the server (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+
+    /// The cluster's id; needed with --credentials, otherwise the certificate names it.
+    #[arg(long, value_name = "ID")]
+    pub(crate) cluster: Option<String>,
+
+    /// The KMS API version that Status names: v2beta1 suits every apiserver from 1.27 on.
+    #[arg(long, default_value = "v2beta1", value_parser = ["v2", "v2beta1"])]
+    pub(crate) api_version: String,
+
+    /// Serve /healthz and /metrics on this loopback address.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) metrics_listen: Option<std::net::SocketAddr>,
+}
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyAction {
+    /// Make a key.
+    Create {
+        /// What kind: aes-256, aes-192 or aes-128.
+        #[arg(long, default_value = "aes-256", value_parser = ["aes-256", "aes-192", "aes-128"])]
+        spec: String,
+        /// Free text.
+        #[arg(long)]
+        description: Option<String>,
+        /// A name for it: alias/NAME.
+        #[arg(long, value_name = "ALIAS")]
+        alias: Option<String>,
+        /// A label; may be given several times.
+        #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = pair)]
+        tags: Vec<(String, String)>,
+        /// Rotate by itself after so many days (7–730), or `off`.
+        #[arg(long, value_name = "DAYS", default_value = "365")]
+        rotate_every: String,
+    },
+    /// Show a key.
+    Describe {
+        /// Its id, or alias/NAME.
+        key: String,
+    },
+    /// List keys.
+    List {
+        /// Which page of 50.
+        #[arg(long, default_value_t = 1)]
+        page: u64,
+        /// All of them.
+        #[arg(long, conflicts_with = "page")]
+        all: bool,
+    },
+    /// Allow the use of a key again.
+    Enable {
+        /// Its id, or alias/NAME.
+        key: String,
+    },
+    /// Stop the use of a key: nothing can be encrypted or decrypted with it any more.
+    Disable {
+        /// Its id, or alias/NAME.
+        key: String,
+    },
+    /// Schedule a key's deletion: what it encrypted is lost when the window ends.
+    Delete {
+        /// Its id, or alias/NAME.
+        key: String,
+        /// In how many days (7–366).
+        #[arg(long, default_value_t = 30, value_name = "DAYS")]
+        in_days: u16,
+    },
+    /// Cancel a scheduled deletion.
+    CancelDeletion {
+        /// Its id, or alias/NAME.
+        key: String,
+    },
+    /// Refuse deletion until it is allowed again.
+    Protect {
+        /// Its id, or alias/NAME.
+        key: String,
+        /// Why.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Allow deletion again.
+    Unprotect {
+        /// Its id, or alias/NAME.
+        key: String,
+    },
+    /// Give a key a new version at once; older versions go on decrypting.
+    Rotate {
+        /// Its id, or alias/NAME.
+        key: String,
+    },
+    /// Change when a key rotates by itself.
+    RotationPolicy {
+        /// Its id, or alias/NAME.
+        key: String,
+        /// After so many days (7–730), or `off`.
+        #[arg(long, value_name = "DAYS")]
+        every: String,
+    },
+    /// List a key's versions.
+    Versions {
+        /// Its id, or alias/NAME.
+        key: String,
+    },
+    /// Change a key's description.
+    Describing {
+        /// Its id, or alias/NAME.
+        key: String,
+        /// The new text.
+        description: String,
+    },
+    /// Add tags to a key.
+    Tag {
+        /// Its id, or alias/NAME.
+        key: String,
+        /// The tags.
+        #[arg(required = true, value_name = "NAME=VALUE", value_parser = pair)]
+        tags: Vec<(String, String)>,
+    },
+    /// Remove tags from a key.
+    Untag {
+        /// Its id, or alias/NAME.
+        key: String,
+        /// The tags' names.
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Name keys.
+    #[command(subcommand)]
+    Alias(AliasAction),
+}
+
+/// What to do with aliases.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AliasAction {
+    /// Give a key a name.
+    Create {
+        /// alias/NAME.
+        alias: String,
+        /// The key's id, or another alias.
+        key: String,
+    },
+    /// Give a name to another key.
+    Update {
+        /// alias/NAME.
+        alias: String,
+        /// The key's id, or another alias.
+        key: String,
+    },
+    /// Take a name away.
+    Delete {
+        /// alias/NAME.
+        alias: String,
+    },
+    /// List all names.
+    List,
+}
+
+/// Options of `encrypt`.
+#[derive(Debug, Args)]
+pub(crate) struct EncryptOptions {
+    /// The key: its id, or alias/NAME.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) files: Files,
+}
+
+/// Options of `decrypt`.
+#[derive(Debug, Args)]
+pub(crate) struct DecryptOptions {
+    #[command(flatten)]
+    pub(crate) files: Files,
+}
+
+/// What to read and what to write.
+#[derive(Debug, Args)]
+pub(crate) struct Files {
+    /// The file to read [default: standard input].
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// The file to write; it must not exist yet [default: standard output].
+    // `--output` is the global choice of a format, so the long name is another.
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// What to do with the audit log.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditAction {
+    /// Show the newest records.
+    Tail {
+        /// How many.
+        #[arg(short = 'n', long, default_value_t = 20)]
+        lines: u32,
+        /// Go on with new ones until Ctrl-C.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Search the log; everything that is given must match.
+    Query(AuditFilter),
+    /// Check that no record was changed, removed, reordered or cut off.
+    Verify,
+}
+
+/// What to look for in the audit log.
+#[derive(Debug, Args)]
+pub(crate) struct AuditFilter {
+    /// Not before this time (2026-01-31T12:00:00Z).
+    #[arg(long, value_name = "TIME")]
+    pub(crate) from: Option<String>,
+    /// Before this time.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) to: Option<String>,
+    /// Who called, or a part of it.
+    #[arg(long)]
+    pub(crate) principal: Option<String>,
+    /// The key's id.
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// The action, such as Encrypt.
+    #[arg(long)]
+    pub(crate) action: Option<String>,
+    /// `ok`, or an error's code.
+    #[arg(long)]
+    pub(crate) outcome: Option<String>,
+    /// A name in the encryption context.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context_key: Option<String>,
+    /// At most so many records.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: u32,
+    /// Go on after this record (`next` of the page before).
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) after: Option<String>,
+}
+
+/// What to do with clusters.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterAction {
+    /// Register a cluster and make its plugin's identity.
+    Add {
+        /// Its name: lower-case letters, digits and hyphens.
+        name: String,
+        /// The key that its plugin may use: an id, or alias/NAME.
+        #[arg(long, default_value = "alias/kubernetes")]
+        key: String,
+        /// Where to write plugin.pem, plugin.key and ca.pem [default: a directory of the
+        /// cluster's name].
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// List the clusters.
+    List,
+    /// Print the EncryptionConfiguration and what runs the plugin on a control plane.
+    Config(ConfigOptions),
+}
+
+/// Options of `cluster config`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigOptions {
+    /// What to print.
+    #[arg(value_enum, default_value = "all")]
+    pub(crate) piece: ConfigPiece,
+    /// The key that the plugin uses: an id, or alias/NAME.
+    #[arg(long, default_value = "alias/kubernetes")]
+    pub(crate) key: String,
+    /// The server's address as the control plane knows it [default: that of the credentials].
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// The plugin's socket on the control plane.
+    #[arg(long, default_value = "/run/lastkey/kms.sock", value_name = "PATH")]
+    pub(crate) plugin_socket: PathBuf,
+    /// The directory on the control plane with the files of `cluster add`.
+    #[arg(long, default_value = "/etc/lastkey", value_name = "DIR")]
+    pub(crate) identity_dir: PathBuf,
+    /// The provider's name.
+    #[arg(long, default_value = "lastkey", value_name = "NAME")]
+    pub(crate) provider: String,
+    /// What to encrypt, such as secrets or configmaps; may be given several times.
+    #[arg(long = "resource", default_value = "secrets", value_name = "RESOURCE")]
+    pub(crate) resources: Vec<String>,
+    /// The plugin's container image, for the static pod.
+    #[arg(long, default_value = "lastkey:latest", value_name = "IMAGE")]
+    pub(crate) image: String,
+}
+
+/// A piece of a cluster's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ConfigPiece {
+    /// Everything.
+    All,
+    /// The EncryptionConfiguration for the apiserver.
+    Encryption,
+    /// A static pod that runs the plugin.
+    StaticPod,
+    /// systemd units that run the plugin.
+    Systemd,
+    /// A kubeadm patch for the apiserver.
+    Kubeadm,
+}
+
+/// What to do with the CA.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CaAction {
+    /// Print the CA's certificate (PEM).
+    Print,
+    /// Give the server a new certificate at once; it renews by itself otherwise.
+    Renew,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("give NAME=VALUE")?;
+    if name.is_empty() {
+        return Err("the name is empty".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,129 @@
+//! `lastkey audit …`.
+
+use std::time::Duration;
+
+use lastkey_client::{
+    Client,
+    native::{AuditQuery, AuditVerification},
+};
+use serde_json::Value;
+
+use crate::{
+    cli::{AuditAction, AuditFilter, Connect},
+    connect::{block_on, client},
+    output::{Column, Failure, Output, line},
+};
+
+/// How long one request waits for something new.
+const FOLLOW: Duration = Duration::from_secs(20);
+
+pub(crate) fn run(connect: &Connect, action: AuditAction, output: &Output) -> Result<(), Failure> {
+    let client = client(connect)?;
+    block_on(async {
+        match action {
+            AuditAction::Tail { lines, follow } => tail(&client, lines, follow, output).await,
+            AuditAction::Query(filter) => query(&client, filter, output).await,
+            AuditAction::Verify => verify(&client, output).await,
+        }
+    })
+}
+
+const COLUMNS: [Column; 7] = [
+    Column("SEQ", "seq"),
+    Column("TIME", "time"),
+    Column("ACTION", "action"),
+    Column("OUTCOME", "outcome"),
+    Column("PRINCIPAL", "principal"),
+    Column("SOURCE", "source"),
+    Column("KEY", "key"),
+];
+
+async fn tail(client: &Client, lines: u32, follow: bool, output: &Output) -> Result<(), Failure> {
+    let page = client.audit_tail(lines, None, Duration::ZERO).await?;
+    if !follow {
+        output.list(&page.items, &Value::Null, &COLUMNS);
+        return Ok(());
+    }
+    show_lines(&page.items, output);
+    let mut last = last_seq(&page.items).unwrap_or(0);
+    loop {
+        let after = last.to_string();
+        let waited = client.audit_tail(1000, Some(&after), FOLLOW);
+        let page = tokio::select! {
+            page = waited => page?,
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        };
+        show_lines(&page.items, output);
+        last = last_seq(&page.items).unwrap_or(last);
+    }
+}
+
+fn last_seq(items: &[Value]) -> Option<u64> {
+    items.last().and_then(|record| record["seq"].as_u64())
+}
+
+/// One line a record: there is no table of what is still to come.
+fn show_lines(items: &[Value], output: &Output) {
+    for record in items {
+        if output.is_json() {
+            line(&record.to_string());
+            continue;
+        }
+        let shown: Vec<String> = COLUMNS
+            .iter()
+            .map(|column| match &record[column.1] {
+                Value::String(text) => text.clone(),
+                Value::Null => "-".to_owned(),
+                other => other.to_string(),
+            })
+            .collect();
+        line(&shown.join("  "));
+    }
+}
+
+async fn query(client: &Client, filter: AuditFilter, output: &Output) -> Result<(), Failure> {
+    let query = AuditQuery {
+        limit: Some(filter.limit),
+        after: filter.after,
+        from: filter.from,
+        to: filter.to,
+        principal: filter.principal,
+        key: filter.key,
+        action: filter.action,
+        outcome: filter.outcome,
+        context_key: filter.context_key,
+    };
+    let page = client.audit(&query).await?;
+    let next = page.next.unwrap_or(Value::Null);
+    output.list(&page.items, &next, &COLUMNS);
+    if !next.is_null() {
+        output.hint(&format!("there is more: --after {next} goes on"));
+    }
+    Ok(())
+}
+
+async fn verify(client: &Client, output: &Output) -> Result<(), Failure> {
+    let found = client.audit_verify().await?;
+    let value = serde_json::to_value(&found).map_err(Failure::failed)?;
+    if found.ok {
+        output.object(&value, || format!("{} records, all as they were written", found.records));
+        return Ok(());
+    }
+    if output.is_json() {
+        output.object(&value, String::new);
+    }
+    Err(Failure::failed(broken(&found)))
+}
+
+fn broken(found: &AuditVerification) -> String {
+    let Some(problem) = &found.problem else {
+        return "the audit log is not as it was written".to_owned();
+    };
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    format!(
+        "the audit log is not as it was written: {} ({}, line {})",
+        problem.what,
+        text(&problem.segment),
+        text(&problem.line)
+    )
+}

@@ -1,0 +1,149 @@
+//! `lastkey cluster …`.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use lastkey_client::{Client, native};
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{ClusterAction, Connect},
+    connect::{block_on, client},
+    daemon::{new_key_pair, signing_request},
+    output::{Column, Failure, Output},
+};
+
+pub(crate) use config::encryption_config;
+
+mod config;
+
+pub(crate) fn run(
+    connect: &Connect,
+    action: ClusterAction,
+    output: &Output,
+) -> Result<(), Failure> {
+    match action {
+        ClusterAction::Add { name, key, out } => {
+            let client = client(connect)?;
+            let out = out.unwrap_or_else(|| PathBuf::from(&name));
+            block_on(add(&client, (&name, &key), &out, output))
+        }
+        ClusterAction::List => block_on(list(&client(connect)?, output)),
+        ClusterAction::Config(options) => config::run(connect, &options, output),
+    }
+}
+
+/// Registers a cluster. The plugin's key is made here and stays here.
+async fn add(
+    client: &Client,
+    (name, key): (&str, &str),
+    out: &Path,
+    output: &Output,
+) -> Result<(), Failure> {
+    let files = Files::reserve(out)?;
+    let (pair, key_pem) = new_key_pair()?;
+    let request = native::AddCluster {
+        name: name.to_owned(),
+        key: key.to_owned(),
+        csr_pem: Some(signing_request(&pair)?),
+        plugin: None,
+    };
+    // The private key is kept before anybody relies on it.
+    write_new(&files.key, key_pem.as_bytes())?;
+    let added = match client.add_cluster(&request).await {
+        Ok(added) => added,
+        Err(error) => {
+            let _ = fs::remove_file(&files.key);
+            return Err(error.into());
+        }
+    };
+    let certificate = added.certificate_pem.clone().unwrap_or_default();
+    write_new(&files.certificate, certificate.as_bytes())?;
+    write_new(&files.ca, added.ca_pem.as_bytes())?;
+    let said = json!({
+        "id": added.id,
+        "name": added.name,
+        "key_id": added.key_id,
+        "plugin_cert_file": files.certificate,
+        "plugin_key_file": files.key,
+        "ca_file": files.ca,
+    });
+    output.object(&said, || {
+        format!(
+            "the cluster {name} has the id {}\n\
+             its plugin's identity lies in {}: plugin.pem, plugin.key and ca.pem\n\
+             next: lastkey cluster config --key {key}",
+            added.id,
+            files.directory.display()
+        )
+    });
+    Ok(())
+}
+
+/// The files of a plugin's identity.
+struct Files {
+    directory: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+    ca: PathBuf,
+}
+
+impl Files {
+    /// Makes the directory, and refuses one that has such files already.
+    fn reserve(out: &Path) -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::file(out, &error);
+        DirBuilder::new().recursive(true).mode(0o700).create(out).map_err(failed)?;
+        let directory = fs::canonicalize(out).map_err(failed)?;
+        let files = Self {
+            certificate: directory.join("plugin.pem"),
+            key: directory.join("plugin.key"),
+            ca: directory.join("ca.pem"),
+            directory,
+        };
+        for path in [&files.certificate, &files.key, &files.ca] {
+            if path.exists() {
+                return Err(Failure::failed(format_args!(
+                    "{} exists already and is left as it is; give another directory with --out",
+                    path.display()
+                )));
+            }
+        }
+        Ok(files)
+    }
+}
+
+fn write_new(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .map_err(|error| Failure::file(path, &error))
+}
+
+async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
+    let page = client.clusters().await?;
+    let items: Vec<Value> = page
+        .items
+        .into_iter()
+        .map(|mut cluster| {
+            let plugins = cluster["plugins"].as_array().cloned().unwrap_or_default();
+            cluster["plugin_names"] = plugins.iter().map(|plugin| plugin["name"].clone()).collect();
+            cluster
+        })
+        .collect();
+    let columns = [
+        Column("NAME", "name"),
+        Column("ID", "id"),
+        Column("KEYS", "keys"),
+        Column("PLUGINS", "plugin_names"),
+        Column("CREATED", "created_at"),
+    ];
+    output.list(&items, &page.next.unwrap_or(Value::Null), &columns);
+    Ok(())
+}

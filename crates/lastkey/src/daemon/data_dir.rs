@@ -1,0 +1,128 @@
+//! The data directory: what lies where in it.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use crate::output::Failure;
+
+/// A directory of ours, which exists and can be written.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    root: PathBuf,
+}
+
+impl DataDir {
+    /// Makes the directory if need be, for its owner alone.
+    pub(super) fn prepare(path: &Path) -> Result<Self, Failure> {
+        let failed = |error: io::Error| {
+            let advice = match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    "; choose one that you may write with --data-dir DIR"
+                }
+                io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                    "; it is a file: choose a directory with --data-dir DIR"
+                }
+                io::ErrorKind::StorageFull => "; make room on that disk",
+                _ => "",
+            };
+            Failure::failed(format_args!(
+                "the data directory {} cannot be used: {error}{advice}",
+                path.display()
+            ))
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        let root = fs::canonicalize(path).map_err(failed)?;
+        // A nameless file tells whether we may write here, and leaves nothing behind.
+        let flags = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
+        match OpenOptions::new().write(true).custom_flags(flags).mode(0o600).open(&root) {
+            Err(error)
+                if error.raw_os_error() != Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) =>
+            {
+                Err(failed(error))
+            }
+            _ => Ok(Self { root }),
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(super) fn store(&self) -> PathBuf {
+        self.file("store.redb")
+    }
+
+    pub(super) fn root_key(&self) -> PathBuf {
+        self.file("root.key")
+    }
+
+    pub(super) fn audit(&self) -> PathBuf {
+        self.file("audit")
+    }
+
+    pub(super) fn journal(&self) -> PathBuf {
+        self.file("journal")
+    }
+
+    pub(super) fn ca(&self) -> PathBuf {
+        self.file("ca.pem")
+    }
+
+    pub(super) fn credentials(&self) -> PathBuf {
+        self.file("credentials.json")
+    }
+
+    pub(super) fn admin_socket(&self) -> PathBuf {
+        self.file("admin.sock")
+    }
+
+    pub(super) fn plugin_socket(&self) -> PathBuf {
+        self.file("kms.sock")
+    }
+
+    pub(super) fn plugin_certificate(&self) -> PathBuf {
+        self.file("plugin.pem")
+    }
+
+    pub(super) fn plugin_key(&self) -> PathBuf {
+        self.file("plugin.key")
+    }
+
+    pub(super) fn encryption_config(&self) -> PathBuf {
+        self.file("encryption-config.yaml")
+    }
+
+    /// What tells this copy of the store from a copy of it: the file's inode and birth. A file
+    /// that was restored from a backup has others.
+    pub(super) fn incarnation(&self) -> io::Result<String> {
+        let path = self.store();
+        let stat = statx(CWD, &path, AtFlags::empty(), StatxFlags::INO | StatxFlags::BTIME)?;
+        let birth = stat.stx_btime;
+        Ok(format!("{}:{}.{:09}", stat.stx_ino, birth.tv_sec, birth.tv_nsec))
+    }
+}
+
+/// Puts a whole file in place of another, durably, with this mode.
+pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::file(path, &error);
+    let temporary = path.with_extension("new");
+    let write = || {
+        let _ = fs::remove_file(&temporary);
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&temporary);
+        failed(error)
+    })
+}

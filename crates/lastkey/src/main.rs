@@ -1,0 +1,62 @@
+//! The `lastkey` binary: command line, configuration, wiring.
+
+mod cli;
+mod command;
+mod connect;
+mod daemon;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command},
+    output::{Failure, Output},
+};
+
+/// Freed memory is zeroed, so that what passed through it does not linger.
+#[global_allocator]
+static ALLOCATOR: lastkey_crypto::memory::GuardedHeap = lastkey_crypto::memory::GUARDED_HEAP;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are what was asked for; anything else is wrong usage.
+            let asked = !error.use_stderr();
+            let _ = error.print();
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(output::WRONG_USAGE) };
+        }
+    };
+    start_logging();
+    let output = Output::new(cli.output);
+    match run(cli, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output.fail(&failure),
+    }
+}
+
+/// Logs go to standard error; `LASTKEY_LOG` selects them as `RUST_LOG` does elsewhere.
+fn start_logging() {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_env("LASTKEY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
+    match cli.command {
+        Command::Up(options) => daemon::up(options, output),
+        Command::Server(options) => daemon::server(options, output),
+        Command::KmsPlugin(options) => daemon::kms_plugin(&cli.connect, options, output),
+        Command::Completions { shell } => command::generate::completions(shell),
+        Command::Man { out } => command::generate::man_pages(out.as_deref()),
+        Command::Key(action) => command::key::run(&cli.connect, action, output),
+        Command::Encrypt(options) => command::file::encrypt(&cli.connect, &options, output),
+        Command::Decrypt(options) => command::file::decrypt(&cli.connect, &options, output),
+        Command::Audit(action) => command::audit::run(&cli.connect, action, output),
+        Command::Cluster(action) => command::cluster::run(&cli.connect, action, output),
+        Command::Ca(action) => command::ca::run(&cli.connect, action, output),
+        Command::Status => command::status::run(&cli.connect, output),
+    }
+}
