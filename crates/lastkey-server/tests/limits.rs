@@ -1,4 +1,5 @@
 //! Bounds: what is too much, too slow or not even a request.
+#![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for library code")]
 
 mod support;
 

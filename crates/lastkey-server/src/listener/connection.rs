@@ -84,7 +84,6 @@ fn http1_builder(limits: &Limits) -> http1::Builder {
     builder
         .max_headers(limits.headers)
         .max_buf_size(limits.head.max(8192))
-        .pipeline_flush(true)
         // Idleness and slow heads are the pulse's business, without a timer for each request.
         .header_read_timeout(None);
     builder

@@ -1,5 +1,6 @@
 //! A real server on loopback over an engine with a store in memory, and clients of every kind.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for library code")]
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -171,7 +172,7 @@ impl Running {
     }
 
     pub(crate) fn signed(&self, action: &str, params: &[(&str, &str)]) -> Request<Full<Bytes>> {
-        Signer::new(self, action).sign("POST", "/", params, b"")
+        Signer::new(self, action).sign(("POST", "/"), params, b"")
     }
 
     /// A native call of a local administrator.
@@ -286,8 +287,7 @@ impl Signer {
 
     pub(crate) fn sign(
         mut self,
-        method: &str,
-        path: &str,
+        (method, path): (&str, &str),
         params: &[(&str, &str)],
         body: &[u8],
     ) -> Request<Full<Bytes>> {
