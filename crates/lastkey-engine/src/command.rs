@@ -9,7 +9,7 @@ mod rotation;
 mod service;
 mod tags;
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 pub use aliases::{
     AliasEntry, CreateAlias, DeleteAlias, ListAliases, ListAliasesByKeyId, UpdateAlias,
@@ -37,12 +37,12 @@ pub use tags::{
 };
 
 use lastkey_crypto::KeyId;
-use lastkey_store::Transaction;
 
 use crate::{
     Caller, Error,
     action::Action,
     audit::Record,
+    caller::RequestId,
     engine::Core,
     key::KeyRef,
     policy::Resource,
@@ -129,7 +129,7 @@ impl Scope<'_> {
 impl Core {
     /// The one door: authorise → validate → act → audit → answer.
     pub(crate) async fn execute<C: Command>(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         command: C,
     ) -> Result<C::Output, Error> {
@@ -158,7 +158,7 @@ impl Core {
     /// Authorises, validates and acts; true when the record was committed with the change.
     #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
     async fn decide_and_act<C: Command>(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         command: &C,
         record: &mut Record,
@@ -180,7 +180,10 @@ impl Core {
             let Some(change) = done.change else { return Ok((done.output, false)) };
             let latency = self.clock.running().saturating_sub(started);
             let body = record.clone().finish("ok", latency);
-            if let Ok(()) = self.commit(caller, change, body).await? {
+            // On a task of its own: a caller who hangs up must not leave half of it done.
+            let (core, request) = (Arc::clone(self), caller.request_id);
+            let committed = tokio::spawn(async move { core.commit(request, change, body).await });
+            if let Ok(()) = committed.await.map_err(|_| Error::Internal)?? {
                 return Ok((done.output, true));
             }
         }
@@ -191,25 +194,27 @@ impl Core {
     /// log before anything is answered.
     async fn commit(
         &self,
-        caller: &Caller,
+        request: RequestId,
         change: Change,
         body: Vec<u8>,
     ) -> Result<Result<(), Conflict>, Error> {
         // A log that cannot be written must not collect changes that are not in it.
         self.audit.health()?;
-        let parcel = self.outbox.parcel(
-            &self.records.barrier,
-            caller.request_id,
-            &body,
-            self.audit.head(),
-        )?;
-        let extra = Transaction::new().put(parcel.path.clone(), parcel.sealed);
-        if let Err(conflict) = self.records.commit(change, extra).await? {
+        let parcel =
+            self.outbox.parcel(&self.records.barrier, request, &body, self.audit.head())?;
+        if let Err(conflict) = self.records.commit(change, Some(&parcel)).await? {
             return Ok(Err(conflict));
         }
-        self.audit.append(body).await?;
-        self.outbox.delivered(parcel.path);
-        Ok(Ok(()))
+        match self.audit.append(body.clone()).await {
+            Ok(_) => {
+                self.outbox.delivered(parcel.path);
+                Ok(Ok(()))
+            }
+            Err(error) => {
+                self.outbox.owe(parcel.path, body);
+                Err(error.into())
+            }
+        }
     }
 
     /// The key a caller named, if it exists; for decisions.

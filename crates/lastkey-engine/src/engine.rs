@@ -286,6 +286,7 @@ impl Engine {
         if let Err(error) = core.keep_time().await {
             tracing::warn!(%error, "the running time was not kept");
         }
+        core.outbox.pay(&*core.audit).await;
         core.sweep().await;
         let audit = Arc::clone(&core.audit);
         let _ = tokio::task::spawn_blocking(move || audit.close()).await;
@@ -359,7 +360,7 @@ impl Core {
     }
 
     /// Notices that the store lies on another medium than last time.
-    async fn check_incarnation(&self, incarnation: &str) -> Result<(), Error> {
+    async fn check_incarnation(self: &Arc<Self>, incarnation: &str) -> Result<(), Error> {
         let known = self.records.barrier.read_json::<String>(INCARNATION_PATH).await?;
         if known.as_ref().is_some_and(|known| known.value == incarnation) {
             return Ok(());
@@ -385,7 +386,7 @@ impl Core {
         let expect = old.map_or(Expect::Absent, Stored::expect);
         let change = Change::new().put(path.to_owned(), to_json(value)?, expect);
         // A lost race means that another server has just written the same.
-        self.records.commit(change, lastkey_store::Transaction::new()).await.map(|_| ())
+        self.records.commit(change, None).await.map(|_| ())
     }
 
     async fn keep_time(&self) -> Result<(), Error> {
@@ -395,7 +396,7 @@ impl Core {
     }
 
     /// Rotations and deletions that are due.
-    async fn run_due(&self, starting: bool) -> Result<(), Error> {
+    async fn run_due(self: &Arc<Self>, starting: bool) -> Result<(), Error> {
         let (may_rotate, may_destroy) = {
             let mut guard = self.time_guard.lock().await;
             guard.look(&*self.clock);
@@ -424,6 +425,7 @@ impl Core {
             let record = Record::begin(Action::Heartbeat.name(), &caller, self.clock.now());
             let _ = self.audit.append(record.finish("ok", Duration::ZERO)).await;
         }
+        self.outbox.pay(&*self.audit).await;
     }
 
     fn start_background(self: &Arc<Self>) {
@@ -444,7 +446,7 @@ impl Core {
         }
     }
 
-    async fn look_for_due_work(&self) {
+    async fn look_for_due_work(self: &Arc<Self>) {
         if let Err(error) = self.run_due(false).await {
             tracing::error!(%error, "due rotations or deletions wait");
         }
@@ -456,7 +458,7 @@ impl Core {
     fn every(
         self: &Arc<Self>,
         period: Duration,
-        work: for<'a> fn(&'a Core) -> BoxFuture<'a, ()>,
+        work: for<'a> fn(&'a Arc<Core>) -> BoxFuture<'a, ()>,
     ) -> JoinHandle<()> {
         let core = Arc::clone(self);
         tokio::spawn(async move {

@@ -40,6 +40,8 @@ struct Swept {
     delivered: Vec<String>,
     /// The newest head that the store remembers.
     remembered: Option<Head>,
+    /// Committed, but the log could not take them; to be tried again.
+    owed: Vec<(String, Vec<u8>)>,
 }
 
 #[derive(Default)]
@@ -71,6 +73,22 @@ impl Outbox {
     /// The parcel's record is in the log.
     pub(crate) fn delivered(&self, path: String) {
         self.swept.lock().delivered.push(path);
+    }
+
+    /// The parcel's change was made, but the log did not take its record.
+    pub(crate) fn owe(&self, path: String, body: Vec<u8>) {
+        self.swept.lock().owed.push((path, body));
+    }
+
+    /// Tries again to bring into the log what is owed to it.
+    pub(crate) async fn pay(&self, audit: &dyn AuditSink) {
+        let owed = std::mem::take(&mut self.swept.lock().owed);
+        for (path, body) in owed {
+            match audit.append(body.clone()).await {
+                Ok(_) => self.delivered(path),
+                Err(_) => self.owe(path, body),
+            }
+        }
     }
 
     /// The heads that the store remembers, for the log to be compared with.

@@ -23,6 +23,7 @@ use crate::{
     cluster::Cluster,
     identity::AccessKey,
     key::{AliasName, Key},
+    outbox::Parcel,
     policy::Policy,
 };
 
@@ -403,7 +404,7 @@ impl Records {
         self.barrier.read(path).await
     }
 
-    /// Makes a change durable, together with `extra`, and lets everybody see it.
+    /// Makes a change durable, together with its parcel, and lets everybody see it.
     ///
     /// # Errors
     /// `Ok(Err(Conflict))` if something it was based on has changed meanwhile: read anew, and try
@@ -411,27 +412,52 @@ impl Records {
     pub(crate) async fn commit(
         &self,
         change: Change,
-        extra: Transaction,
+        parcel: Option<&Parcel>,
     ) -> Result<Result<(), Conflict>, Error> {
-        let mut transaction = extra;
+        let mut transaction = Transaction::new();
+        if let Some(parcel) = parcel {
+            transaction = transaction.put(parcel.path.clone(), parcel.sealed.clone());
+        }
         for write in &change.writes {
             transaction = self.stage(transaction, write)?;
         }
-        match self.barrier.store().commit(transaction).await {
-            Ok(revision) => {
-                for write in change.writes {
-                    self.apply(write, revision);
-                }
-                self.changed();
-                Ok(Ok(()))
-            }
+        let revision = match self.barrier.store().commit(transaction).await {
+            Ok(revision) => revision,
             Err(CommitError::Conflict { path }) => {
                 if let Some(id) = key_of(&path) {
                     self.keys.remove(&id);
                 }
-                Ok(Err(Conflict))
+                return Ok(Err(Conflict));
             }
-            Err(other) => Err(other.into()),
+            Err(CommitError::Uncertain(cause)) => self.was_made(&change, parcel, &cause).await?,
+            Err(other) => return Err(other.into()),
+        };
+        for write in change.writes {
+            self.apply(write, revision);
+        }
+        self.changed();
+        Ok(Ok(()))
+    }
+
+    /// Finds out whether a commit of which the store does not know was made: its parcel is there
+    /// or it is not. Whatever it may have changed is read anew.
+    async fn was_made(
+        &self,
+        change: &Change,
+        parcel: Option<&Parcel>,
+        cause: &std::io::Error,
+    ) -> Result<Revision, Error> {
+        for write in &change.writes {
+            match write {
+                Write::Key(key, _) => drop(self.keys.remove(&key.id)),
+                Write::DropKey(id, _) => drop(self.keys.remove(id)),
+                _ => {}
+            }
+        }
+        let path = parcel.map_or("", |parcel| parcel.path.as_str());
+        match self.barrier.store().get(path).await? {
+            Some(entry) => Ok(entry.revision),
+            None => Err(Error::Unavailable(format!("the change was not made: {cause}"))),
         }
     }
 

@@ -337,3 +337,52 @@ async fn the_journal_turns_over_and_over() {
     let found = engine.execute(&root(&engine), VerifyAudit).await.unwrap();
     assert!(found.ok, "{found:?}");
 }
+
+/// What a store says when it does not know whether it made a change.
+#[tokio::test]
+async fn an_uncertain_commit_is_looked_up_and_nothing_is_left_half_done() {
+    use lastkey_store::CommitFault;
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+
+    world.store.fail_next_commit(CommitFault::UncertainMade);
+    engine.execute(&root(&engine), DisableKey { key: by_id(&key) }).await.unwrap();
+    let describe = || DescribeKey { key: by_id(&key) };
+    let now = engine.execute(&root(&engine), describe()).await.unwrap();
+    assert_eq!(now.state, lastkey_engine::KeyState::Disabled);
+
+    world.store.fail_next_commit(CommitFault::UncertainNotMade);
+    let refused = engine.execute(&root(&engine), EnableKey { key: by_id(&key) }).await.err();
+    assert!(matches!(refused, Some(Error::Unavailable(_))), "{refused:?}");
+    let now = engine.execute(&root(&engine), describe()).await.unwrap();
+    assert_eq!(now.state, lastkey_engine::KeyState::Disabled);
+
+    for fault in [CommitFault::Full, CommitFault::Busy, CommitFault::Unavailable] {
+        world.store.fail_next_commit(fault);
+        let refused = engine.execute(&root(&engine), EnableKey { key: by_id(&key) }).await.err();
+        assert!(refused.is_some());
+    }
+    world.store.fail_next_commit(CommitFault::Conflict);
+    engine.execute(&root(&engine), EnableKey { key: by_id(&key) }).await.unwrap();
+    let changes = Query { action: Some("EnableKey".into()), limit: 100, ..Query::default() };
+    let page = engine.execute(&root(&engine), QueryAudit { query: changes }).await.unwrap();
+    let outcomes: Vec<_> = page.records.iter().map(|r| r["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes.last(), Some(&"ok"));
+    assert_eq!(outcomes.len(), 5);
+}
+
+#[tokio::test]
+async fn a_caller_who_hangs_up_leaves_no_change_without_its_record() {
+    let world = World::new();
+    let engine = world.start().await;
+    for n in 0..50 {
+        let caller = root(&engine);
+        let change = engine.execute(&caller, CreateKey::default());
+        let _ = tokio::time::timeout(Duration::from_micros(20 * n), change).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let created = Query { action: Some("CreateKey".into()), limit: 100, ..Query::default() };
+    let page = engine.execute(&root(&engine), QueryAudit { query: created }).await.unwrap();
+    assert_eq!(page.records.len(), engine.key_count());
+}

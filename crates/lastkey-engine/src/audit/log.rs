@@ -165,6 +165,9 @@ impl AuditSink for AuditLog {
     }
 
     fn health(&self) -> Result<(), AuditError> {
+        if self.shared.queue.lock().closed {
+            return Err(AuditError::Closed);
+        }
         self.shared.published.lock().health.clone()
     }
 

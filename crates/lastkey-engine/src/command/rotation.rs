@@ -247,7 +247,7 @@ impl Core {
     /// # Errors
     /// The first one; the others are tried again later.
     pub(crate) async fn run_due_work(
-        &self,
+        self: &Arc<Self>,
         may_rotate: bool,
         may_destroy: bool,
     ) -> Result<(), Error> {
