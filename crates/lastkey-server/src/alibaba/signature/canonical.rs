@@ -14,7 +14,7 @@ const fn unreserved(byte: u8) -> bool {
 }
 
 /// Appends `text` percent-escaped as RFC 3986 has it, upper-case digits.
-pub(crate) fn escape(text: &[u8], into: &mut Vec<u8>) {
+pub fn escape(text: &[u8], into: &mut Vec<u8>) {
     for &byte in text {
         if unreserved(byte) {
             into.push(byte);
