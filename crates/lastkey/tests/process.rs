@@ -48,6 +48,12 @@ fn the_ready_line_names_everything_and_all_of_it_lies_in_the_data_directory() {
         assert!(credentials[name].is_string(), "{name} in {}", up.ready.credentials_file.display());
     }
     assert!(data.join("audit").is_dir());
+    let config = fs::read_to_string(&up.ready.encryption_config_file).unwrap();
+    let socket = format!("unix://{}", up.ready.plugin_socket.display());
+    assert!(
+        config.contains("kind: EncryptionConfiguration") && config.contains(&socket),
+        "{config}"
+    );
     let size = folder_size(&data);
     assert!(size <= 48 << 20, "a first start takes {size} bytes of disk");
 }
