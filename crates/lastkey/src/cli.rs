@@ -409,6 +409,9 @@ pub(crate) struct ConfigOptions {
     /// What to encrypt, such as secrets or configmaps; may be given several times.
     #[arg(long = "resource", default_value = "secrets", value_name = "RESOURCE")]
     pub(crate) resources: Vec<String>,
+    /// The apiserver's KMS API version; v1 is only for releases before 1.27.
+    #[arg(long, default_value = "v2", value_parser = ["v1", "v2"])]
+    pub(crate) kms_version: String,
     /// The plugin's container image, for the static pod.
     #[arg(long, default_value = "lastkey:latest", value_name = "IMAGE")]
     pub(crate) image: String,
@@ -430,7 +433,7 @@ pub(crate) enum ConfigPiece {
 }
 
 /// What to do with the CA.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Copy, Debug, Subcommand)]
 pub(crate) enum CaAction {
     /// Print the CA's certificate (PEM).
     Print,

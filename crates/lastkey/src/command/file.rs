@@ -61,9 +61,10 @@ pub(crate) fn decrypt(
     let header = Header::read(&mut source).map_err(|error| Failure::failed(chain(&error)))?;
     let sink = Sink::create(&options.files)?;
     let data_key = block_on(unwrap(&client, &header))?;
-    let mut decryptor = Decryptor::new(source, &header, &data_key).map_err(payload)?;
+    let mut decryptor =
+        Decryptor::new(source, &header, &data_key).map_err(|error| payload(&error))?;
     let mut sink = sink;
-    let bytes = decryptor.copy_to(&mut sink).map_err(payload)?;
+    let bytes = decryptor.copy_to(&mut sink).map_err(|error| payload(&error))?;
     sink.keep().map_err(|error| options.files.write_failed(&error))?;
     report(&options.files, bytes, output, &json!({}));
     Ok(())
@@ -81,8 +82,8 @@ async fn unwrap(client: &Client, header: &Header) -> Result<KeyMaterial, Failure
     Err(refusal.map_or_else(|| Failure::failed("the file names no key"), Failure::from))
 }
 
-fn payload(error: PayloadError) -> Failure {
-    Failure::failed(chain(&error))
+fn payload(error: &PayloadError) -> Failure {
+    Failure::failed(chain(error))
 }
 
 /// Tells what was written, where standard output is not the file itself.

@@ -54,9 +54,9 @@ async fn act(client: &Client, action: KeyAction, output: &Output) -> Result<(), 
             change(client, output, call, "will not be deleted, and is enabled").await
         }
         KeyAction::Protect { key, reason } => {
-            protect(client, output, &key, reason.as_deref(), true).await
+            protect(client, output, &key, Some(reason.as_deref().unwrap_or_default())).await
         }
-        KeyAction::Unprotect { key } => protect(client, output, &key, None, false).await,
+        KeyAction::Unprotect { key } => protect(client, output, &key, None).await,
         KeyAction::Rotate { key } => rotate(client, &key, output).await,
         KeyAction::RotationPolicy { key, every } => {
             let rotation = Rotation::parse(&every)?;
@@ -101,23 +101,23 @@ async fn change(
     Ok(())
 }
 
+/// Protects a key from deletion for a reason, or no longer.
 async fn protect(
     client: &Client,
     output: &Output,
     key: &str,
     reason: Option<&str>,
-    on: bool,
 ) -> Result<(), Failure> {
     // The wire names the key by its ARN here.
     let arn = describe(client, key).await?["arn"].as_str().unwrap_or_default().to_owned();
     let parameters = [
         ("ProtectedResourceArn", &*arn),
-        ("EnableDeletionProtection", if on { "true" } else { "false" }),
+        ("EnableDeletionProtection", if reason.is_some() { "true" } else { "false" }),
         ("DeletionProtectionDescription", reason.unwrap_or_default()),
     ];
     client.alibaba("SetDeletionProtection", &parameters).await?;
     let described = describe(client, key).await?;
-    let said = if on { "is protected from deletion" } else { "may be deleted" };
+    let said = if reason.is_some() { "is protected from deletion" } else { "may be deleted" };
     output.object(&described, || format!("{key} {said}"));
     Ok(())
 }
