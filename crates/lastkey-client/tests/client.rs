@@ -156,8 +156,12 @@ async fn nonsense_is_garbage_and_is_not_repeated() {
     let pki = Pki::new();
     for (status, body) in [(200, "<html>hush"), (500, "<html>hush"), (200, r#"{"token":1}"#)] {
         let server = FakeServer::start(&pki, fixed(status, body)).await;
-        let question =
-            PluginStatusRequest { key: "alias/k", known: "", wait: Duration::from_secs(0) };
+        let question = PluginStatusRequest {
+            key: "alias/k",
+            cluster: None,
+            known: "",
+            wait: Duration::from_secs(0),
+        };
         let error = client(&pki, &[server.url()]).plugin_status(question).await.unwrap_err();
         assert!(matches!(error, Error::Garbage { .. }), "{error:?}");
         assert!(!error.to_string().contains("hush"));

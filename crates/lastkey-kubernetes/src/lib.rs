@@ -4,6 +4,7 @@
 //! nothing else; nothing here holds a key.
 
 pub mod authority;
+pub mod cluster_config;
 pub mod plugin;
 pub mod proto;
 pub mod socket;

@@ -26,6 +26,7 @@ mod watch;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use lastkey_client::Client;
+use lastkey_crypto::ClusterId;
 use tokio::{
     sync::{Notify, Semaphore, watch as channel},
     task::AbortHandle,
@@ -77,6 +78,8 @@ pub struct PluginConfig {
     pub client: Arc<Client>,
     /// The key: an id or `alias/…`.
     pub key: String,
+    /// The cluster it is for; needed where the client has no plugin's certificate, which names it.
+    pub cluster: Option<ClusterId>,
     /// Where to listen; sockets from `LISTEN_FDS` come first, and none of these is opened then.
     pub sockets: Vec<SocketAddress>,
     /// Whether to take sockets from `LISTEN_FDS`; not inside a process that has others.
@@ -95,6 +98,7 @@ impl PluginConfig {
         Self {
             client,
             key: key.into(),
+            cluster: None,
             sockets,
             use_listen_fds: false,
             version: StatusVersion::default(),
@@ -183,6 +187,7 @@ impl Plugin {
         let watch = Watch {
             client: config.client.clone(),
             key: config.key.clone(),
+            cluster: config.cluster,
             view: sender,
             refresh: refresh.clone(),
             metrics: metrics.clone(),

@@ -18,6 +18,8 @@ use crate::{Client, Error};
 pub struct PluginStatusRequest<'a> {
     /// The key: an id or `alias/…`.
     pub key: &'a str,
+    /// The cluster it is for; a plugin's certificate names it already.
+    pub cluster: Option<ClusterId>,
     /// The token of the last answer, or nothing.
     pub known: &'a str,
     /// How long the server may hold the answer back while nothing changes, at most a minute.
@@ -97,6 +99,8 @@ pub struct PluginPin {
 pub struct PluginEncrypt<'a> {
     /// The key: an id or `alias/…`.
     pub key: &'a str,
+    /// The cluster it is for; a plugin's certificate names it already.
+    pub cluster: Option<ClusterId>,
     /// The generation to use; without it, the primary.
     pub pin: Option<PluginPin>,
     /// What to encrypt.
@@ -149,6 +153,8 @@ impl PluginGeneration {
 #[derive(Serialize)]
 struct StatusJson<'a> {
     key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterId>,
     known: &'a str,
     wait_seconds: u64,
 }
@@ -156,6 +162,8 @@ struct StatusJson<'a> {
 #[derive(Serialize)]
 struct EncryptJson<'a> {
     key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterId>,
     #[serde(flatten)]
     pin: Option<PluginPin>,
     plaintext: Zeroizing<String>,
@@ -180,8 +188,8 @@ impl Client {
         &self,
         question: PluginStatusRequest<'_>,
     ) -> Result<PluginStatus, Error> {
-        let PluginStatusRequest { key, known, wait } = question;
-        let json = StatusJson { key, known, wait_seconds: wait.as_secs() };
+        let PluginStatusRequest { key, cluster, known, wait } = question;
+        let json = StatusJson { key, cluster, known, wait_seconds: wait.as_secs() };
         let request = self.request(Method::POST, "/v1/plugin/status").json(&json);
         request.timeout(wait + LONG_POLL_GRACE).send().await?.json()
     }
@@ -193,7 +201,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<PluginEncrypted, Error> {
         let plaintext = Zeroizing::new(BASE64.encode(call.plaintext));
-        let json = EncryptJson { key: call.key, pin: call.pin, plaintext };
+        let json = EncryptJson { key: call.key, cluster: call.cluster, pin: call.pin, plaintext };
         let request = self.request(Method::POST, "/v1/plugin/encrypt").json(&json);
         request.timeout(timeout).send().await?.json()
     }

@@ -137,6 +137,7 @@ impl Core {
     async fn seal(&self, pin: PluginKey, plaintext: &SecretBytes) -> Result<Sealed, Problem> {
         let call = PluginEncrypt {
             key: &self.key,
+            cluster: Some(pin.cluster),
             pin: Some(lastkey_client::native::PluginGeneration::from(pin).pin()),
             plaintext: plaintext.expose(),
         };

@@ -10,6 +10,7 @@ use lastkey_client::{
     Client, Error as ClientError,
     native::{PluginStatus, PluginStatusRequest},
 };
+use lastkey_crypto::ClusterId;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, sleep_until},
@@ -32,6 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(super) struct Watch {
     pub(super) client: Arc<Client>,
     pub(super) key: String,
+    pub(super) cluster: Option<ClusterId>,
     pub(super) view: watch::Sender<Arc<View>>,
     /// Asks anew, without waiting for a change.
     pub(super) refresh: Arc<Notify>,
@@ -73,7 +75,8 @@ impl Watch {
 
     async fn ask(&self, wait: Duration) -> Result<PluginStatus, ClientError> {
         let known = self.view.borrow().token.clone();
-        let question = PluginStatusRequest { key: &self.key, known: &known, wait };
+        let question =
+            PluginStatusRequest { key: &self.key, cluster: self.cluster, known: &known, wait };
         self.client.plugin_status(question).await
     }
 

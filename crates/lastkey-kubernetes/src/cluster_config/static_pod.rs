@@ -1,0 +1,75 @@
+//! The plugin as a static pod, which the kubelet runs before there is an apiserver.
+
+use super::{ConfigError, PluginCommand, parent_of, quoted};
+
+/// A manifest for `/etc/kubernetes/manifests`.
+#[derive(Debug, Clone)]
+pub struct StaticPod {
+    /// What the container runs.
+    pub command: PluginCommand,
+    /// The image with the `lastkey` binary as its entry point.
+    pub image: String,
+}
+
+impl StaticPod {
+    /// The manifest.
+    pub fn yaml(&self) -> Result<String, ConfigError> {
+        let mut arguments = String::new();
+        for argument in self.command.arguments() {
+            arguments += &format!("        - {}\n", quoted(&argument)?);
+        }
+        Ok(format!(
+            "\
+apiVersion: v1
+kind: Pod
+metadata:
+  name: lastkey-kms-plugin
+  namespace: kube-system
+  labels:
+    app.kubernetes.io/name: lastkey-kms-plugin
+    tier: control-plane
+spec:
+  # the plugin must be there before the apiserver, and must not need a cluster network
+  hostNetwork: true
+  priorityClassName: system-node-critical
+  containers:
+    - name: kms-plugin
+      image: {image}
+      args:
+{arguments}      resources:
+        requests:
+          cpu: 10m
+          memory: 32Mi
+        limits:
+          memory: 128Mi
+      securityContext:
+        # the apiserver's user, so that only it can dial
+        runAsUser: 0
+        readOnlyRootFilesystem: true
+        allowPrivilegeEscalation: false
+        capabilities:
+          drop: [ALL]
+        seccompProfile:
+          type: RuntimeDefault
+      volumeMounts:
+        - name: socket
+          mountPath: {socket}
+        - name: identity
+          mountPath: {identity}
+          readOnly: true
+  volumes:
+    - name: socket
+      hostPath:
+        path: {socket}
+        type: DirectoryOrCreate
+    - name: identity
+      hostPath:
+        path: {identity}
+        type: Directory
+",
+            image = quoted(&self.image)?,
+            socket = quoted(&parent_of(self.command.socket_path()?))?,
+            identity = quoted(&self.command.identity.display().to_string())?,
+        ))
+    }
+}

@@ -1,0 +1,96 @@
+//! The plugin under systemd, which holds the listening socket: an apiserver that dials during a
+//! restart waits instead of failing, and does not back off for minutes.
+
+use super::{ConfigError, PluginCommand};
+
+/// A service and its socket.
+#[derive(Debug, Clone)]
+pub struct SystemdUnits {
+    /// What the service runs.
+    pub command: PluginCommand,
+    /// Where the binary lies.
+    pub binary: String,
+}
+
+impl SystemdUnits {
+    /// The content of `lastkey-kms-plugin.socket`.
+    pub fn socket(&self) -> Result<String, ConfigError> {
+        let path = self.command.socket_path()?.display().to_string();
+        Ok(format!(
+            "\
+[Unit]
+Description=Socket of the Lastkey KMS plugin
+
+[Socket]
+ListenStream={path}
+SocketMode=0600
+DirectoryMode=0700
+
+[Install]
+WantedBy=sockets.target
+",
+            path = specifiers(&path)?,
+        ))
+    }
+
+    /// The content of `lastkey-kms-plugin.service`.
+    pub fn service(&self) -> Result<String, ConfigError> {
+        self.command.socket_path()?;
+        let mut line = word(&self.binary)?;
+        for argument in self.command.arguments() {
+            line.push(' ');
+            line += &word(&argument)?;
+        }
+        Ok(format!(
+            "\
+[Unit]
+Description=Lastkey KMS plugin for kube-apiserver
+Requires=lastkey-kms-plugin.socket
+Wants=network-online.target
+After=network-online.target lastkey-kms-plugin.socket
+Before=kubelet.service
+
+[Service]
+ExecStart={line}
+Restart=always
+RestartSec=1
+LimitCORE=0
+CapabilityBoundingSet=
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectControlGroups=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictNamespaces=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+
+[Install]
+WantedBy=multi-user.target
+"
+        ))
+    }
+}
+
+/// One word of a command line (`systemd.service(5)`, COMMAND LINES).
+fn word(text: &str) -> Result<String, ConfigError> {
+    let escaped = specifiers(text)?.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$");
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@=,+".contains(&byte);
+    match !escaped.is_empty() && escaped.bytes().all(plain) {
+        true => Ok(escaped),
+        false => Ok(format!("\"{escaped}\"")),
+    }
+}
+
+/// A percent sign begins a specifier everywhere in a unit.
+fn specifiers(text: &str) -> Result<String, ConfigError> {
+    match text.chars().any(char::is_control) {
+        true => Err(ConfigError::Control(text.to_owned())),
+        false => Ok(text.replace('%', "%%")),
+    }
+}

@@ -1,0 +1,216 @@
+//! What is printed is read back.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn parse(yaml: &str) -> Value {
+    serde_saphyr::from_str(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
+}
+
+fn path_socket() -> SocketAddress {
+    "/run/lastkey/kms.sock".parse().unwrap()
+}
+
+fn command() -> PluginCommand {
+    PluginCommand {
+        key: "alias/kubernetes".into(),
+        servers: vec!["https://kms-1:7343".into(), "https://kms-2:7343".into()],
+        socket: path_socket(),
+        identity: "/etc/lastkey".into(),
+    }
+}
+
+#[test]
+fn encryption_configuration() {
+    let config = EncryptionConfig::new(path_socket());
+    assert_eq!(
+        parse(&config.yaml().unwrap()),
+        json!({
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "EncryptionConfiguration",
+            "resources": [{
+                "resources": ["secrets"],
+                "providers": [
+                    {"kms": {
+                        "apiVersion": "v2",
+                        "name": "lastkey",
+                        "endpoint": "unix:///run/lastkey/kms.sock",
+                        "timeout": "3s",
+                    }},
+                    {"identity": {}},
+                ],
+            }],
+        })
+    );
+}
+
+#[test]
+fn an_abstract_socket_and_more_resources() {
+    let config = EncryptionConfig {
+        resources: vec!["secrets".into(), "configmaps".into(), "widgets.example.org".into()],
+        version: KmsVersion::V1,
+        ..EncryptionConfig::new("@lastkey".parse().unwrap())
+    };
+    let parsed = parse(&config.yaml().unwrap());
+    assert_eq!(parsed["resources"][0]["resources"][2], "widgets.example.org");
+    let kms = &parsed["resources"][0]["providers"][0]["kms"];
+    assert_eq!((&kms["endpoint"], &kms["apiVersion"]), (&json!("unix:///@lastkey"), &json!("v1")));
+}
+
+#[test]
+fn odd_paths_survive_the_quoting() {
+    for path in ["/run/a b/kms.sock", "/run/a: #\"b\"/k'ms.sock", "/run/\\x/ü.sock"] {
+        let config = EncryptionConfig::new(path.parse().unwrap());
+        let parsed = parse(&config.yaml().unwrap());
+        let endpoint = &parsed["resources"][0]["providers"][0]["kms"]["endpoint"];
+        assert_eq!(*endpoint, json!(format!("unix://{path}")));
+    }
+}
+
+#[test]
+fn what_an_apiserver_refuses_is_refused_here() {
+    let with = |change: &dyn Fn(&mut EncryptionConfig)| {
+        let mut config = EncryptionConfig::new(path_socket());
+        change(&mut config);
+        config.yaml()
+    };
+    for name in ["", "a:b", "Lastkey", "a b"] {
+        assert!(with(&|config| config.provider = name.into()).is_err(), "{name:?}");
+    }
+    for resources in [
+        &[][..],
+        &[""],
+        &["Secrets"],
+        &["*"],
+        &["sec*"],
+        &["secrets", "secrets"],
+        &["events.events.k8s.io"],
+        &["ingresses.extensions"],
+        &["deployments.apps", "*.apps"],
+        &["secrets", "*.*"],
+    ] {
+        let set = |config: &mut EncryptionConfig| {
+            config.resources = resources.iter().map(|&it| it.into()).collect();
+        };
+        assert!(with(&set).is_err(), "{resources:?}");
+    }
+    for resources in [&["*.*"][..], &["*.apps", "secrets"], &["events"]] {
+        let set = |config: &mut EncryptionConfig| {
+            config.resources = resources.iter().map(|&it| it.into()).collect();
+        };
+        assert!(with(&set).is_ok(), "{resources:?}");
+    }
+    assert!(with(&|config| config.socket = SocketAddress::Path("relative".into())).is_err());
+    let control = SocketAddress::Path("/run/a\nb".into());
+    assert!(with(&|config| config.socket = control.clone()).is_err());
+}
+
+#[test]
+fn static_pod() {
+    let pod = StaticPod { command: command(), image: "lastkey:0.1.0".into() };
+    let parsed = parse(&pod.yaml().unwrap());
+    assert_eq!(parsed["kind"], "Pod");
+    let container = &parsed["spec"]["containers"][0];
+    assert_eq!(
+        container["args"],
+        json!([
+            "kms-plugin",
+            "--socket",
+            "/run/lastkey/kms.sock",
+            "--key",
+            "alias/kubernetes",
+            "--server",
+            "https://kms-1:7343",
+            "--server",
+            "https://kms-2:7343",
+            "--client-cert",
+            "/etc/lastkey/plugin.pem",
+            "--client-key",
+            "/etc/lastkey/plugin.key",
+            "--ca-file",
+            "/etc/lastkey/ca.pem",
+        ])
+    );
+    for (at, path) in ["/run/lastkey", "/etc/lastkey"].into_iter().enumerate() {
+        assert_eq!(container["volumeMounts"][at]["mountPath"], path);
+        assert_eq!(parsed["spec"]["volumes"][at]["hostPath"]["path"], path);
+        let names =
+            (&container["volumeMounts"][at]["name"], &parsed["spec"]["volumes"][at]["name"]);
+        assert_eq!(names.0, names.1);
+    }
+    assert_eq!(container["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
+
+    let command = PluginCommand { socket: "@lastkey".parse().unwrap(), ..command() };
+    let pod = StaticPod { command, image: String::new() };
+    assert_eq!(pod.yaml(), Err(ConfigError::NeedsPath));
+}
+
+#[test]
+fn systemd_units() {
+    let units = SystemdUnits { command: command(), binary: "/usr/local/bin/lastkey".into() };
+    let line = |text: &str, name: &str| {
+        let start = format!("{name}=");
+        text.lines().find_map(|line| line.strip_prefix(&start)).map(str::to_owned)
+    };
+    let socket = units.socket().unwrap();
+    assert_eq!(line(&socket, "ListenStream").unwrap(), "/run/lastkey/kms.sock");
+    assert_eq!(line(&socket, "SocketMode").unwrap(), "0600");
+    let service = units.service().unwrap();
+    assert_eq!(
+        line(&service, "ExecStart").unwrap(),
+        "/usr/local/bin/lastkey kms-plugin --socket /run/lastkey/kms.sock --key alias/kubernetes \
+         --server https://kms-1:7343 --server https://kms-2:7343 \
+         --client-cert /etc/lastkey/plugin.pem --client-key /etc/lastkey/plugin.key \
+         --ca-file /etc/lastkey/ca.pem"
+    );
+    assert_eq!(line(&service, "Requires").unwrap(), "lastkey-kms-plugin.socket");
+
+    let odd = PluginCommand { identity: "/etc/a b/$x%".into(), ..command() };
+    let units = SystemdUnits { command: odd, binary: "lastkey".into() };
+    assert!(units.service().unwrap().contains(" --ca-file \"/etc/a b/$$x%%/ca.pem\"\n"));
+}
+
+/// Applies the patch to what kubeadm writes, by the rules of RFC 6902 as far as it uses them.
+#[test]
+fn kubeadm_patch() {
+    let patch = ApiserverPatch {
+        socket: path_socket(),
+        encryption_config: "/etc/kubernetes/lastkey/encryption-config.yaml".into(),
+    };
+    let parsed = parse(&patch.yaml().unwrap());
+    assert_eq!(parsed, patch.json().unwrap());
+    let mut pod = json!({"spec": {
+        "containers": [{
+            "command": ["kube-apiserver"],
+            "livenessProbe": {"httpGet": {"path": "/livez"}},
+            "volumeMounts": [],
+        }],
+        "volumes": [],
+    }});
+    for operation in parsed.as_array().unwrap() {
+        let path = operation["path"].as_str().unwrap();
+        match (operation["op"].as_str().unwrap(), path.strip_suffix("/-")) {
+            ("add", Some(list)) => pod
+                .pointer_mut(list)
+                .and_then(Value::as_array_mut)
+                .unwrap()
+                .push(operation["value"].clone()),
+            ("replace", None) => *pod.pointer_mut(path).unwrap() = operation["value"].clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(
+        container["command"],
+        json!([
+            "kube-apiserver",
+            "--encryption-provider-config=/etc/kubernetes/lastkey/encryption-config.yaml",
+            "--encryption-provider-config-automatic-reload=true",
+        ])
+    );
+    assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez?exclude=kms-providers");
+    assert_eq!(container["volumeMounts"][0]["mountPath"], "/etc/kubernetes/lastkey");
+    assert_eq!(container["volumeMounts"][1]["mountPath"], "/run/lastkey");
+    assert_eq!(pod["spec"]["volumes"][1]["hostPath"]["path"], "/run/lastkey");
+}
