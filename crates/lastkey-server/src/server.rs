@@ -142,7 +142,8 @@ impl Server {
         let acceptor = TlsAcceptor::from(Arc::new(pki.server_config()?));
         let place = Place { region: config.region, account: config.account };
         let (stop, stopping) = stop();
-        let service = Arc::new(Service::new(engine, pki, (place, config.limits), stopping));
+        let limits = config.limits.within_descriptors();
+        let service = Arc::new(Service::new(engine, pki, (place, limits), stopping));
         Ok(Bound { service, stop, listener, acceptor, admin, address, host })
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{drain, pause_after, reap, serve};
-use crate::{exchange::Peer, limits::Room, service::Service};
+use crate::{exchange::Peer, limits::ConnectionRoom, service::Service};
 
 /// The longest path of a socket that the system takes: `sun_path` is 108 bytes with its NUL.
 const MAX_PATH: usize = 107;
@@ -102,7 +102,7 @@ impl AdminSocket {
                     Ok((stream, _)) => {
                         reap(&mut connections);
                         service.metrics.accepted();
-                        let Some(room) = service.admission.connection() else {
+                        let Some(room) = service.admission.connection(None) else {
                             service.metrics.shed("connections");
                             continue;
                         };
@@ -136,7 +136,7 @@ fn remove_stale(path: &Path) -> Result<(), AdminSocketError> {
     }
 }
 
-async fn connect(service: Arc<Service>, stream: UnixStream, _room: Room) {
+async fn connect(service: Arc<Service>, stream: UnixStream, _room: ConnectionRoom) {
     let Some(peer) = admitted(&stream) else {
         service.metrics.shed("credentials");
         return;

@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{drain, pause_after, reap, serve};
 use crate::{
     exchange::Peer,
-    limits::Room,
+    limits::ConnectionRoom,
     service::Service,
     tls::{ALPN_H2, plugin_of},
 };
@@ -34,7 +34,7 @@ pub(crate) async fn run(service: Arc<Service>, listener: TcpListener, acceptor: 
                 Ok((stream, address)) => {
                     reap(&mut connections);
                     service.metrics.accepted();
-                    let Some(room) = service.admission.connection() else {
+                    let Some(room) = service.admission.connection(Some(address.ip())) else {
                         service.metrics.shed("connections");
                         continue;
                     };
@@ -53,7 +53,7 @@ async fn connect(
     service: Arc<Service>,
     acceptor: TlsAcceptor,
     (stream, address): (TcpStream, SocketAddr),
-    _room: Room,
+    _room: ConnectionRoom,
 ) {
     // Answers are small and each of them is waited for.
     let _ = stream.set_nodelay(true);

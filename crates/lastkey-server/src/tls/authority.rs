@@ -44,6 +44,12 @@ pub enum AuthorityError {
          its own P-256, P-384 or Ed25519 key"
     )]
     Request,
+    /// A name that no certificate can have.
+    #[error("the TLS name {name:?} is neither a DNS name nor an IP address")]
+    Name {
+        /// The name.
+        name: String,
+    },
     /// Certificate encoding failed.
     #[error("the certificate could not be made")]
     Issue(#[source] rcgen::Error),
@@ -95,7 +101,7 @@ impl Authority {
         Ok(authority)
     }
 
-    fn create(now: Timestamp, entropy: &dyn Entropy) -> Result<Self, AuthorityError> {
+    pub(super) fn create(now: Timestamp, entropy: &dyn Entropy) -> Result<Self, AuthorityError> {
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = named("Lastkey CA");
@@ -249,7 +255,16 @@ fn alt_name(name: &str) -> Result<SanType, AuthorityError> {
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));
     }
-    Ok(SanType::DnsName(name.try_into()?))
+    let dns = name.strip_prefix("*.").unwrap_or(name);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    let wrong = || AuthorityError::Name { name: name.to_owned() };
+    if dns.len() > 253 || !dns.split('.').all(label) {
+        return Err(wrong());
+    }
+    Ok(SanType::DnsName(name.try_into().map_err(|_| wrong())?))
 }
 
 fn named(common_name: &str) -> DistinguishedName {
@@ -346,6 +361,16 @@ mod tests {
             assert_eq!(&*plugin.fingerprint, issued.fingerprint);
             assert!(!String::from_utf8_lossy(&der).contains("evil"));
             assert!(plugin_of(&der, issued.not_after.after(Duration::from_secs(1))).is_none());
+        }
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["localhost", "kms.example", "*.kms.example", "127.0.0.1", "::1"] {
+            assert!(alt_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a..b", "ü.example", "https://x", "*", "a.*.b"] {
+            assert!(matches!(alt_name(bad), Err(AuthorityError::Name { .. })), "{bad}");
         }
     }
 

@@ -196,3 +196,59 @@ fn modified(certificate: &Path, key: &Path) -> Option<Modified> {
     let of = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     Some((of(certificate)?, of(key)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use lastkey_crypto::SystemEntropy;
+
+    use super::*;
+
+    fn terms(now: Timestamp) -> Terms<'static> {
+        Terms { now, entropy: &SystemEntropy }
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_a_month_before_its_end() {
+        let now = Timestamp::from_millis(1_767_225_600_000);
+        let authority = Authority::create(now, &SystemEntropy).unwrap();
+        let source = CertificateSource::Authority { names: vec!["localhost".to_owned()] };
+        let certificate = ServerCertificate::load(source, &authority, terms(now)).unwrap();
+        let day = Duration::from_secs(86_400);
+        assert_eq!(certificate.not_after(), now.after(90 * day));
+        assert!(!certificate.renew_if_due(&authority, terms(now.after(59 * day))).unwrap());
+        assert!(certificate.renew_if_due(&authority, terms(now.after(61 * day))).unwrap());
+        assert_eq!(certificate.not_after(), now.after(151 * day));
+    }
+
+    #[test]
+    fn files_are_read_again_when_they_change() {
+        let now = Timestamp::from_millis(1_767_225_600_000);
+        let authority = Authority::create(now, &SystemEntropy).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let (chain, key) = (directory.path().join("tls.pem"), directory.path().join("tls.key"));
+        let write = || {
+            let pair = rcgen::generate_simple_self_signed(["kms.example".to_owned()]).unwrap();
+            fs::write(&chain, pair.cert.pem()).unwrap();
+            fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
+            pair.cert.der().to_vec()
+        };
+        let source = CertificateSource::Files { certificate: chain.clone(), key: key.clone() };
+        let missing = ServerCertificate::load(source.clone(), &authority, terms(now)).unwrap_err();
+        assert!(missing.to_string().contains("tls.pem"), "{missing}");
+
+        let first = write();
+        let certificate = ServerCertificate::load(source, &authority, terms(now)).unwrap();
+        let served = || certificate.current.read().key.cert[0].to_vec();
+        assert_eq!(served(), first);
+        assert!(!certificate.renew_if_due(&authority, terms(now)).unwrap());
+        let second = write();
+        fs::File::open(&key).and_then(|file| file.set_modified(std::time::UNIX_EPOCH)).unwrap();
+        assert!(certificate.renew_if_due(&authority, terms(now)).unwrap());
+        assert_eq!(served(), second);
+
+        // A broken pair is refused, and the good one stays.
+        fs::write(&key, "nonsense").unwrap();
+        assert!(certificate.renew_if_due(&authority, terms(now)).is_err());
+        assert_eq!(served(), second);
+    }
+}
