@@ -115,3 +115,16 @@ pub trait AuditSink: Send + Sync + 'static {
     /// Writes what is queued and closes the log cleanly.
     fn close(&self);
 }
+
+/// For the fuzz target: reads one line.
+pub(crate) fn parse_line(line: &[u8]) {
+    if let Some(link) = segment::link(line) {
+        let head = [br#"{"seq":"#, link.seq.to_string().as_bytes(), br#","prev":""#].concat();
+        assert!(line.len() > head.len() + 64, "a link has a number, a hash and more behind them");
+    }
+}
+
+/// For the fuzz target: reads one journal file.
+pub(crate) fn parse_journal(bytes: &mut [u8]) {
+    journal::parse_signed(bytes);
+}

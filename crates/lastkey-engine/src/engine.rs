@@ -118,7 +118,7 @@ struct Refusals {
 }
 
 impl Engine {
-    /// Starts the engine, in numbered steps that `docs/promises.md` explains:
+    /// Starts the engine, in the numbered steps that ARCHITECTURE.md explains.
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.

@@ -17,6 +17,8 @@ mod cluster;
 pub mod command;
 mod engine;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod key;
 mod nonce;

@@ -186,3 +186,8 @@ fn unpack(path: &str, plain: &[u8]) -> Result<Left, Error> {
     let (after, body) = rest.split_first_chunk::<8>().ok_or_else(corrupt)?;
     Ok(Left { path: path.to_owned(), after: u64::from_be_bytes(*after), body: body.to_vec() })
 }
+
+/// For the fuzz target: reads one parcel.
+pub(crate) fn parse(plain: &[u8]) {
+    let _ = unpack("outbox/fuzz", plain);
+}

@@ -57,7 +57,7 @@ pub(crate) struct Version {
 const VERSION_FORMAT: u8 = 1;
 
 impl Version {
-    fn encode(&self) -> Zeroizing<Vec<u8>> {
+    pub(crate) fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(64));
         bytes.extend_from_slice(&[VERSION_FORMAT, self.suite.into()]);
         bytes.extend_from_slice(self.key_id.as_bytes());
@@ -66,7 +66,7 @@ impl Version {
         bytes
     }
 
-    fn decode(id: KeyVersionId, bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(id: KeyVersionId, bytes: &[u8]) -> Option<Self> {
         let (&[format, suite], rest) = bytes.split_first_chunk()?;
         let (key_id, rest) = rest.split_first_chunk::<16>()?;
         let (created, material) = rest.split_first_chunk::<8>()?;

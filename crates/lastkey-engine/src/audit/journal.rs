@@ -39,6 +39,7 @@ use super::{Head, segment};
 pub(super) const FILE_BYTES: u64 = 4 << 20;
 const FIRST_FRAME: u64 = 4096;
 const HEADER_BYTES: usize = 0x64;
+const HEADER_AUTHENTICATED: usize = 0x44;
 /// The size of a frame's own fields.
 pub(super) const FRAME_BYTES: usize = 0x70;
 const FRAME_AUTHENTICATED: usize = 0x50;
@@ -143,8 +144,8 @@ impl Journal {
         header[4..0x0c].copy_from_slice(&generation.to_be_bytes());
         write_head(&mut header[0x0c..0x34], head);
         write_position(&mut header[0x34..0x44], position);
-        let code = mac::hmac_sha256(self.key.expose(), &[HEADER_LABEL, &header[..0x44]]);
-        header[0x44..].copy_from_slice(&code);
+        let code = header_code(&self.key, &header[..HEADER_AUTHENTICATED]);
+        header[HEADER_AUTHENTICATED..].copy_from_slice(&code);
         file_of(&self.files, generation).write_all_at(&header, 0)?;
         self.generation = generation;
         self.offset = FIRST_FRAME;
@@ -181,50 +182,23 @@ impl Journal {
     }
 
     fn frame_code(&self, offset: u64, fields: &[u8]) -> [u8; 32] {
-        mac::hmac_sha256(self.key.expose(), &[FRAME_LABEL, &offset.to_be_bytes(), fields])
+        frame_code(&self.key, offset, fields)
     }
 
     /// Reads one file; `None` if it holds no authentic header.
     fn read_half(&self, index: usize) -> io::Result<Option<Half>> {
         let mut bytes = vec![0; FILE_BYTES as usize];
         self.files[index].read_exact_at(&mut bytes, 0)?;
-        let header = &bytes[..HEADER_BYTES];
-        let code = mac::hmac_sha256(self.key.expose(), &[HEADER_LABEL, &header[..0x44]]);
-        if !header.starts_with(HEADER_MAGIC) || !mac::equal(&code, &header[0x44..]) {
-            return Ok(None);
-        }
-        let mut half = Half {
-            generation: read_u64(&header[4..0x0c]),
-            start: (read_head(&header[0x0c..0x34]), read_position(&header[0x34..0x44])),
-            frames: Vec::new(),
-            end: FIRST_FRAME,
-        };
-        while let Some(frame) = self.read_frame(&bytes, &half) {
-            half.end += (FRAME_BYTES + frame.payload.len()) as u64;
-            half.frames.push(frame);
-        }
-        Ok(Some(half))
+        Ok(Half::parse(&self.key, &bytes))
     }
+}
 
-    /// The authentic frame at the end of what was read so far, if there is one.
-    fn read_frame(&self, bytes: &[u8], half: &Half) -> Option<Frame> {
-        let rest = &bytes[usize::try_from(half.end).ok()?..];
-        let (fields, rest) = rest.split_at_checked(FRAME_BYTES)?;
-        let length = usize::try_from(read_u64(&fields[0x10..0x18])).ok()?;
-        let payload = rest.get(..length)?;
-        let code = self.frame_code(half.end, &fields[..FRAME_AUTHENTICATED]);
-        let authentic = fields.starts_with(FRAME_MAGIC)
-            && read_u64(&fields[8..0x10]) == half.generation
-            && mac::equal(&code, &fields[FRAME_AUTHENTICATED..]);
-        let head = read_head(&fields[0x28..0x50]);
-        let (before, _) = half.last();
-        (authentic && chains(payload, before, head)).then(|| Frame {
-            clean: fields[4..8] == CLEAN.to_be_bytes(),
-            position: read_position(&fields[0x18..0x28]),
-            head,
-            payload: payload.to_vec(),
-        })
-    }
+fn header_code(key: &KeyMaterial, fields: &[u8]) -> [u8; 32] {
+    mac::hmac_sha256(key.expose(), &[HEADER_LABEL, fields])
+}
+
+fn frame_code(key: &KeyMaterial, offset: u64, fields: &[u8]) -> [u8; 32] {
+    mac::hmac_sha256(key.expose(), &[FRAME_LABEL, &offset.to_be_bytes(), fields])
 }
 
 /// One file as it was found.
@@ -236,6 +210,47 @@ struct Half {
 }
 
 impl Half {
+    /// Reads a file's content up to the first frame that is not authentic.
+    fn parse(key: &KeyMaterial, bytes: &[u8]) -> Option<Self> {
+        let header = bytes.get(..HEADER_BYTES)?;
+        let code = header_code(key, &header[..HEADER_AUTHENTICATED]);
+        if !header.starts_with(HEADER_MAGIC) || !mac::equal(&code, &header[HEADER_AUTHENTICATED..])
+        {
+            return None;
+        }
+        let mut half = Self {
+            generation: read_u64(&header[4..0x0c]),
+            start: (read_head(&header[0x0c..0x34]), read_position(&header[0x34..0x44])),
+            frames: Vec::new(),
+            end: FIRST_FRAME,
+        };
+        while let Some(frame) = half.next_frame(key, bytes) {
+            half.end += (FRAME_BYTES + frame.payload.len()) as u64;
+            half.frames.push(frame);
+        }
+        Some(half)
+    }
+
+    /// The authentic frame at the end of what was read so far, if there is one.
+    fn next_frame(&self, key: &KeyMaterial, bytes: &[u8]) -> Option<Frame> {
+        let rest = bytes.get(usize::try_from(self.end).ok()?..)?;
+        let (fields, rest) = rest.split_at_checked(FRAME_BYTES)?;
+        let length = usize::try_from(read_u64(&fields[0x10..0x18])).ok()?;
+        let payload = rest.get(..length)?;
+        let code = frame_code(key, self.end, &fields[..FRAME_AUTHENTICATED]);
+        let authentic = fields.starts_with(FRAME_MAGIC)
+            && read_u64(&fields[8..0x10]) == self.generation
+            && mac::equal(&code, &fields[FRAME_AUTHENTICATED..]);
+        let head = read_head(&fields[0x28..0x50]);
+        let (before, _) = self.last();
+        (authentic && chains(payload, before, head)).then(|| Frame {
+            clean: fields[4..8] == CLEAN.to_be_bytes(),
+            position: read_position(&fields[0x18..0x28]),
+            head,
+            payload: payload.to_vec(),
+        })
+    }
+
     /// Where the chain and the segments end after the frames read so far.
     fn last(&self) -> (Head, Position) {
         self.frames
@@ -249,7 +264,7 @@ fn chains(payload: &[u8], mut head: Head, end: Head) -> bool {
     for line in payload.split_inclusive(|b| *b == b'\n') {
         let Some(line) = line.strip_suffix(b"\n") else { return false };
         match segment::link(line) {
-            Some(link) if link.seq == head.seq + 1 && link.prev == head.hash => {
+            Some(link) if head.seq.checked_add(1) == Some(link.seq) && link.prev == head.hash => {
                 head = Head { seq: link.seq, hash: mac::sha256(&[line]) };
             }
             _ => return false,
@@ -308,4 +323,22 @@ fn read_u64(bytes: &[u8]) -> u64 {
     let mut number = [0; 8];
     number.copy_from_slice(&bytes[..8]);
     u64::from_be_bytes(number)
+}
+
+/// For the fuzz target: reads arbitrary bytes as a journal file whose header and first frame are
+/// given the right authentication codes, so that the parser behind them is reached.
+pub(crate) fn parse_signed(bytes: &mut [u8]) -> usize {
+    let key = KeyMaterial::from_slice(&[0; 32]);
+    if let Some(header) = bytes.get_mut(..HEADER_BYTES) {
+        header[..4].copy_from_slice(HEADER_MAGIC);
+        let code = header_code(&key, &header[..HEADER_AUTHENTICATED]);
+        header[HEADER_AUTHENTICATED..].copy_from_slice(&code);
+    }
+    let first = FIRST_FRAME as usize;
+    if let Some(frame) = bytes.get_mut(first..first + FRAME_BYTES) {
+        frame[..4].copy_from_slice(FRAME_MAGIC);
+        let code = frame_code(&key, FIRST_FRAME, &frame[..FRAME_AUTHENTICATED]);
+        frame[FRAME_AUTHENTICATED..].copy_from_slice(&code);
+    }
+    Half::parse(&key, bytes).map_or(0, |half| half.frames.len())
 }

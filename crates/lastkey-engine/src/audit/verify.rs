@@ -137,7 +137,7 @@ impl Walk<'_> {
 
     /// Takes one line into the chain.
     fn step(&mut self, line: &[u8]) {
-        let next = self.at.seq + 1;
+        let next = self.at.seq.saturating_add(1);
         let Some(link) = segment::link(line) else {
             self.report(next, "changed", format!("line {} is not a record", self.line));
             self.forged = true;

@@ -11,6 +11,9 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::output::Failure;
 
+/// The longest path of a unix socket (`sun_path` less its final zero).
+const MAX_SOCKET_PATH: usize = 107;
+
 /// A directory of ours, which exists and can be written.
 #[derive(Debug)]
 pub(super) struct DataDir {
@@ -36,6 +39,7 @@ impl DataDir {
                 path.display()
             ))
         };
+        check_socket_length(path)?;
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let root = fs::canonicalize(path).map_err(failed)?;
         // A nameless file tells whether we may write here, and leaves nothing behind.
@@ -106,6 +110,21 @@ impl DataDir {
         let birth = stat.stx_btime;
         Ok(format!("{}:{}.{:09}", stat.stx_ino, birth.tv_sec, birth.tv_nsec))
     }
+}
+
+/// A directory too deep for sockets is refused before anything is made in it.
+fn check_socket_length(directory: &Path) -> Result<(), Failure> {
+    let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    let socket = absolute.join("admin.sock");
+    let length = socket.as_os_str().len();
+    if length > MAX_SOCKET_PATH {
+        return Err(Failure::failed(format_args!(
+            "the path of the admin socket, {}, has {length} bytes, but the system allows at most \
+             {MAX_SOCKET_PATH}; choose a shorter --data-dir",
+            socket.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Puts a whole file in place of another, durably, with this mode.

@@ -1,0 +1,44 @@
+//! What the fuzz targets call: each function reads arbitrary bytes with one parser of this crate,
+//! and panics only if the parser broke a promise.
+
+use lastkey_crypto::KeyVersionId;
+
+use crate::{
+    AccessKey, AliasName, ClusterName, KeyRef, Timestamp, audit, outbox, records::Version,
+};
+
+/// A line of the audit log.
+pub fn audit_line(line: &[u8]) {
+    audit::parse_line(line);
+}
+
+/// A journal file.
+pub fn audit_journal(bytes: &mut [u8]) {
+    audit::parse_journal(bytes);
+}
+
+/// The records that are not JSON: versions, access keys, outbox parcels.
+pub fn records(bytes: &[u8]) {
+    let id = KeyVersionId::from_bytes([0; 16]);
+    if let Some(version) = Version::decode(id, bytes) {
+        assert_eq!(&version.encode()[..], bytes, "a version is written as it was read");
+    }
+    if let Some(key) = AccessKey::decode(bytes) {
+        assert_eq!(&key.encode()[..], bytes, "an access key is written as it was read");
+    }
+    outbox::parse(bytes);
+}
+
+/// The texts that callers send as names and times.
+pub fn names(text: &str) {
+    if let Ok(alias) = AliasName::parse(text) {
+        assert_eq!(alias.as_str(), text);
+    }
+    if let Ok(name) = ClusterName::parse(text) {
+        assert_eq!(name.as_str(), text);
+    }
+    let _ = KeyRef::parse(text);
+    if let Ok(time) = Timestamp::parse(text) {
+        assert_eq!(Timestamp::parse(&time.to_string()).ok(), Some(time), "{time}");
+    }
+}
