@@ -65,7 +65,8 @@ fn rotation(call: &Call<'_>) -> Result<Option<RotationPolicy>, Refusal> {
     let interval = call.interval("RotationInterval")?;
     match (enabled, interval) {
         (None, None) => Ok(None),
-        (None, Some(_)) => Err(Error::MissingParameter("EnableAutomaticRotation").into()),
+        // Who names an interval wants rotation.
+        (None, Some(interval)) => Ok(Some(RotationPolicy::new(true, Some(interval))?)),
         (Some(true), None) => Err(Error::MissingParameter("RotationInterval").into()),
         (Some(enabled), interval) => Ok(Some(RotationPolicy::new(enabled, interval)?)),
     }
