@@ -100,12 +100,26 @@ impl Apiserver {
     /// # Errors
     /// When it does not come up.
     pub fn restart(&mut self) -> Result<(), Error> {
-        self.process.kill();
-        self.process = Daemon::start("kube-apiserver", &self.command, &self.dir)?;
+        self.launch()?;
         self.wait_until_serving()
     }
 
-    fn wait_until_serving(&mut self) -> Result<(), Error> {
+    /// As [`Apiserver::restart`], without waiting: as long as Secrets cannot be decrypted, an
+    /// apiserver that has some does not become ready.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(&mut self) -> Result<(), Error> {
+        self.process.kill();
+        self.process = Daemon::start("kube-apiserver", &self.command, &self.dir)?;
+        Ok(())
+    }
+
+    /// Waits until it serves requests, whether or not its KMS provider is healthy.
+    ///
+    /// # Errors
+    /// When it does not, or ends.
+    pub fn wait_until_serving(&mut self) -> Result<(), Error> {
         let client = &self.client;
         self.process.until("kube-apiserver serves requests", START, || {
             // The provider is left out: a broken one keeps the whole check from ever turning ok.
