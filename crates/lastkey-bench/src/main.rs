@@ -1,0 +1,37 @@
+//! `cargo xtask bench`: ours beside the bare floor, alternating in one run on this machine.
+//!
+//! The floor is a process of this same binary: the same transport, TLS settings, message sizes
+//! and file system, one AES-256-GCM and one group-committed `fdatasync` per request, and nothing
+//! else. Absolute numbers are this machine's; the ratio is what a change has to keep.
+
+mod cpu;
+mod error;
+mod floor;
+mod load;
+mod options;
+mod report;
+mod run;
+mod scenario;
+mod sides;
+mod stats;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::options::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match &cli.command {
+        Some(Command::Floor(options)) => floor::run(options),
+        None => run::run(&cli.options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::scenario::Scenario;
+
+/// Measures lastkey and the bare floor, alternating, on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve as the floor; started by the benchmark itself
+    #[command(hide = true)]
+    Floor(FloorOptions),
+}
+
+/// What to measure, and how long.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Options {
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 2.0)]
+    pub(crate) seconds: f64,
+    /// Seconds of load before each measurement
+    #[arg(long, default_value_t = 0.3)]
+    pub(crate) warm_up: f64,
+    /// How often floor and ours take turns; medians are reported
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rounds: usize,
+    /// Only these
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) only: Vec<Scenario>,
+    /// All of them, Decrypt and GenerateDataKey too
+    #[arg(long, conflicts_with = "only")]
+    pub(crate) all: bool,
+    /// Connections (or calls in flight) at one time
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
+    pub(crate) connections: Vec<usize>,
+    /// Bytes of the plaintext
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) plaintext: u16,
+    /// How requests are signed
+    #[arg(long, value_enum, default_value_t = Signature::Acs3)]
+    pub(crate) signature: Signature,
+    /// The binary to measure [default: the one beside this]
+    #[arg(long)]
+    pub(crate) lastkey: Option<PathBuf>,
+    /// Where both sides keep their files; a real disk [default: target/bench]
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// A table, or one JSON object a line
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+    /// Put load for this long on ours alone, for a profiler; needs one --only and one --connections
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) soak: Option<f64>,
+}
+
+/// The two signature protocols of the Alibaba wire that are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Signature {
+    /// ACS3-HMAC-SHA256 in the headers, parameters in the query, as the current SDKs send it
+    Acs3,
+    /// RPC v1, HMAC-SHA1, everything in the query, as the older SDKs send it
+    Rpc,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// A table
+    Text,
+    /// One JSON object a line, the last one a report
+    Json,
+}
+
+/// The floor's side of a benchmark.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FloorOptions {
+    /// Where its file and sockets go
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Bytes it encrypts for each request
+    #[arg(long)]
+    pub(crate) plaintext: usize,
+    /// Bytes of each HTTP answer's body
+    #[arg(long)]
+    pub(crate) answer: usize,
+    /// Bytes of each ciphertext over gRPC
+    #[arg(long)]
+    pub(crate) ciphertext: usize,
+}
