@@ -129,10 +129,6 @@ pub(crate) struct PluginOptions {
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
 
-    /// The cluster's id; needed with --credentials, otherwise the certificate names it.
-    #[arg(long, value_name = "ID")]
-    pub(crate) cluster: Option<String>,
-
     /// The KMS API version that Status names: v2beta1 suits every apiserver from 1.27 on.
     #[arg(long, default_value = "v2beta1", value_parser = ["v2", "v2beta1"])]
     pub(crate) api_version: String,

@@ -1,7 +1,7 @@
 //! What the Kubernetes plugin asks.
 //!
 //! The cluster is that of the caller's certificate, whatever the body says. Callers without one
-//! (the account root, a local administrator) name it.
+//! (the account root, a local administrator) may name it.
 
 use std::time::Duration;
 
@@ -11,26 +11,32 @@ use lastkey_crypto::{
 };
 use lastkey_engine::{
     Error, KeyRef, Principal, Timestamp,
-    command::{ListClusters, PluginDecrypt, PluginEncrypt, PluginState, PluginStatus},
+    command::{AddCluster, ListClusters, PluginDecrypt, PluginEncrypt, PluginState, PluginStatus},
 };
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{Answer, Call, Refusal, json};
 
-/// The cluster a call is for.
-async fn cluster_of(call: &Call<'_>, named: Option<ClusterId>) -> Result<ClusterId, Refusal> {
+/// The cluster a call is for. An administrator who names none means the installation's first,
+/// which is made if there is none yet: a plugin with root's credentials beside a bare server.
+async fn cluster_of(
+    call: &Call<'_>,
+    named: Option<ClusterId>,
+    key: &KeyRef,
+) -> Result<ClusterId, Refusal> {
     if let Principal::Plugin { cluster, .. } = &call.caller.principal {
         return Ok(*cluster);
     }
     if let Some(named) = named {
         return Ok(named);
     }
-    // Where there is but one, it need not be named.
-    match &call.execute(ListClusters).await?[..] {
-        [only] => Ok(only.id),
-        _ => Err(Error::MissingParameter("cluster").into()),
+    let known = call.execute(ListClusters).await?;
+    if let Some(first) = known.iter().min_by_key(|cluster| cluster.created) {
+        return Ok(first.id);
     }
+    let first = AddCluster { name: None, keys: vec![key.clone()], plugin: None };
+    Ok(call.execute(first).await?.cluster.id)
 }
 
 #[derive(Deserialize)]
@@ -88,9 +94,10 @@ impl From<PluginState> for Status {
 
 pub(super) async fn status(call: &Call<'_>) -> Answer {
     let request: StatusRequest = call.read()?;
+    let key = KeyRef::parse(&request.key)?;
     let command = PluginStatus {
-        cluster: cluster_of(call, request.cluster).await?,
-        key: KeyRef::parse(&request.key)?,
+        cluster: cluster_of(call, request.cluster, &key).await?,
+        key,
         known: request.known,
         wait: Duration::from_secs(request.wait_seconds),
     };
@@ -127,10 +134,11 @@ pub(super) async fn encrypt(call: &Call<'_>) -> Answer {
         (None, Some(_)) => return Err(Error::MissingParameter("key_version").into()),
         (Some(_), None) => return Err(Error::MissingParameter("epoch").into()),
     };
+    let key = KeyRef::parse(&request.key)?;
     let encrypted = call
         .execute(PluginEncrypt {
-            cluster: cluster_of(call, request.cluster).await?,
-            key: KeyRef::parse(&request.key)?,
+            cluster: cluster_of(call, request.cluster, &key).await?,
+            key,
             pin,
             plaintext: SecretBytes::new(unbase64("plaintext", &request.plaintext)?),
         })
@@ -164,10 +172,11 @@ struct Decrypted {
 pub(super) async fn decrypt(call: &Call<'_>) -> Answer {
     let request: DecryptRequest = call.read()?;
     let DecryptRequest { cluster, lineage, key_version, epoch, .. } = request;
+    let key = KeyRef::parse(&request.key)?;
     let plaintext = call
         .execute(PluginDecrypt {
-            cluster: cluster_of(call, Some(cluster)).await?,
-            key: KeyRef::parse(&request.key)?,
+            cluster: cluster_of(call, Some(cluster), &key).await?,
+            key,
             envelope: PluginKey { lineage, cluster, key_version, epoch },
             blob: unbase64("blob", &request.blob)?,
         })
