@@ -13,8 +13,13 @@ mod peer;
 
 use std::{
     fmt, io,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     str::FromStr,
+};
+
+use percent_encoding::{
+    AsciiSet, CONTROLS, percent_decode_str, percent_encode, utf8_percent_encode,
 };
 
 pub use activation::from_environment;
@@ -23,6 +28,9 @@ pub use peer::{Connection, PeerInfo, accept_all};
 
 /// The longest path that fits in `sockaddr_un` with its final zero.
 pub const MAX_PATH: usize = 107;
+
+/// What ends the path of a URL, or means something else in it.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'?');
 
 /// Where an apiserver dials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,11 +42,14 @@ pub enum SocketAddress {
 }
 
 impl SocketAddress {
-    /// What an `EncryptionConfiguration` names as the provider's endpoint.
+    /// What an `EncryptionConfiguration` names as the provider's endpoint: a URL, because the
+    /// apiserver reads it as one.
     pub fn endpoint(&self) -> String {
         match self {
-            Self::Path(path) => format!("unix://{}", path.display()),
-            Self::Abstract(name) => format!("unix:///@{name}"),
+            Self::Path(path) => {
+                format!("unix://{}", percent_encode(path.as_os_str().as_bytes(), ENCODED))
+            }
+            Self::Abstract(name) => format!("unix:///@{}", utf8_percent_encode(name, ENCODED)),
         }
     }
 }
@@ -57,15 +68,20 @@ impl FromStr for SocketAddress {
 
     /// Takes an absolute path, `@name`, or either as `unix://…`.
     fn from_str(text: &str) -> Result<Self, SocketError> {
+        let decoded = |rest| {
+            let text = percent_decode_str(rest).decode_utf8();
+            text.map_err(|_| SocketError::NotAnAddress(rest.to_owned()))
+        };
         let plain = match text.strip_prefix("unix://") {
             // the apiserver's own spelling of an abstract socket has a slash first
-            Some(rest) if rest.starts_with("/@") => &rest[1..],
-            Some(rest) => rest,
-            None => text,
+            Some(rest) => {
+                decoded(rest.strip_prefix('/').filter(|it| it.starts_with('@')).unwrap_or(rest))?
+            }
+            None => text.into(),
         };
         let address = match plain.strip_prefix('@') {
             Some(name) => Self::Abstract(name.to_owned()),
-            None => Self::Path(plain.into()),
+            None => Self::Path(plain.as_ref().into()),
         };
         address.check()?;
         Ok(address)
@@ -76,7 +92,12 @@ impl SocketAddress {
     /// Whether the operating system and the apiserver can take it.
     pub fn check(&self) -> Result<(), SocketError> {
         let (bytes, usable) = match self {
-            Self::Path(path) => (path.as_os_str().len(), path.is_absolute()),
+            // an endpoint with /@ first would mean an abstract socket
+            Self::Path(path) => {
+                let bytes = path.as_os_str().as_bytes();
+                let usable = bytes.starts_with(b"/") && !bytes.starts_with(b"/@");
+                (bytes.len(), usable && !bytes.contains(&0))
+            }
             Self::Abstract(name) => (name.len(), !name.is_empty() && !name.contains('\0')),
         };
         if !usable {
@@ -168,11 +189,16 @@ mod tests {
             ("@lastkey", "@lastkey", "unix:///@lastkey"),
             ("unix:///@lastkey", "@lastkey", "unix:///@lastkey"),
             ("unix://@lastkey", "@lastkey", "unix:///@lastkey"),
+            ("/run/100% #1?.sock", "/run/100% #1?.sock", "unix:///run/100%25%20%231%3F.sock"),
+            ("unix:///run/a%20b", "/run/a b", "unix:///run/a%20b"),
         ] {
             let address: SocketAddress = text.parse().unwrap();
             assert_eq!((address.to_string(), address.endpoint()), (shown.into(), endpoint.into()));
+            assert_eq!(address.endpoint().parse::<SocketAddress>().unwrap(), address);
         }
-        for text in ["", "@", "relative/kms.sock", "unix://", "tcp://127.0.0.1:1", "@a\0b"] {
+        for text in
+            ["", "@", "relative/kms.sock", "unix://", "tcp://127.0.0.1:1", "@a\0b", "/@a", "/a\0b"]
+        {
             assert!(text.parse::<SocketAddress>().is_err(), "{text:?}");
         }
     }

@@ -1,0 +1,34 @@
+#![no_main]
+//! The HTTP/2 filter in front of the plugin: no bytes, in no pieces, panic it, change its length,
+//! or make it hold more than it may.
+
+use lastkey_kubernetes::authority::{FrameFilter, MAX_HELD};
+use libfuzzer_sys::fuzz_target;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+fn filtered(bytes: &[u8], piece: usize) -> Vec<u8> {
+    let (mut filter, mut out) = (FrameFilter::new(), Vec::new());
+    for part in bytes.chunks(piece.max(1)) {
+        filter.push(part, &mut out);
+        assert!(filter.held() <= MAX_HELD);
+        assert!(out.len() + filter.held() <= bytes.len());
+    }
+    filter.finish(&mut out);
+    out
+}
+
+// The first byte is the size of the pieces; the preface is given, so that frames come next.
+fuzz_target!(|input: (u8, &[u8])| {
+    let (piece, frames) = input;
+    let bytes = [PREFACE, frames].concat();
+    let whole = filtered(&bytes, bytes.len());
+    assert_eq!(whole.len(), bytes.len());
+    assert_eq!(filtered(&bytes, piece.into()), whole);
+    // what came out holds nothing more to replace
+    assert_eq!(filtered(&whole, bytes.len()), whole);
+    // without a preface, it is not HTTP/2, and passes as it is
+    if !frames.starts_with(b"P") {
+        assert_eq!(filtered(frames, piece.into()), frames);
+    }
+});
