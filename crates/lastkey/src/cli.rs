@@ -129,6 +129,11 @@ pub(crate) struct PluginOptions {
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
 
+    /// The cluster to act for, where the credentials are an administrator's [default: the
+    /// installation's first]. A certificate names its own.
+    #[arg(long, value_name = "ID", conflicts_with = "client_cert")]
+    pub(crate) cluster: Option<String>,
+
     /// The KMS API version that Status names: v2beta1 suits every apiserver from 1.27 on.
     #[arg(long, default_value = "v2beta1", value_parser = ["v2", "v2beta1"])]
     pub(crate) api_version: String,

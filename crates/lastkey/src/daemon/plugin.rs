@@ -33,8 +33,13 @@ pub(super) async fn alone(
     ready.url = config.servers.first().map(ToString::to_string);
     let client = Arc::new(Client::new(config)?);
     let sockets = sockets(&options.sockets)?;
+    let cluster = options.cluster.as_deref().map(str::parse).transpose();
+    let cluster = cluster.map_err(|error| {
+        Failure::new(Exit::Usage, format_args!("--cluster takes a cluster's id: {error}"))
+    })?;
     let plugin = Plugin::bind(PluginConfig {
         use_listen_fds: true,
+        cluster,
         version: match options.api_version.as_str() {
             "v2" => StatusVersion::V2,
             _ => StatusVersion::V2Beta1,
