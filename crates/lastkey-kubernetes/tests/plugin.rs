@@ -177,6 +177,27 @@ async fn a_server_that_is_away_shows_in_healthz_only() {
     encrypt(&kms, &[1; 32]).await.unwrap();
 }
 
+/// A host that lost its power closes no connection; the plugin finds out by itself.
+#[tokio::test]
+async fn a_silent_network_shows_in_healthz_only() {
+    let (mut plugin, network) = Running::start_behind(FakeKms::new()).await;
+    let kms = Kms::new(plugin.connected().await);
+    assert_eq!(status(&kms).await.unwrap().healthz, "ok");
+    network.fall_silent(true);
+    let start = Instant::now();
+    let slow = encrypt(&kms, &[1; 32]).await;
+    assert!(matches!(code(&slow), Code::DeadlineExceeded | Code::Unavailable));
+    assert!(start.elapsed() < Duration::from_secs(3));
+    let unhealthy = |said: &Result<StatusResponse, Status>| {
+        said.as_ref().is_ok_and(|said| said.healthz != "ok")
+    };
+    eventually(|| status(&kms), unhealthy).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    network.fall_silent(false);
+    eventually(|| status(&kms), |said| !unhealthy(said)).await.unwrap();
+    encrypt(&kms, &[1; 32]).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_sealed_server_shows_in_healthz_only() {
     let mut plugin = Running::start().await;

@@ -111,7 +111,11 @@ impl fmt::Display for Metrics {
             for code in (0..CODES as i32).map(Code::from_i32) {
                 let count = self.calls(method, code);
                 if count > 0 || code == Code::Ok {
-                    let labels = format!("api=\"{api}\",method=\"{name}\",code=\"{code:?}\"");
+                    let code = match code {
+                        Code::Ok => "OK".to_owned(), // as the apiserver's own metrics write it
+                        code => format!("{code:?}"),
+                    };
+                    let labels = format!("api=\"{api}\",method=\"{name}\",code=\"{code}\"");
                     writeln!(f, "lastkey_plugin_calls_total{{{labels}}} {count}")?;
                 }
             }
@@ -145,7 +149,7 @@ mod tests {
         metrics.heard(Some("abc"), Some(uptime()), true);
         let text = metrics.to_string();
         for line in [
-            "lastkey_plugin_calls_total{api=\"v2\",method=\"Encrypt\",code=\"Ok\"} 1",
+            "lastkey_plugin_calls_total{api=\"v2\",method=\"Encrypt\",code=\"OK\"} 1",
             "lastkey_plugin_calls_total{api=\"v1beta1\",method=\"Decrypt\",code=\"InvalidArgument\"} 1",
             "lastkey_plugin_usable 1",
             // the well-known hash of "abc"

@@ -23,9 +23,10 @@ use lastkey_kubernetes::{
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
-    net::UnixStream,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixStream},
     sync::{oneshot, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -250,9 +251,28 @@ impl Running {
     pub async fn start_with(kms: Arc<FakeKms>, change: impl FnOnce(&mut PluginConfig)) -> Self {
         let pki = Pki::new();
         let server = FakeServer::start(&pki, kms.handler()).await;
+        let url = server.url();
+        Self::launch((pki, server), kms, &url, change)
+    }
+
+    /// With a network in between that can fall silent.
+    pub async fn start_behind(kms: Arc<FakeKms>) -> (Self, Network) {
+        let pki = Pki::new();
+        let server = FakeServer::start(&pki, kms.handler()).await;
+        let network = Network::before(server.address).await;
+        let url = format!("https://{}", network.address);
+        (Self::launch((pki, server), kms, &url, |_| {}), network)
+    }
+
+    fn launch(
+        (pki, server): (Pki, FakeServer),
+        kms: Arc<FakeKms>,
+        url: &str,
+        change: impl FnOnce(&mut PluginConfig),
+    ) -> Self {
         let certificate =
             ClientCertificate { certificate: pki.file("client.pem"), key: pki.file("client.key") };
-        let servers = vec![server.url().parse().unwrap()];
+        let servers = vec![url.parse().unwrap()];
         let client = Client::new(Config::mutual_tls(servers, pki.file("ca.pem"), certificate));
         let socket = pki.file("kms.sock");
         let addresses = vec![SocketAddress::Path(socket.clone())];
@@ -296,6 +316,61 @@ impl Running {
     }
 }
 
+/// Passes bytes on, until it is told to keep them.
+pub struct Network {
+    address: std::net::SocketAddr,
+    silent: watch::Sender<bool>,
+    accept: JoinHandle<()>,
+}
+
+impl Network {
+    async fn before(server: std::net::SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (silent, is_silent) = watch::channel(false);
+        let accept = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (near, _) = listener.accept().await.unwrap();
+                let far = TcpStream::connect(server).await.unwrap();
+                let (near_read, near_write) = near.into_split();
+                let (far_read, far_write) = far.into_split();
+                connections.spawn(pass_on(near_read, far_write, is_silent.clone()));
+                connections.spawn(pass_on(far_read, near_write, is_silent.clone()));
+            }
+        });
+        Self { address, silent, accept }
+    }
+
+    /// Connections stay open, and nothing comes through any more.
+    pub fn fall_silent(&self, silent: bool) {
+        self.silent.send_replace(silent);
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.accept.abort();
+    }
+}
+
+async fn pass_on(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut silent: watch::Receiver<bool>,
+) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        if silent.wait_for(|silent| !silent).await.is_err() {
+            return;
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.plugin.abort();
@@ -316,12 +391,12 @@ pub async fn eventually<T, F: Future<Output = T>>(
     ask: impl Fn() -> F,
     wanted: impl Fn(&T) -> bool,
 ) -> T {
-    for _ in 0..100 {
+    for _ in 0..300 {
         let answer = ask().await;
         if wanted(&answer) {
             return answer;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("not within five seconds");
+    panic!("not within fifteen seconds");
 }
