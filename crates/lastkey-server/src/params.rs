@@ -72,7 +72,8 @@ impl<'a> Params<'a> {
     /// # Errors
     /// [`ParamsError`] as described in the module's text.
     pub fn parse(query: &'a str, form: &'a [u8]) -> Result<Self, ParamsError> {
-        let mut sorted = Vec::with_capacity(24);
+        // What SDKs send fits, and so does the buffer into the allocator's fast path.
+        let mut sorted = Vec::with_capacity(16);
         read(query.as_bytes(), Place::Query, &mut sorted)?;
         read(form, Place::Form, &mut sorted)?;
         sorted.sort_unstable_by(|a, b| a.name.cmp(b.name));

@@ -73,7 +73,7 @@ pub(super) struct Canonical<'a> {
 impl Canonical<'_> {
     /// The canonical request.
     pub(super) fn text(&self) -> Vec<u8> {
-        let mut text = Vec::with_capacity(1536);
+        let mut text = Vec::with_capacity(1024);
         text.extend_from_slice(self.method.as_bytes());
         text.push(b'\n');
         text.extend_from_slice(self.path.as_bytes());
