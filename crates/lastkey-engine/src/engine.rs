@@ -218,6 +218,22 @@ impl Engine {
         }
     }
 
+    /// Records that a proven caller's request was refused before it became a command, because
+    /// its parameters made no sense.
+    ///
+    /// # Errors
+    /// It could not be recorded; the caller must be told this instead.
+    pub async fn record_refusal(
+        &self,
+        caller: &Caller,
+        action: &'static str,
+        code: &'static str,
+    ) -> Result<(), Error> {
+        let record = Record::begin(action, caller, self.core.clock.now());
+        self.core.audit.append(record.finish(code, Duration::ZERO)).await?;
+        Ok(())
+    }
+
     /// Draws a request id.
     pub fn new_request_id(&self) -> RequestId {
         RequestId::random(&*self.core.entropy)

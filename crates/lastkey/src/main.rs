@@ -29,7 +29,7 @@ fn main() -> ExitCode {
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(output::WRONG_USAGE) };
         }
     };
-    start_logging();
+    start_logging(&cli.command);
     let output = Output::new(cli.output);
     match run(cli, &output) {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,10 +37,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs go to standard error; `LASTKEY_LOG` selects them as `RUST_LOG` does elsewhere.
-fn start_logging() {
+/// Logs go to standard error; `LASTKEY_LOG` selects them as `RUST_LOG` does elsewhere. The
+/// libraries below us stay at `info` whatever it says: what they print of a connection beyond that
+/// can hold what passed through it.
+fn start_logging(command: &Command) {
     use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_from_env("LASTKEY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let runs = matches!(command, Command::Up(_) | Command::Server(_) | Command::KmsPlugin(_));
+    let default = if runs { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("LASTKEY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let capped = ["hyper", "hyper_util", "h2", "rustls", "tokio_rustls", "tonic", "tower"];
+    let filter = capped
+        .iter()
+        .filter_map(|library| format!("{library}=info").parse().ok())
+        .fold(filter, EnvFilter::add_directive);
     fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }
 

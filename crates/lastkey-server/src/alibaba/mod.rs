@@ -9,7 +9,7 @@
 //!
 //! The official SDKs are the judges of everything here.
 
-use lastkey_engine::{Engine, Listing, RequestId};
+use lastkey_engine::{Caller, Engine, Listing, RequestId};
 
 mod aliases;
 mod call;
@@ -134,6 +134,33 @@ async fn answer(
         Ok(claimed) => claimed,
         Err(refusal) => return refuse(refusal),
     };
+    let answer = act(engine, place, params, (exchange, by_headers, &mut caller)).await;
+    match answer {
+        Asked::Engine(action, answer) => (action, answer),
+        // The engine never saw it, so it has no record of its own yet.
+        Asked::Nobody(action, refusal) => {
+            let recorded = engine.record_refusal(&caller, action, refusal.code()).await;
+            (action, Err(recorded.map_or_else(Refusal::from, |()| refusal)))
+        }
+    }
+}
+
+/// Who refused or answered an identified caller's request.
+enum Asked {
+    /// The engine, which has recorded it.
+    Engine(&'static str, Answer),
+    /// This wire, before there was a command.
+    Nobody(&'static str, Refusal),
+}
+
+/// Does what the action says.
+async fn act(
+    engine: &Engine,
+    place: &Place,
+    params: &Params<'_>,
+    (exchange, by_headers, caller): (&Exchange<'_>, Option<bool>, &mut Caller),
+) -> Asked {
+    let refuse = |refusal: Refusal| Asked::Nobody(UNKNOWN, refusal);
     let Some(action) = named(exchange, params, by_headers, ("x-acs-action", "Action")) else {
         return refuse(lastkey_engine::Error::MissingParameter("Action").into());
     };
@@ -143,17 +170,10 @@ async fn answer(
     }
     caller.dry_run = params.get("DryRun").is_some_and(|text| text.eq_ignore_ascii_case("true"));
     let format = Format::parse(params.get("Format"));
-    let call = Call { engine, caller: &caller, params, format, place, asked: false.into() };
+    let call = Call { engine, caller, params, format, place, asked: false.into() };
     match dispatch(&call, action).await {
-        Some((action, answer)) => {
-            if let Err(refusal) = &answer
-                && !call.asked.into_inner()
-            {
-                // The engine never saw it, so it has no record of its own.
-                engine.refused(refusal.code(), exchange.peer.source());
-            }
-            (action, answer)
-        }
+        Some((action, Err(refusal))) if !call.asked.into_inner() => Asked::Nobody(action, refusal),
+        Some((action, answer)) => Asked::Engine(action, answer),
         None if operations::known(action) => refuse(Refusal::UnsupportedAction),
         None => refuse(Refusal::UnknownAction),
     }

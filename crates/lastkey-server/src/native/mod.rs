@@ -208,17 +208,20 @@ async fn answer(context: &Context<'_>, exchange: &Exchange<'_>) -> (&'static str
         Ok(claimed) => claimed,
         Err(refusal) => return refuse("unknown", refusal),
     };
-    let route = match Route::find(&exchange.head.method, exchange.path()) {
-        Ok(route) => route,
-        Err(refusal) => return refuse("unknown", refusal),
+    let (name, caller, refusal) = match Route::find(&exchange.head.method, exchange.path()) {
+        Ok(route) => {
+            let body = &exchange.body;
+            let call = Call { context, caller, params: &params, body, asked: false.into() };
+            match route.answer(&call, exchange.path()).await {
+                Err(refusal) if !call.asked.into_inner() => (route.name(), call.caller, refusal),
+                answer => return (route.name(), answer),
+            }
+        }
+        Err(refusal) => ("unknown", caller, refusal),
     };
-    let body = &exchange.body;
-    let call = Call { context, caller, params: &params, body, asked: false.into() };
-    let answer = route.answer(&call, exchange.path()).await;
-    match answer {
-        Err(refusal) if !call.asked.into_inner() => refuse(route.name(), refusal),
-        answer => (route.name(), answer),
-    }
+    // The engine never saw it, so it has no record of its own yet.
+    let recorded = context.engine.record_refusal(&caller, name, refusal.code()).await;
+    (name, Err(recorded.map_or_else(Refusal::from, |()| refusal)))
 }
 
 /// An error as this wire writes it.
