@@ -331,6 +331,11 @@ impl AliasName {
         Ok(Self(text.to_owned()))
     }
 
+    /// A bound that no alias comes before.
+    pub(crate) const fn least() -> Self {
+        Self(String::new())
+    }
+
     /// The whole name with its prefix.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -173,8 +173,33 @@ impl Change {
     }
 }
 
-/// The alias index: the key each alias names, and the revision that said so.
-type AliasIndex = BTreeMap<AliasName, (KeyId, Revision)>;
+/// Which key each alias names, and which aliases each key has.
+#[derive(Default)]
+struct AliasIndex {
+    /// With the revision that said so.
+    by_name: BTreeMap<AliasName, (KeyId, Revision)>,
+    by_key: BTreeSet<(KeyId, AliasName)>,
+}
+
+impl AliasIndex {
+    fn insert(&mut self, name: AliasName, key: KeyId, revision: Revision) {
+        self.remove(&name);
+        self.by_key.insert((key, name.clone()));
+        self.by_name.insert(name, (key, revision));
+    }
+
+    fn remove(&mut self, name: &AliasName) {
+        if let Some((key, _)) = self.by_name.remove(name) {
+            self.by_key.remove(&(key, name.clone()));
+        }
+    }
+
+    fn of(&self, key: KeyId) -> impl Iterator<Item = &AliasName> {
+        let first = (key, AliasName::least());
+        let rest = self.by_key.range(first..);
+        rest.take_while(move |(of, _)| *of == key).map(|(_, name)| name)
+    }
+}
 
 pub(crate) struct Records {
     pub(crate) barrier: Barrier,
@@ -211,7 +236,7 @@ impl Records {
     async fn reload(&self) -> Result<(), Error> {
         self.keys.clear();
         self.key_ids.write().clear();
-        self.aliases.write().clear();
+        *self.aliases.write() = AliasIndex::default();
         for prefix in [KEYS, ALIASES, CLUSTERS, ACCESS_KEYS] {
             let mut after = None;
             loop {
@@ -236,7 +261,7 @@ impl Records {
         } else if path.starts_with(ALIASES) {
             let stored = self.barrier.open_json::<AliasRecord>(entry)?;
             let AliasRecord { name, key } = stored.value;
-            self.aliases.write().insert(name, (key, entry.revision));
+            self.aliases.write().insert(name, key, entry.revision);
         } else if path.starts_with(CLUSTERS) {
             self.know_cluster(self.barrier.open_json(entry)?);
         } else if path.starts_with(ACCESS_KEYS) {
@@ -285,7 +310,7 @@ impl Records {
         let known = match path.split_once('/') {
             Some(("alias", _)) => AliasName::parse(path)
                 .ok()
-                .and_then(|name| self.aliases.read().get(&name).map(|(_, revision)| *revision)),
+                .and_then(|name| self.aliases.read().by_name.get(&name).map(|known| known.1)),
             Some(("cluster", id)) => {
                 id.parse().ok().and_then(|id| self.cluster(id)).map(|known| known.revision)
             }
@@ -366,12 +391,20 @@ impl Records {
 
     /// The key that an alias names.
     pub(crate) fn alias_target(&self, name: &AliasName) -> Option<KeyId> {
-        self.aliases.read().get(name).map(|(key, _)| *key)
+        self.aliases.read().by_name.get(name).map(|(key, _)| *key)
     }
 
-    /// The aliases, in order.
-    pub(crate) fn with_aliases<T>(&self, read: impl FnOnce(&AliasIndex) -> T) -> T {
-        read(&self.aliases.read())
+    /// The aliases and the keys they name, in the order of the names.
+    pub(crate) fn with_aliases<T>(
+        &self,
+        read: impl FnOnce(&BTreeMap<AliasName, (KeyId, Revision)>) -> T,
+    ) -> T {
+        read(&self.aliases.read().by_name)
+    }
+
+    /// The aliases of one key, in order.
+    pub(crate) fn aliases_of(&self, key: KeyId) -> Vec<AliasName> {
+        self.aliases.read().of(key).cloned().collect()
     }
 
     /// The alias's record.
@@ -504,7 +537,7 @@ impl Records {
             }
             Write::Version(version) => self.versions.insert(version.id, Arc::new(version)),
             Write::Alias(alias, _) => {
-                self.aliases.write().insert(alias.name, (alias.key, revision));
+                self.aliases.write().insert(alias.name, alias.key, revision);
             }
             Write::Cluster(value, expect) => {
                 let counter = next_counter(expect);

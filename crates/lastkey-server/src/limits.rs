@@ -56,7 +56,7 @@ impl Default for Limits {
             idle: Duration::from_secs(75),
             read_body: Duration::from_secs(15),
             answer: Duration::from_secs(30),
-            drain: Duration::from_secs(8),
+            drain: Duration::from_secs(6),
         }
     }
 }

@@ -48,7 +48,7 @@ impl Command for CreateAlias {
         if core.records.alias_target(&self.alias).is_some() {
             return Err(Error::AliasExists);
         }
-        if core.aliases_of(id).len() >= MAX_ALIASES {
+        if core.records.aliases_of(id).len() >= MAX_ALIASES {
             return Err(Error::LimitExceeded { what: "aliases of a key", limit: MAX_ALIASES });
         }
         Ok(Done::write((), Change::new().create_alias(self.alias.clone(), id)))
@@ -167,20 +167,8 @@ impl Command for ListAliasesByKeyId {
     ) -> Result<Done<Listing<AliasEntry>>, Error> {
         let key_id = core.require(&self.key)?;
         scope.used(key_id, None);
-        let names = core.aliases_of(key_id).into_iter().map(|name| AliasEntry { name, key_id });
+        let names =
+            core.records.aliases_of(key_id).into_iter().map(|name| AliasEntry { name, key_id });
         Ok(Done::read(Listing::cut(names, self.page)))
-    }
-}
-
-impl Core {
-    /// The aliases of one key, in the order of their names.
-    pub(crate) fn aliases_of(&self, id: KeyId) -> Vec<AliasName> {
-        self.records.with_aliases(|aliases| {
-            aliases
-                .iter()
-                .filter(|(_, (key, _))| *key == id)
-                .map(|(name, _)| name.clone())
-                .collect()
-        })
     }
 }

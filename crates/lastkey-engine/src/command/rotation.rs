@@ -215,7 +215,7 @@ impl Command for DestroyKey {
             scope.record.field("step", "begin");
             return Ok(Done::write(false, Change::new().update_key(&old, new)));
         }
-        let aliases = core.aliases_of(key.id);
+        let aliases = core.records.aliases_of(key.id);
         let rest = DESTROY_STEP.saturating_sub(aliases.len());
         if key.versions.len() > rest {
             let gone = key.versions.len().min(DESTROY_STEP);

@@ -92,6 +92,11 @@ impl Core {
                     .to_owned(),
             );
         }
+        warnings.push(
+            "no backup of this installation is known: what was encrypted is lost with its disk; \
+             stop the server and copy the data directory to a safe place"
+                .to_owned(),
+        );
         if unlocked > 0 {
             warnings.push(format!(
                 "{unlocked} pages of key memory could not be locked and may be swapped out; raise \
