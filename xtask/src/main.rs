@@ -58,6 +58,10 @@ fn main() -> ExitCode {
 }
 
 fn bench(args: &[String]) -> Result<(), shell::Error> {
+    // What is measured lies beside what measures.
+    shell::Step::cargo("build")
+        .args(["--release", "--package", "lastkey"])
+        .run("the binary to measure")?;
     shell::Step::cargo("run")
         .args(["--release", "--package", "lastkey-bench", "--"])
         .args(args)
