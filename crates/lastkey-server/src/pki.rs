@@ -31,12 +31,12 @@ impl Pki {
         source: CertificateSource,
     ) -> Result<Self, CertificateError> {
         let authority = Authority::open(engine).await?;
+        let ca_pem = authority.certificate_pem() + &source.foreign_ca()?;
         let certificate = ServerCertificate::load(source, &authority, terms(engine))?;
-        let ca_pem = authority.certificate_pem();
         Ok(Self { authority, ca_pem, certificate: Arc::new(certificate) })
     }
 
-    /// The authority's certificate, PEM: what clients trust.
+    /// What clients trust, PEM: our authority, and the one of a certificate that was brought.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
     }

@@ -100,6 +100,11 @@ pub(crate) struct ServerOptions {
     /// The private key of that certificate (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
+
+    /// The CA of that certificate (PEM), for clients to trust: it goes into ca.pem, beside
+    /// Lastkey's own.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_ca: Option<PathBuf>,
 }
 
 /// Options of `kms-plugin`.

@@ -19,7 +19,10 @@ use zeroize::Zeroizing;
 
 /// Ten years: the authority is replaced by hand, and every client would have to learn the new one.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(3650 * 86_400);
-/// How long a server or plugin certificate is valid.
+/// How long a plugin's certificate is valid. It is no revocation: a plugin is let in only while the
+/// engine has its public key registered.
+const PLUGIN_LIFE: Duration = Duration::from_secs(365 * 86_400);
+/// How long the server's certificate is valid.
 pub(super) const LEAF_LIFE: Duration = Duration::from_secs(90 * 86_400);
 /// Certificates begin an hour ago, for clients whose clocks are late.
 const BACKDATE: Duration = Duration::from_secs(3600);
@@ -175,7 +178,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.is_ca = IsCa::ExplicitNoCa;
-        let not_after = valid(&mut params, terms.now, LEAF_LIFE, terms.entropy);
+        let not_after = valid(&mut params, terms.now, PLUGIN_LIFE, terms.entropy);
         let certificate = params.signed_by(&csr.0.public_key, &self.issuer()?)?;
         Ok(Issued {
             certificate_pem: to_pem(certificate.der()),

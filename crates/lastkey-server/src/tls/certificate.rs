@@ -36,6 +36,9 @@ pub enum CertificateSource {
         certificate: PathBuf,
         /// The leaf's private key.
         key: PathBuf,
+        /// The authority that signed it; clients are told to trust it beside our own, which goes
+        /// on signing plugins' certificates.
+        ca: Option<PathBuf>,
     },
 }
 
@@ -120,7 +123,7 @@ impl ServerCertificate {
             CertificateSource::Authority { .. } => {
                 terms.now.after(RENEW_BEFORE) >= self.not_after()
             }
-            CertificateSource::Files { certificate, key } => {
+            CertificateSource::Files { certificate, key, .. } => {
                 modified(certificate, key) != self.current.read().modified
             }
         };
@@ -128,6 +131,17 @@ impl ServerCertificate {
             self.renew(authority, terms)?;
         }
         Ok(due)
+    }
+}
+
+impl CertificateSource {
+    /// What clients must trust beside our own authority, PEM.
+    pub(crate) fn foreign_ca(&self) -> Result<String, CertificateError> {
+        let Self::Files { ca: Some(path), .. } = self else { return Ok(String::new()) };
+        let pem = read(path)?;
+        let wrong = || CertificateError::Pem { path: path.clone(), what: "CA certificate" };
+        let count = CertificateDer::pem_slice_iter(&pem).filter(Result::is_ok).count();
+        if count == 0 { Err(wrong()) } else { String::from_utf8(pem).map_err(|_| wrong()) }
     }
 }
 
@@ -148,7 +162,7 @@ fn obtain(
             let key = certified(vec![pair.certificate], pair.key)?;
             Ok(Current { key, not_after: pair.not_after, modified: None })
         }
-        CertificateSource::Files { certificate, key } => from_files(certificate, key),
+        CertificateSource::Files { certificate, key, .. } => from_files(certificate, key),
     }
 }
 
@@ -232,7 +246,8 @@ mod tests {
             fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
             pair.cert.der().to_vec()
         };
-        let source = CertificateSource::Files { certificate: chain.clone(), key: key.clone() };
+        let source =
+            CertificateSource::Files { certificate: chain.clone(), key: key.clone(), ca: None };
         let missing = ServerCertificate::load(source.clone(), &authority, terms(now)).unwrap_err();
         assert!(missing.to_string().contains("tls.pem"), "{missing}");
 

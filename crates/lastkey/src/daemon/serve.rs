@@ -133,7 +133,9 @@ async fn open_doors(
     options: ServerOptions,
 ) -> Result<(Bound, Ready), Failure> {
     let certificate = match (options.tls_cert, options.tls_key) {
-        (Some(certificate), Some(key)) => CertificateSource::Files { certificate, key },
+        (Some(certificate), Some(key)) => {
+            CertificateSource::Files { certificate, key, ca: options.tls_ca }
+        }
         _ => CertificateSource::Authority { names: options.tls_names },
     };
     let config = ServerConfig {
