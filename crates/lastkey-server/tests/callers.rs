@@ -160,7 +160,7 @@ async fn a_plugin_works_for_its_cluster_alone() {
     assert_eq!(answer.error(), (403, "Forbidden.NoPermission".to_owned()));
 
     // An ended certificate is no identity, even if the clock is the server's alone.
-    server.clock.advance(Duration::from_secs(91 * 86_400));
+    server.clock.advance(Duration::from_secs(366 * 86_400));
     let ask = json!({ "key": key, "known": "", "wait_seconds": 0 });
     let answer = server.send_as(Some(&neighbour), post("/v1/plugin/status", ask)).await;
     assert_eq!(answer.error(), (400, "MissingParameter".to_owned()));

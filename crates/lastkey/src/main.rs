@@ -6,7 +6,7 @@ mod connect;
 mod daemon;
 mod output;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 
@@ -50,7 +50,12 @@ fn start_logging(command: &Command) {
         .iter()
         .filter_map(|library| format!("{library}=info").parse().ok())
         .fold(filter, EnvFilter::add_directive);
-    fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }
 
 fn run(cli: Cli, output: &Output) -> Result<(), Failure> {

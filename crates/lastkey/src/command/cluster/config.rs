@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Where the apiserver's file lies on a control plane.
-const ENCRYPTION_CONFIG: &str = "/etc/kubernetes/encryption-config.yaml";
+const ENCRYPTION_CONFIG: &str = "/etc/kubernetes/lastkey/encryption-config.yaml";
 
 /// The EncryptionConfiguration for a plugin on that socket, with all defaults.
 pub(crate) fn encryption_config(socket: &Path) -> Result<String, Failure> {
