@@ -158,7 +158,8 @@ fn an_abstract_socket_serves_v2_and_v1() {
     let lab = Lab::new();
     let up = lab.up();
     let name = format!("@lastkey-test-{}", std::process::id());
-    let files = lastkey_testbed::Ready { plugin_socket: (&name).into(), ..up.ready.clone() };
+    // `up` itself runs on until the end of the test.
+    let files = lastkey_testbed::Ready { plugin_socket: (&name).into(), ..up.ready };
     let _plugin = lab.lastkey.plugin(&plugin_options(&files)).unwrap();
     for api in ["v2", "v1"] {
         let socket = Path::new("/").join(&name);
