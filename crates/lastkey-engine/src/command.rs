@@ -169,9 +169,9 @@ impl Core {
             return Err(Error::Denied);
         }
         command.validate()?;
-        let before = record.clone();
+        let mark = record.mark();
         for _ in 0..MAX_ATTEMPTS {
-            *record = before.clone();
+            record.back_to(mark);
             let mut scope = Scope { caller, record, noted: false };
             let done = command.act(self, &mut scope).await?;
             if caller.dry_run {

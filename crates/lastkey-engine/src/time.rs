@@ -57,22 +57,57 @@ impl Timestamp {
 
     /// `YYYY-MM-DDThh:mm:ssZ`, the form of the Alibaba wire.
     pub fn to_seconds_text(self) -> String {
-        self.civil().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+        let mut text: String = self.text()[..19].iter().copied().map(char::from).collect();
+        text.push('Z');
+        text
     }
 
-    fn civil(self) -> jiff::Timestamp {
-        jiff::Timestamp::from_millisecond(self.0).unwrap_or(if self.0 < 0 {
-            jiff::Timestamp::MIN
-        } else {
-            jiff::Timestamp::MAX
-        })
+    /// RFC 3339 with milliseconds. By hand, because every request is recorded with its time.
+    fn text(self) -> [u8; 24] {
+        // What four digits can name: the year 0 to the year 9999.
+        let millis = self.0.clamp(-62_167_219_200_000, 253_402_300_799_999);
+        let (day, of_day) = (millis.div_euclid(86_400_000), millis.rem_euclid(86_400_000));
+        let (year, month, day_of_month) = civil_of(day);
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        digits(&mut text[..4], year);
+        digits(&mut text[5..7], month);
+        digits(&mut text[8..10], day_of_month);
+        digits(&mut text[11..13], of_day / 3_600_000);
+        digits(&mut text[14..16], of_day / 60_000 % 60);
+        digits(&mut text[17..19], of_day / 1000 % 60);
+        digits(&mut text[20..23], of_day % 1000);
+        text
+    }
+}
+
+/// Year, month and day of the day that is `days` after 1970-01-01, in the Gregorian calendar.
+///
+/// Years begin in March here, so that a leap day is a year's last day, and 400 of them are an era
+/// of 146 097 days.
+fn civil_of(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468; // from 0000-03-01
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153; // from March
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (era * 400 + year + next, month, day)
+}
+
+/// Writes a number that is not negative with as many digits as `into` has room for.
+fn digits(into: &mut [u8], mut number: i64) {
+    for digit in into.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
+        number /= 10;
     }
 }
 
 impl fmt::Display for Timestamp {
     /// RFC 3339 with milliseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.civil().strftime("%Y-%m-%dT%H:%M:%S.%3fZ"))
+        // ASCII by construction.
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 
@@ -160,6 +195,24 @@ mod tests {
         assert_eq!(t.to_seconds_text(), "2023-11-14T22:13:20Z");
         assert_eq!(Timestamp::parse(&t.to_string()).unwrap(), t);
         assert!(Timestamp::parse("yesterday").is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn texts_are_those_of_the_calendar(millis in -62_167_219_200_000_i64..253_402_300_799_999) {
+            let calendar = jiff::Timestamp::from_millisecond(millis).unwrap();
+            let t = Timestamp::from_millis(millis);
+            let expected = calendar.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+            proptest::prop_assert_eq!(t.to_string(), expected);
+            let expected = calendar.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            proptest::prop_assert_eq!(t.to_seconds_text(), expected);
+        }
+    }
+
+    #[test]
+    fn instants_beyond_four_digits_are_the_last_one() {
+        assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+        assert_eq!(Timestamp::from_millis(i64::MIN).to_string(), "0000-01-01T00:00:00.000Z");
     }
 
     #[test]
