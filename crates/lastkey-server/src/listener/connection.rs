@@ -84,6 +84,9 @@ fn http1_builder(limits: &Limits) -> http1::Builder {
     builder
         .max_headers(limits.headers)
         .max_buf_size(limits.head.max(8192))
+        // Nobody reads on while a request is worked on: that would take a second buffer each time,
+        // only to learn a little earlier that the client has gone.
+        .half_close(true)
         // Idleness and slow heads are the pulse's business, without a timer for each request.
         .header_read_timeout(None);
     builder

@@ -239,9 +239,11 @@ impl Proof<'_> {
             signed_headers: self.signed_headers,
             payload_hash,
         };
-        let digest = hex::encode(mac::sha256(&[&canonical.text()]));
+        let mut digest = [0; 64];
+        // 32 bytes are 64 digits.
+        let _ = hex::encode_to_slice(mac::sha256(&[&canonical.text()]), &mut digest);
         let algorithm = if self.scope.is_some() { ACS4 } else { ACS3 };
-        let text: [&[u8]; 3] = [algorithm.as_bytes(), b"\n", digest.as_bytes()];
+        let text: [&[u8]; 3] = [algorithm.as_bytes(), b"\n", &digest];
         let expected = match &self.scope {
             None => mac::hmac_sha256(secret, &text),
             Some(scope) => mac::hmac_sha256(&*scope.signing_key(secret), &text),
