@@ -130,6 +130,9 @@ async fn tampering_is_noticed_and_located() {
             assert!(!found.ok, "{name}, running {while_running}");
             let located = found.problems.iter().any(|p| p.kind == kind && p.seq == seq);
             assert!(located, "{name}, running {while_running}: {:?}", found.problems);
+            if name == "changed" {
+                assert_eq!(found.problem.unwrap().line, 5);
+            }
         }
     }
 }

@@ -32,8 +32,9 @@ pub(crate) struct Connect {
     #[arg(long, global = true, env = "LASTKEY_CREDENTIALS", value_name = "FILE")]
     pub(crate) credentials: Option<PathBuf>,
 
-    /// Talk to a server on this machine over its admin socket instead, as its administrator.
-    #[arg(long, global = true, value_name = "SOCKET", conflicts_with = "credentials")]
+    /// Talk to a server on this machine over its admin socket instead, as its administrator,
+    /// whatever credentials there are.
+    #[arg(long, global = true, value_name = "SOCKET")]
     pub(crate) admin_socket: Option<PathBuf>,
 }
 

@@ -165,7 +165,11 @@ impl Walk<'_> {
             } else {
                 format!("record {} was changed, or the link to it in record {next}", self.at.seq)
             };
+            // The line before this one, where it is in the same file.
+            let line = self.line;
+            self.line = line.saturating_sub(1).max(1);
             self.report(self.at.seq.max(1), "changed", what);
+            self.line = line;
         }
         self.forged = false;
         self.at = Head { seq: link.seq, hash: mac::sha256(&[line]) };
