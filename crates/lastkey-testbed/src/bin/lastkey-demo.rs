@@ -160,7 +160,12 @@ impl Demo {
         println!("   {} audit tail", self.lastkey.binary().display());
         loop {
             thread::sleep(Duration::from_secs(1));
-            self.up.process.check()?;
+            match self.up.process.check() {
+                Ok(()) => {}
+                // Ctrl-C reaches it too, and may do so first.
+                Err(Error::Ended { status, .. }) if status.ends_with("status: 0") => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
     }
 
