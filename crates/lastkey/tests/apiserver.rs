@@ -120,6 +120,8 @@ fn two_clusters_cannot_read_each_other() {
     second.etcd.put(&path, &renamed(&mine, &parsed[0].provider, &parsed[1].provider)).unwrap();
     let answer = second.apiserver.get_secret("own-0").unwrap();
     assert!(answer.status >= 400, "status {}: {}", answer.status, answer.text());
+    // It is the plugin that refuses the seed, before the apiserver gets as far as the object.
+    assert!(answer.text().contains("failed to decrypt DEK"), "{}", answer.text());
     assert!(!answer.text().contains(PLAINTEXT));
     // 4. Its own still do, and one put back does again.
     assert_eq!(second.apiserver.secret_value("foreign-0").unwrap(), value_of("foreign-0"));
