@@ -139,7 +139,10 @@ macro_rules! hex_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+                let mut digits = [0; 32];
+                // 16 bytes are 32 ASCII digits.
+                let _ = hex::encode_to_slice(self.0, &mut digits);
+                f.write_str(std::str::from_utf8(&digits).unwrap_or_default())
             }
         }
 
