@@ -124,6 +124,9 @@ pub struct AuditVerification {
     /// Where the chain breaks.
     #[serde(default)]
     pub problem: Option<AuditProblem>,
+    /// All places where it breaks, up to sixteen.
+    #[serde(default)]
+    pub problems: Vec<AuditProblem>,
 }
 
 /// Where the audit chain breaks.
@@ -138,6 +141,9 @@ pub struct AuditProblem {
     /// The record's number.
     #[serde(default)]
     pub seq: Value,
+    /// `changed`, `missing`, `reordered`, `truncated` or `unauthenticated`.
+    #[serde(default)]
+    pub kind: String,
     /// In words.
     pub what: String,
 }

@@ -389,3 +389,21 @@ async fn a_caller_who_hangs_up_leaves_no_change_without_its_record() {
     let page = engine.execute(&root(&engine), QueryAudit { query: created }).await.unwrap();
     assert_eq!(page.records.len(), engine.key_count());
 }
+
+#[tokio::test]
+async fn a_segment_replaced_under_the_writer_costs_no_later_record() {
+    let world = World::new();
+    let engine = world.start().await;
+    encrypt_some(&engine, 5).await;
+    // As an editor or `sed -i` does it: another file under the same name.
+    let path = segments(&world).pop().unwrap();
+    let copy = path.with_extension("copy");
+    let changed = fs::read_to_string(&path).unwrap().replacen("Encrypt", "Decrypt", 1);
+    fs::write(&copy, changed).unwrap();
+    fs::rename(&copy, &path).unwrap();
+    encrypt_some(&engine, 5).await;
+    assert_eq!(lines(&world).len(), 12);
+    let found = engine.execute(&root(&engine), VerifyAudit).await.unwrap();
+    assert_eq!(found.problems.len(), 1, "{found:?}");
+    assert_eq!((found.problems[0].kind, found.problems[0].seq), ("changed", 2));
+}

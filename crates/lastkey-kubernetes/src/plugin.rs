@@ -133,6 +133,8 @@ pub struct Ready {
     pub sockets: Vec<String>,
     /// What Status answers as the key id; `None` while the server refuses the key.
     pub key_id: Option<String>,
+    /// The key's own id, as far as the server told it.
+    pub key: Option<String>,
 }
 
 /// A plugin whose sockets are open.
@@ -254,6 +256,7 @@ async fn announce(
 ) {
     if let Ok(heard) = view.wait_for(|view| !view.is_starting()).await {
         let said = heard.announce(view::uptime()).ok();
-        ready(Ready { sockets, key_id: said.map(|said| said.key.key_id()) });
+        let key = heard.id.map(|id| id.to_string());
+        ready(Ready { sockets, key_id: said.map(|said| said.key.key_id()), key });
     }
 }

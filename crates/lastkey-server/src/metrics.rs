@@ -85,9 +85,16 @@ impl Metrics {
         metrics
     }
 
-    pub(crate) fn answered(&self, action: &'static str, outcome: &'static str, took: Duration) {
+    pub(crate) fn answered(
+        &self,
+        action: &'static str,
+        outcome: &'static str,
+        took: Option<Duration>,
+    ) {
         self.requests.get_or_create(&RequestLabels { action, outcome }).inc();
-        self.latency.observe(took);
+        if let Some(took) = took {
+            self.latency.observe(took);
+        }
     }
 
     pub(crate) fn shed(&self, reason: &'static str) {
@@ -180,9 +187,9 @@ mod tests {
     fn counts_show() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        metrics.answered("Encrypt", "ok", Duration::from_micros(120));
-        metrics.answered("Encrypt", "ok", Duration::from_secs(60));
-        metrics.answered("Decrypt", "Forbidden.KeyNotFound", Duration::ZERO);
+        metrics.answered("Encrypt", "ok", Some(Duration::from_micros(120)));
+        metrics.answered("Encrypt", "ok", Some(Duration::from_secs(60)));
+        metrics.answered("Decrypt", "Forbidden.KeyNotFound", Some(Duration::ZERO));
         metrics.shed("requests");
         metrics.connected();
         let text = render(&registry).unwrap();

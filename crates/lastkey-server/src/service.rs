@@ -69,8 +69,11 @@ impl Service {
         request: Request<Incoming>,
     ) -> Response<Full<Bytes>> {
         let started = Instant::now();
+        let waits = native::may_wait(request.uri().path());
         let reply = self.reply(peer, request).await;
-        self.metrics.answered(reply.action, reply.outcome, started.elapsed());
+        // How long somebody chose to wait says nothing about how fast we are.
+        let took = (!waits).then(|| started.elapsed());
+        self.metrics.answered(reply.action, reply.outcome, took);
         reply.into_response()
     }
 

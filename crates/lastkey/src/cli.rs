@@ -111,8 +111,9 @@ pub(crate) struct ServerOptions {
 /// Options of `kms-plugin`.
 #[derive(Debug, Args)]
 pub(crate) struct PluginOptions {
-    /// The socket for the apiserver: a path, or @NAME for an abstract one. May be given twice.
-    #[arg(long = "socket", required = true, value_name = "PATH")]
+    /// The socket for the apiserver: a path, or @NAME for an abstract one. May be given twice; not
+    /// needed where LISTEN_FDS hands one over.
+    #[arg(long = "socket", value_name = "PATH")]
     pub(crate) sockets: Vec<String>,
 
     /// The key: its id, or alias/NAME.
@@ -239,7 +240,7 @@ pub(crate) enum KeyAction {
         key: String,
     },
     /// Change a key's description.
-    Describing {
+    SetDescription {
         /// Its id, or alias/NAME.
         key: String,
         /// The new text.

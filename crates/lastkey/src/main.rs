@@ -63,7 +63,10 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Up(options) => daemon::up(options, output),
         Command::Server(options) => daemon::server(options, output),
         Command::KmsPlugin(options) => daemon::kms_plugin(&cli.connect, options, output),
-        Command::Completions { shell } => command::generate::completions(shell),
+        Command::Completions { shell } => {
+            command::generate::completions(shell);
+            Ok(())
+        }
         Command::Man { out } => command::generate::man_pages(out.as_deref()),
         Command::Key(action) => command::key::run(&cli.connect, action, output),
         Command::Encrypt(options) => command::file::encrypt(&cli.connect, &options, output),

@@ -385,7 +385,10 @@ impl Committer {
     fn write(&mut self, mut frame: Vec<u8>, head: Head) -> io::Result<()> {
         self.catch_up()?;
         let payload = frame.len() - FRAME_BYTES;
-        if self.end.offset >= SEGMENT_BYTES {
+        if self.segment.is_gone()? {
+            tracing::error!("the open audit segment was removed or replaced; a new one is begun");
+            self.next_segment()?;
+        } else if self.end.offset >= SEGMENT_BYTES {
             self.next_segment()?;
         }
         self.segment.reserve(self.end.offset + payload as u64)?;

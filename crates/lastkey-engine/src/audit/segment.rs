@@ -56,6 +56,13 @@ impl Segment {
         Ok(Self { file, reserved: 0 })
     }
 
+    /// Whether the file was removed, or another was put in its place: what is written to it now
+    /// would be lost with us.
+    pub(super) fn is_gone(&self) -> io::Result<bool> {
+        use std::os::unix::fs::MetadataExt as _;
+        Ok(self.file.metadata()?.nlink() == 0)
+    }
+
     pub(super) fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }

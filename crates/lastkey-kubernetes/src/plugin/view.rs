@@ -18,7 +18,7 @@ use lastkey_client::{
     Error as ClientError,
     native::{PluginStatus, Refusal},
 };
-use lastkey_crypto::plugin_blob::PluginKey;
+use lastkey_crypto::{KeyId, plugin_blob::PluginKey};
 
 use super::problem::{Problem, refuses_the_key};
 
@@ -33,6 +33,8 @@ pub(super) type Uptime = Duration;
 pub(super) struct View {
     /// The generation that encrypts, as last heard; kept while the key is refused.
     pub(super) key: Option<PluginKey>,
+    /// The key's own id, as last heard.
+    pub(super) id: Option<KeyId>,
     pub(super) standing: Standing,
     /// Names the server's last answer.
     pub(super) token: String,
@@ -65,6 +67,7 @@ impl View {
     pub(super) fn starting() -> Self {
         Self {
             key: None,
+            id: None,
             standing: Standing::Starting { problem: None },
             token: String::new(),
             last_contact: None,
@@ -130,6 +133,7 @@ impl View {
         };
         Self {
             key: Some(key),
+            id: status.key_id,
             standing: Standing::Usable,
             token: status.token,
             last_contact: Some(now),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lastkey_client::Client;
+use lastkey_engine::AliasName;
 use serde_json::{Value, json};
 
 use super::wire::{snake, without_empty};
@@ -66,7 +67,7 @@ async fn act(client: &Client, action: KeyAction, output: &Output) -> Result<(), 
             change(client, output, call, &format!("rotates {}", rotation.said())).await
         }
         KeyAction::Versions { key } => versions(client, &key, output).await,
-        KeyAction::Describing { key, description } => {
+        KeyAction::SetDescription { key, description } => {
             let call =
                 ("UpdateKeyDescription", &[("KeyId", &*key), ("Description", &description)][..]);
             change(client, output, call, "has a new description").await
@@ -172,8 +173,9 @@ impl Create {
     }
 }
 
-/// A name that is taken is said before a key is made that nobody asked for.
+/// A name that is wrong or taken is said before a key is made that nobody asked for.
 async fn refuse_taken(client: &Client, alias: &str) -> Result<(), Failure> {
+    AliasName::parse(alias).map_err(|error| Failure::new(Exit::Usage, error))?;
     match client.alibaba("DescribeKey", &[("KeyId", alias)]).await {
         Ok(_) => Err(Failure::failed(format_args!(
             "{alias} exists already; `lastkey key alias update` gives it another key"

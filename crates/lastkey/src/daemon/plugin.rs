@@ -32,6 +32,10 @@ pub(super) async fn alone(
     let config = client_config(connect, &options)?;
     ready.url = config.servers.first().map(ToString::to_string);
     let client = Arc::new(Client::new(config)?);
+    if options.sockets.is_empty() && std::env::var_os("LISTEN_FDS").is_none() {
+        let help = "give --socket PATH, where the apiserver will dial";
+        return Err(Failure::new(Exit::Usage, help));
+    }
     let sockets = sockets(&options.sockets)?;
     let cluster = options.cluster.as_deref().map(str::parse).transpose();
     let cluster = cluster.map_err(|error| {
@@ -62,9 +66,16 @@ pub(super) async fn alone(
     );
     let say = async {
         if let Ok(state) = working.await {
-            ready.key_id = state.key_id;
-            output.object(&json!(ready), || {
-                format!("the KMS plugin works on {}", state.sockets.join(" and "))
+            ready.key_id = state.key;
+            let sockets = state.sockets.join(" and ");
+            output.object(&json!(ready), || match &state.key_id {
+                Some(key_id) => {
+                    format!("the KMS plugin works on {sockets}; its key_id is {key_id}")
+                }
+                None => format!(
+                    "the KMS plugin listens on {sockets}, but the server refuses the key: the log \
+                     says why"
+                ),
             });
         }
     };

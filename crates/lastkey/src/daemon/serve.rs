@@ -27,7 +27,7 @@ use super::{
 use crate::{
     cli::ServerOptions,
     connect::default_data_dir,
-    output::{Failure, Output},
+    output::{Exit, Failure, Output},
 };
 
 /// A server that is open but does not answer yet, and what it stands on.
@@ -50,6 +50,13 @@ pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<()
 
 /// Runs the server, and a plugin that is its client like any other.
 pub(super) async fn up(options: ServerOptions, output: &Output) -> Result<(), Failure> {
+    if options.tls_cert.is_some() && options.tls_ca.is_none() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "with --tls-cert, up needs --tls-ca FILE as well: its own plugin has to trust the \
+             certificate's CA",
+        ));
+    }
     let stop = on_signal()?;
     let Opened { data, engine, bound, mut ready } = open(options).await?;
     let ended = with_plugin(&data, &engine, (bound, stop), (&mut ready, output)).await;
