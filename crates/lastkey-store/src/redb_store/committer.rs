@@ -95,7 +95,10 @@ impl<M: Medium> Committer<M> {
 
     /// Shows, tells and answers, in this order: whoever hears of a change can read it.
     fn publish(&mut self, batch: Vec<Pending>, judged: Vec<Judged>, revision: Revision) {
-        self.serving();
+        // A small change may fit where the next larger one does not: that is no recovery.
+        if self.retry.is_some() && self.medium.has_room() {
+            self.serving();
+        }
         if let State::Open(opened) = &mut self.state
             && revision != opened.revision
         {

@@ -23,7 +23,8 @@ use super::{OpenError, failure::Failure};
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 /// Who may read and write the file: its owner.
 const MODE: u32 = 0o600;
-/// Free space below which a full disk still counts as full.
+/// Free space below which a full disk still counts as full, for a small store. One that grows
+/// doubles, so a larger one needs as much again.
 const ROOM: u64 = 1 << 20;
 
 /// Something that holds one database, and can be opened again after an error.
@@ -138,8 +139,9 @@ impl Medium for FileMedium {
     }
 
     fn has_room(&self) -> bool {
+        let needed = self.file.metadata().map_or(ROOM, |metadata| metadata.len().max(ROOM));
         rustix::fs::fstatvfs(&self.file)
-            .is_ok_and(|found| found.f_bavail.saturating_mul(found.f_frsize) >= ROOM)
+            .is_ok_and(|found| found.f_bavail.saturating_mul(found.f_frsize) >= needed)
     }
 
     fn release(&self) {
