@@ -51,6 +51,9 @@ const REDRAW_STEP: usize = 100;
 pub type OpenAudit =
     Box<dyn FnOnce(KeyMaterial) -> Result<Arc<dyn AuditSink>, AuditOpenError> + Send>;
 
+/// Tells which medium the store lies on.
+pub type Incarnation = Box<dyn FnOnce() -> std::io::Result<String> + Send>;
+
 /// What the engine works with. Every test can bring its own.
 pub struct Parts {
     /// Where records are kept.
@@ -67,7 +70,8 @@ pub struct Parts {
     pub audit: OpenAudit,
     /// Identifies the medium the store lies on (not what is on it): when it is another than last
     /// time, the store was copied or restored from a backup, and every key gets a new epoch.
-    pub incarnation: String,
+    /// Asked once the store and the seal's files are there.
+    pub incarnation: Incarnation,
 }
 
 /// Why the engine did not start.
@@ -162,6 +166,7 @@ impl Engine {
         });
         core.recall_nonces().await?;
         // 5. A store that was restored from a backup gets new epochs.
+        let incarnation = incarnation().map_err(|e| Error::Unavailable(e.to_string()))?;
         core.check_incarnation(&incarnation).await?;
         // 6. What fell due while nobody ran is done now.
         core.run_due(true).await?;

@@ -33,7 +33,7 @@ pub use action::Action;
 pub use caller::{Caller, NoncePrint, Principal, RequestId, Source};
 pub use cluster::{Cluster, ClusterName, PluginIdentity};
 pub use command::Command;
-pub use engine::{Engine, OpenAudit, Parts, StartError};
+pub use engine::{Engine, Incarnation, OpenAudit, Parts, StartError};
 pub use error::{Error, ErrorKind};
 pub use identity::AccessKey;
 pub use key::{

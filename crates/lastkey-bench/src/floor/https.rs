@@ -104,7 +104,9 @@ impl Floor {
         if is_http2 {
             let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(io, answer).await;
         } else {
+            // As lastkey-server's: whatever is saved by a setting, the floor saves too.
             let mut builder = http1::Builder::new();
+            builder.half_close(true).max_headers(64).max_buf_size(96 << 10);
             let _ = builder.header_read_timeout(None).serve_connection(io, answer).await;
         }
     }

@@ -27,7 +27,7 @@ use crate::{error::Error, load};
 const KEY_ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const ANNOTATION: &str = "key-version.kms.lastkey.dev";
 const ANNOTATION_BYTES: usize = 36;
-/// As long as what lastkey's plugin sends for an Encrypt.
+/// About as long as what lastkey's plugin sends for an Encrypt of 64 bytes.
 const REQUEST_BODY: &[u8] = &[b'r'; 256];
 
 /// The service's connection to the HTTPS floor, opened with the first call.

@@ -59,7 +59,10 @@ pub(crate) async fn start(
         audit: Box::new(move |key| {
             AuditLog::open(&audit, &journal, key).map(|log| Arc::new(log) as _)
         }),
-        incarnation: incarnation.to_owned(),
+        incarnation: {
+            let incarnation = incarnation.to_owned();
+            Box::new(move || Ok(incarnation))
+        },
     })
     .await
 }

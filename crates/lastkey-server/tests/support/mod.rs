@@ -55,7 +55,7 @@ pub(crate) async fn engine(directory: &std::path::Path, clock: Arc<ManualClock>)
         audit: Box::new(move |key| {
             AuditLog::open(&audit, &journal, key).map(|log| Arc::new(log) as _)
         }),
-        incarnation: "here".to_owned(),
+        incarnation: Box::new(|| Ok("here".to_owned())),
     })
     .await
     .unwrap();

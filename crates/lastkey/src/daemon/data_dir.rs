@@ -15,7 +15,7 @@ use crate::output::Failure;
 const MAX_SOCKET_PATH: usize = 107;
 
 /// A directory of ours, which exists and can be written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct DataDir {
     root: PathBuf,
 }
@@ -102,13 +102,20 @@ impl DataDir {
         self.file("encryption-config.yaml")
     }
 
-    /// What tells this copy of the store from a copy of it: the file's inode and birth. A file
-    /// that was restored from a backup has others.
+    /// What tells this copy of the installation from a copy of it. A store that was restored from
+    /// a backup has another inode or birth; where a backup was written over it, the root key,
+    /// which we write once and never again, has changed meanwhile: that time nobody can set.
     pub(super) fn incarnation(&self) -> io::Result<String> {
-        let path = self.store();
-        let stat = statx(CWD, &path, AtFlags::empty(), StatxFlags::INO | StatxFlags::BTIME)?;
-        let birth = stat.stx_btime;
-        Ok(format!("{}:{}.{:09}", stat.stx_ino, birth.tv_sec, birth.tv_nsec))
+        let look = |path: &Path| {
+            let wanted = StatxFlags::INO | StatxFlags::BTIME | StatxFlags::CTIME;
+            statx(CWD, path, AtFlags::empty(), wanted)
+        };
+        let (store, root) = (look(&self.store())?, look(&self.root_key())?);
+        let (birth, change) = (store.stx_btime, root.stx_ctime);
+        Ok(format!(
+            "{}:{}.{:09} {}:{}.{:09}",
+            store.stx_ino, birth.tv_sec, birth.tv_nsec, root.stx_ino, change.tv_sec, change.tv_nsec
+        ))
     }
 }
 
@@ -144,4 +151,38 @@ pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), Fail
         let _ = fs::remove_file(&temporary);
         failed(error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_written_over_or_beside_is_another_incarnation() {
+        let place = tempfile::tempdir().unwrap();
+        let data = DataDir::prepare(&place.path().join("data")).unwrap();
+        fs::write(data.store(), "store").unwrap();
+        fs::write(data.root_key(), "root").unwrap();
+        let first = data.incarnation().unwrap();
+        fs::write(data.store(), "store, used").unwrap();
+        assert_eq!(data.incarnation().unwrap(), first);
+
+        let beside = DataDir::prepare(&place.path().join("beside")).unwrap();
+        for (from, to) in [(data.store(), beside.store()), (data.root_key(), beside.root_key())] {
+            fs::copy(from, to).unwrap();
+        }
+        assert_ne!(beside.incarnation().unwrap(), first);
+        // The clock behind a file's times may stand still for some milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        fs::copy(beside.root_key(), data.root_key()).unwrap();
+        assert_ne!(data.incarnation().unwrap(), first);
+    }
+
+    #[test]
+    fn a_directory_too_deep_for_sockets_is_refused_before_it_is_made() {
+        let place = tempfile::tempdir().unwrap();
+        let deep = place.path().join("d".repeat(100));
+        assert!(DataDir::prepare(&deep).is_err());
+        assert!(!deep.exists());
+    }
 }

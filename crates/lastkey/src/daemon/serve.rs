@@ -118,7 +118,7 @@ async fn open(options: ServerOptions) -> Result<Opened, Failure> {
 
 async fn start_engine(data: &DataDir, store: RedbStore) -> Result<Engine, Failure> {
     let (audit, journal) = (data.audit(), data.journal());
-    let incarnation = data.incarnation().map_err(|error| Failure::file(&data.store(), &error))?;
+    let medium = data.clone();
     let parts = Parts {
         store: Arc::new(store),
         seal: Arc::new(FileSeal::new(data.root_key())),
@@ -129,7 +129,7 @@ async fn start_engine(data: &DataDir, store: RedbStore) -> Result<Engine, Failur
             let log = AuditLog::open(&audit, &journal, key)?;
             Ok(Arc::new(log) as Arc<dyn AuditSink>)
         }),
-        incarnation,
+        incarnation: Box::new(move || medium.incarnation()),
     };
     Engine::start(parts).await.map_err(failed)
 }
