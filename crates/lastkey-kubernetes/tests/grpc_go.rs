@@ -1,7 +1,7 @@
 //! A real grpc-go client against the plugin, with every `:authority` an apiserver is known to send.
 //!
 //! Needs Go; where it is missing, the test says so loudly and proves nothing. The lanes with real
-//! apiservers are the lead's; this one takes seconds.
+//! apiservers have lanes of their own; this one takes seconds.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // a test fails by panicking, and says why
 
