@@ -13,6 +13,7 @@
 //! The trait has no interactive transaction, so that etcd fits it as well as a file does.
 //! [`MemoryStore`] is the model the others are compared with, and the store of tests.
 
+pub mod disk;
 mod entry;
 mod error;
 mod memory;

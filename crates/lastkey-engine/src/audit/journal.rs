@@ -25,13 +25,13 @@
 //! ```
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    io::{self, ErrorKind},
     path::Path,
+    sync::Arc,
 };
 
 use lastkey_crypto::{KeyMaterial, mac};
+use lastkey_store::disk::{Access, Disk, DiskFile, read_full};
 
 use super::{Head, segment};
 
@@ -89,7 +89,7 @@ pub(super) struct Recovered {
 
 /// The pair of files.
 pub(super) struct Journal {
-    files: [File; 2],
+    files: [Arc<dyn DiskFile>; 2],
     key: KeyMaterial,
     generation: u64,
     offset: u64,
@@ -98,11 +98,13 @@ pub(super) struct Journal {
 impl Journal {
     /// Opens or creates the journal in `directory`; `None` if it was never used.
     pub(super) fn open(
+        disk: &dyn Disk,
         directory: &Path,
         key: KeyMaterial,
     ) -> io::Result<(Self, Option<Recovered>)> {
-        let files = [open_file(directory, "journal-0")?, open_file(directory, "journal-1")?];
-        File::open(directory)?.sync_all()?;
+        let open = |name| open_file(disk, &directory.join(name));
+        let files = [open("journal-0")?, open("journal-1")?];
+        disk.sync_directory(directory)?;
         let mut journal = Self { files, key, generation: 0, offset: FIRST_FRAME };
         let mut found: Vec<Half> = (0..2)
             .filter_map(|index| journal.read_half(index).transpose())
@@ -146,7 +148,7 @@ impl Journal {
         write_position(&mut header[0x34..0x44], position);
         let code = header_code(&self.key, &header[..HEADER_AUTHENTICATED]);
         header[HEADER_AUTHENTICATED..].copy_from_slice(&code);
-        file_of(&self.files, generation).write_all_at(&header, 0)?;
+        file_of(&self.files, generation).write_at(&header, 0)?;
         self.generation = generation;
         self.offset = FIRST_FRAME;
         Ok(())
@@ -168,8 +170,8 @@ impl Journal {
         let code = self.frame_code(self.offset, &frame[..FRAME_AUTHENTICATED]);
         frame[FRAME_AUTHENTICATED..FRAME_BYTES].copy_from_slice(&code);
         let file = file_of(&self.files, self.generation);
-        file.write_all_at(frame, self.offset)?;
-        file.sync_data()?;
+        file.write_at(frame, self.offset)?;
+        file.sync()?;
         self.offset += frame.len() as u64;
         Ok(())
     }
@@ -188,7 +190,9 @@ impl Journal {
     /// Reads one file; `None` if it holds no authentic header.
     fn read_half(&self, index: usize) -> io::Result<Option<Half>> {
         let mut bytes = vec![0; FILE_BYTES as usize];
-        self.files[index].read_exact_at(&mut bytes, 0)?;
+        if read_full(&*self.files[index], &mut bytes, 0)? < bytes.len() {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
         Ok(Half::parse(&self.key, &bytes))
     }
 }
@@ -273,28 +277,21 @@ fn chains(payload: &[u8], mut head: Head, end: Head) -> bool {
     head == end
 }
 
-fn file_of(files: &[File; 2], generation: u64) -> &File {
-    &files[usize::from(generation % 2 == 1)]
+fn file_of(files: &[Arc<dyn DiskFile>; 2], generation: u64) -> &dyn DiskFile {
+    &*files[usize::from(generation % 2 == 1)]
 }
 
 /// Opens a journal file; a new one is filled with zeros, so that writing to it later allocates
 /// nothing and an `fdatasync` has only data to write.
-fn open_file(directory: &Path, name: &str) -> io::Result<File> {
-    let path = directory.join(name);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
-    if file.metadata()?.len() != FILE_BYTES {
-        file.set_len(0)?;
+fn open_file(disk: &dyn Disk, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+    let file = disk.open(path, Access::Create)?;
+    if file.length()? != FILE_BYTES {
+        file.set_length(0)?;
         let zeros = vec![0; 1 << 20];
-        for _ in 0..FILE_BYTES / zeros.len() as u64 {
-            file.write_all(&zeros)?;
+        for offset in (0..FILE_BYTES).step_by(zeros.len()) {
+            file.write_at(&zeros, offset)?;
         }
-        file.sync_all()?;
+        file.sync()?;
     }
     Ok(file)
 }

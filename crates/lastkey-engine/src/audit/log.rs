@@ -1,15 +1,14 @@
 //! The log itself: one committer thread that batches what concurrent callers append.
 
 use std::{
-    fs::{self, File},
     io,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
 
 use lastkey_crypto::KeyMaterial;
+use lastkey_store::disk::{Disk, DiskFile, FileSystem};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
@@ -79,6 +78,7 @@ struct Shared {
 
 /// The append-only log in a directory.
 pub struct AuditLog {
+    disk: Arc<dyn Disk>,
     directory: PathBuf,
     shared: Arc<Shared>,
     committer: Mutex<Option<JoinHandle<()>>>,
@@ -95,27 +95,41 @@ impl AuditLog {
         journal_directory: &Path,
         key: KeyMaterial,
     ) -> Result<Self, AuditOpenError> {
+        Self::open_on(Arc::new(FileSystem), directory, journal_directory, key)
+    }
+
+    /// The same on any disk.
+    ///
+    /// # Errors
+    /// [`AuditOpenError`].
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        journal_directory: &Path,
+        key: KeyMaterial,
+    ) -> Result<Self, AuditOpenError> {
         let io = |source| AuditOpenError::Io { path: directory.to_owned(), source };
         for directory in [directory, journal_directory] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+            disk.create_directory(directory).map_err(io)?;
         }
-        let segments = segment::list(directory).map_err(io)?;
-        let (journal, recovered) = Journal::open(journal_directory, key).map_err(io)?;
+        let segments = segment::list(&*disk, directory).map_err(io)?;
+        let (journal, recovered) = Journal::open(&*disk, journal_directory, key).map_err(io)?;
         let (head, end) = match recovered {
             Some(found) => {
-                restore(directory, &found.frames).map_err(io)?;
+                restore(&*disk, directory, &found.frames).map_err(io)?;
                 (found.head, found.position)
             }
             None if segments.is_empty() => (Head::EMPTY, Position { segment: 1, offset: 0 }),
             None => return Err(AuditOpenError::Headless { path: directory.to_owned() }),
         };
-        let (segment, end) = resume(directory, head, end).map_err(io)?;
+        let (segment, end) = resume(&*disk, directory, head, end).map_err(io)?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             arrived: Condvar::new(),
             published: Mutex::new(Published { head, end, health: Ok(()) }),
         });
         let committer = Committer {
+            disk: Arc::clone(&disk),
             directory: directory.to_owned(),
             shared: Arc::clone(&shared),
             journal,
@@ -130,7 +144,7 @@ impl AuditLog {
             .spawn(move || committer.run())
             .map_err(io)?;
         let directory = directory.to_owned();
-        Ok(Self { directory, shared, committer: Mutex::new(Some(thread)) })
+        Ok(Self { disk, directory, shared, committer: Mutex::new(Some(thread)) })
     }
 }
 
@@ -173,12 +187,13 @@ impl AuditSink for AuditLog {
 
     fn query(&self, query: &Query) -> io::Result<QueryPage> {
         let head = self.head();
-        query::run(&self.directory, query, head.seq)
+        query::run(&*self.disk, &self.directory, query, head.seq)
     }
 
     fn verify(&self, known: &[Head]) -> io::Result<Verification> {
         let published = self.shared.published.lock().clone();
-        verify::run(&self.directory, published.head, published.end, known)
+        let files = (&*self.disk, self.directory.as_path());
+        verify::run(files, published.head, published.end, known)
     }
 
     fn close(&self) {
@@ -198,7 +213,7 @@ impl Drop for AuditLog {
 
 /// Puts back what the segments lost of the journal's frames: bytes missing at the end, or blocks
 /// of zeros. Other bytes in their place were changed by somebody; they stay, as evidence.
-fn restore(directory: &Path, frames: &[Frame]) -> io::Result<()> {
+fn restore(disk: &dyn Disk, directory: &Path, frames: &[Frame]) -> io::Result<()> {
     let mut restored = 0usize;
     let mut open: Option<(u64, Segment)> = None;
     for frame in frames.iter().filter(|frame| !frame.payload.is_empty()) {
@@ -207,7 +222,7 @@ fn restore(directory: &Path, frames: &[Frame]) -> io::Result<()> {
             if let Some((_, done)) = open.take() {
                 done.sync()?;
             }
-            open = Some((first, Segment::open(directory, first)?));
+            open = Some((first, Segment::open(disk, directory, first)?));
         }
         let Some((_, segment)) = &open else { continue };
         let found = segment.read_at(frame.payload.len(), frame.position.offset)?;
@@ -240,10 +255,14 @@ fn restore(directory: &Path, frames: &[Frame]) -> io::Result<()> {
 
 /// The segment to go on with. One that does not end where it should is left as it is, for
 /// `audit verify` to show, and a new one is begun.
-fn resume(directory: &Path, head: Head, end: Position) -> io::Result<(Segment, Position)> {
-    let known = directory.join(segment::name(end.segment)).exists();
-    if end.offset == 0 || known {
-        let segment = Segment::open(directory, end.segment)?;
+fn resume(
+    disk: &dyn Disk,
+    directory: &Path,
+    head: Head,
+    end: Position,
+) -> io::Result<(Segment, Position)> {
+    if end.offset == 0 || segment::exists(disk, directory, end.segment)? {
+        let segment = Segment::open(disk, directory, end.segment)?;
         if segment.len()? == end.offset {
             return Ok((segment, end));
         }
@@ -253,12 +272,15 @@ fn resume(directory: &Path, head: Head, end: Position) -> io::Result<(Segment, P
         "the audit segment does not end where the journal says; run `lastkey audit verify`"
     );
     let fresh = Position { segment: head.seq + 1, offset: 0 };
-    Ok((Segment::open(directory, fresh.segment)?, fresh))
+    Ok((Segment::open(disk, directory, fresh.segment)?, fresh))
 }
+
+/// A generation of the journal, and the segment that holds the same.
+type Job = (u64, Arc<dyn DiskFile>);
 
 /// Synchronises segments in the background, so that no caller waits for it.
 struct Syncer {
-    jobs: Option<mpsc::SyncSender<(u64, File)>>,
+    jobs: Option<mpsc::SyncSender<Job>>,
     done: mpsc::Receiver<Result<u64, io::Error>>,
     completed: u64,
     /// A synchronisation that failed may have lost data for good; only a restart, which reads the
@@ -269,11 +291,11 @@ struct Syncer {
 
 impl Syncer {
     fn start() -> io::Result<Self> {
-        let (jobs, work) = mpsc::sync_channel::<(u64, File)>(2);
+        let (jobs, work) = mpsc::sync_channel::<Job>(2);
         let (answer, done) = mpsc::channel();
         let thread = std::thread::Builder::new().name("audit-sync".into()).spawn(move || {
             for (generation, file) in work {
-                let synced = file.sync_data().map(|()| generation);
+                let synced = file.sync().map(|()| generation);
                 if answer.send(synced).is_err() {
                     return;
                 }
@@ -283,7 +305,7 @@ impl Syncer {
     }
 
     /// Begins to make durable what the journal's `generation` holds.
-    fn begin(&mut self, generation: u64, file: File) -> io::Result<()> {
+    fn begin(&mut self, generation: u64, file: Arc<dyn DiskFile>) -> io::Result<()> {
         let gone = || io::Error::other("the audit synchroniser is gone");
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
         jobs.send((generation, file)).map_err(|_| gone())
@@ -317,6 +339,7 @@ impl Drop for Syncer {
 }
 
 struct Committer {
+    disk: Arc<dyn Disk>,
     directory: PathBuf,
     shared: Arc<Shared>,
     journal: Journal,
@@ -417,7 +440,7 @@ impl Committer {
 
     fn next_segment(&mut self) -> io::Result<()> {
         let end = Position { segment: self.head.seq + 1, offset: 0 };
-        let segment = Segment::open(&self.directory, end.segment)?;
+        let segment = Segment::open(&*self.disk, &self.directory, end.segment)?;
         let closed = std::mem::replace(&mut self.segment, segment);
         self.end = end;
         // The closed segment is not in the next background job any more.
@@ -429,7 +452,7 @@ impl Committer {
         // The file we are about to reuse is that of the generation before this one.
         self.syncer.wait_for(generation.saturating_sub(1))?;
         if generation > self.syncer.completed {
-            self.syncer.begin(generation, self.segment.handle()?)?;
+            self.syncer.begin(generation, self.segment.handle())?;
         }
         self.journal.turn(self.head, self.end)
     }

@@ -1,11 +1,11 @@
 //! Searching the log.
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader},
     path::Path,
 };
 
+use lastkey_store::disk::{Access, Disk, Reader};
 use serde_json::Value;
 
 use super::segment;
@@ -67,18 +67,24 @@ impl Query {
 }
 
 /// Reads the segments up to record `last`.
-pub(super) fn run(directory: &Path, query: &Query, last: u64) -> io::Result<QueryPage> {
+pub(super) fn run(
+    disk: &dyn Disk,
+    directory: &Path,
+    query: &Query,
+    last: u64,
+) -> io::Result<QueryPage> {
     let limit = query.limit.max(1);
-    let segments = segment::list(directory)?;
+    let segments = segment::list(disk, directory)?;
     let mut found = std::collections::VecDeque::new();
     for (index, (_, path)) in segments.iter().enumerate() {
         // The next segment's first record tells where this one ends.
         if let Some((next, next_path)) = segments.get(index + 1)
-            && (*next <= query.after + 1 || begins_before(next_path, query.from)?)
+            && (*next <= query.after + 1 || begins_before(disk, next_path, query.from)?)
         {
             continue;
         }
-        let mut lines = BufReader::with_capacity(1 << 16, File::open(path)?);
+        let file = Reader::new(disk.open(path, Access::Read)?);
+        let mut lines = BufReader::with_capacity(1 << 16, file);
         let mut line = Vec::new();
         while {
             line.clear();
@@ -107,10 +113,11 @@ pub(super) fn run(directory: &Path, query: &Query, last: u64) -> io::Result<Quer
 }
 
 /// Whether a segment's first record is older than `from`: then so is all before it.
-fn begins_before(path: &Path, from: Option<Timestamp>) -> io::Result<bool> {
+fn begins_before(disk: &dyn Disk, path: &Path, from: Option<Timestamp>) -> io::Result<bool> {
     let Some(from) = from else { return Ok(false) };
     let mut line = Vec::new();
-    BufReader::new(File::open(path)?).read_until(b'\n', &mut line)?;
+    let file = Reader::new(disk.open(path, Access::Read)?);
+    BufReader::new(file).read_until(b'\n', &mut line)?;
     let record: Option<Value> = serde_json::from_slice(&line).ok();
     let time = record.and_then(|record| Timestamp::parse(record["time"].as_str()?).ok());
     Ok(time.is_some_and(|time| time < from))

@@ -1,14 +1,13 @@
 //! Segments: the files that hold the records, one JSON object a line.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use lastkey_crypto::mac;
-use rustix::fs::FallocateFlags;
+use lastkey_store::disk::{Access, Disk, DiskFile, read_full};
 
 /// Disk space is reserved ahead in steps of this many bytes.
 const RESERVE: u64 = 4 << 20;
@@ -19,17 +18,15 @@ pub(super) fn name(first: u64) -> String {
 }
 
 /// The segments of a directory by their first record, in order.
-pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+pub(super) fn list(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut segments = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        let first = path
-            .file_name()
-            .and_then(|name| name.to_str())
+    for name in disk.list(directory)? {
+        let first = name
+            .to_str()
             .and_then(|name| name.strip_prefix("segment-")?.strip_suffix(".jsonl"))
             .and_then(|digits| digits.parse().ok());
         if let Some(first) = first {
-            segments.push((first, path));
+            segments.push((first, directory.join(name)));
         }
     }
     segments.sort_unstable();
@@ -38,37 +35,39 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 
 /// The segment that is being written.
 pub(super) struct Segment {
-    file: File,
+    file: Arc<dyn DiskFile>,
     reserved: u64,
+}
+
+/// Whether there is a segment that begins with record `first`.
+pub(super) fn exists(disk: &dyn Disk, directory: &Path, first: u64) -> io::Result<bool> {
+    match disk.open(&directory.join(name(first)), Access::Read) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 impl Segment {
     /// Opens or creates the segment that begins with record `first`.
-    pub(super) fn open(directory: &Path, first: u64) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(directory.join(name(first)))?;
-        File::open(directory)?.sync_all()?;
+    pub(super) fn open(disk: &dyn Disk, directory: &Path, first: u64) -> io::Result<Self> {
+        let file = disk.open(&directory.join(name(first)), Access::Create)?;
+        disk.sync_directory(directory)?;
         Ok(Self { file, reserved: 0 })
     }
 
     /// Whether the file was removed, or another was put in its place: what is written to it now
     /// would be lost with us.
     pub(super) fn is_gone(&self) -> io::Result<bool> {
-        use std::os::unix::fs::MetadataExt as _;
-        Ok(self.file.metadata()?.nlink() == 0)
+        self.file.is_removed()
     }
 
     pub(super) fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        self.file.length()
     }
 
-    pub(super) fn handle(&self) -> io::Result<File> {
-        self.file.try_clone()
+    pub(super) fn handle(&self) -> Arc<dyn DiskFile> {
+        Arc::clone(&self.file)
     }
 
     /// Makes sure that the bytes up to `end` have their place on the disk, so that writing them
@@ -78,34 +77,24 @@ impl Segment {
             return Ok(());
         }
         let target = end.next_multiple_of(RESERVE);
-        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, target) {
-            Ok(()) => self.reserved = target,
-            // A file system without reservations: the write itself will tell.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.reserved = end,
-            Err(errno) => return Err(errno.into()),
-        }
+        // On a file system without reservations, the write itself will tell.
+        self.reserved = if self.file.allocate(target)? { target } else { end };
         Ok(())
     }
 
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+        self.file.write_at(bytes, offset)
     }
 
     pub(super) fn read_at(&self, length: usize, offset: u64) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        let mut filled = 0;
-        while filled < length {
-            match self.file.read_at(&mut bytes[filled..], offset + filled as u64)? {
-                0 => break,
-                n => filled += n,
-            }
-        }
+        let filled = read_full(&*self.file, &mut bytes, offset)?;
         bytes.truncate(filled);
         Ok(bytes)
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync()
     }
 }
 

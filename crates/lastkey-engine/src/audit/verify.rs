@@ -1,12 +1,13 @@
 //! Recomputing the chain, and saying where it breaks.
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader, Read},
     path::Path,
+    sync::Arc,
 };
 
 use lastkey_crypto::mac;
+use lastkey_store::disk::{Access, Disk, DiskFile, Reader};
 use serde::Serialize;
 
 use super::{Head, journal::Position, segment};
@@ -48,7 +49,7 @@ pub struct Problem {
 
 /// Walks the log up to `head`, which ends at `end`; each of `known` must lie on the chain.
 pub(super) fn run(
-    directory: &Path,
+    (disk, directory): (&dyn Disk, &Path),
     head: Head,
     end: Position,
     known: &[Head],
@@ -62,19 +63,20 @@ pub(super) fn run(
         known,
         forged: false,
     };
-    for (first, path) in segment::list(directory)? {
+    for (first, path) in segment::list(disk, directory)? {
         walk.segment = segment::name(first);
         walk.line = 0;
-        let file = File::open(&path)?;
+        let file = disk.open(&path, Access::Read)?;
         // What the writer appended since we took its head is none of ours.
-        let limit = if first == end.segment { walk.bound(&file, end)? } else { u64::MAX };
+        let limit = if first == end.segment { walk.bound(&*file, end)? } else { u64::MAX };
         if first > head.seq + 1 || (first == head.seq + 1 && first != end.segment) {
-            if file.metadata()?.len() > 0 {
+            if file.length()? > 0 {
                 walk.report(first, "unauthenticated", "holds records after the end of the log");
             }
             continue;
         }
-        walk.read(&mut BufReader::with_capacity(1 << 18, file.take(limit)))?;
+        let file = Reader::new(Arc::clone(&file)).take(limit);
+        walk.read(&mut BufReader::with_capacity(1 << 18, file))?;
     }
     walk.finish(head);
     let problem = walk.problems.first().cloned();
@@ -109,8 +111,8 @@ impl Walk<'_> {
 
     /// How far the newest segment is authenticated. A live writer may be ahead of what we know of
     /// it, but only by whole records that chain; those are looked at when it is asked next.
-    fn bound(&mut self, file: &File, end: Position) -> io::Result<u64> {
-        if file.metadata()?.len() < end.offset {
+    fn bound(&mut self, file: &dyn DiskFile, end: Position) -> io::Result<u64> {
+        if file.length()? < end.offset {
             self.report(self.at.seq + 1, "truncated", "the file is shorter than what was written");
         }
         Ok(end.offset)

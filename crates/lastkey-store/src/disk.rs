@@ -1,0 +1,275 @@
+//! The file system, as narrow as the product needs it, so that tests can put one in its place that
+//! loses what was not synced, tears what was being written, and fails on demand.
+//!
+//! [`FileSystem`] is the real one. One dynamic call an access is all it costs.
+
+use std::{
+    ffi::OsString,
+    fmt::Debug,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind, Read},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use rustix::{fs::FallocateFlags, io::Errno};
+
+/// Who may read and write a file that is made here: its owner.
+const FILE_MODE: u32 = 0o600;
+/// The same for a directory.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading. The file must be there.
+    Read,
+    /// Reading and writing. The file must be there.
+    Write,
+    /// Reading and writing. The file is made, empty, for its owner alone, if it is not there.
+    Create,
+}
+
+/// A file system.
+///
+/// Names in a directory (made, renamed, removed) survive a power cut once
+/// [`sync_directory`](Disk::sync_directory) answered; a file's bytes and length once
+/// [`DiskFile::sync`] did.
+pub trait Disk: Debug + Send + Sync + 'static {
+    /// Makes a directory and those above it, for their owner alone, where they are not there.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn create_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// The names in a directory, in any order.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    fn list(&self, directory: &Path) -> io::Result<Vec<OsString>>;
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where it is not there (and not to be made), or the file system
+    /// refused.
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Gives a file another name in the same file system, in one step; replaces what had it.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or the file system refused.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes durable which names a directory holds.
+    ///
+    /// # Errors
+    /// The disk refused; what was changed since the last time may be lost.
+    fn sync_directory(&self, directory: &Path) -> io::Result<()>;
+}
+
+/// An open file.
+pub trait DiskFile: Debug + Send + Sync + 'static {
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Reads up to `out.len()` bytes from `offset`, and says how many; 0 at the end.
+    ///
+    /// # Errors
+    /// The disk cannot read them.
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `bytes` at `offset`; the file grows as far as that needs.
+    ///
+    /// # Errors
+    /// The disk refused; any part of it may have been written.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes sure that the first `length` bytes have their place on the disk, so that writing them
+    /// cannot find it full. The file's length stays. False on a file system that cannot promise it.
+    ///
+    /// # Errors
+    /// There is no room.
+    fn allocate(&self, length: u64) -> io::Result<bool>;
+
+    /// Cuts the file, or lengthens it by zeros.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Makes bytes and length durable (`fdatasync`).
+    ///
+    /// # Errors
+    /// The disk lost something that was written since the last time, maybe for good.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Whether it has no name any more: what is written to it would be lost with us.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn is_removed(&self) -> io::Result<bool>;
+}
+
+/// Fills `out` from `offset`, as far as the file goes, and says how far that was.
+///
+/// # Errors
+/// The disk cannot read it.
+pub fn read_full(file: &dyn DiskFile, out: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < out.len() {
+        match file.read_at(&mut out[filled..], offset + filled as u64)? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(filled)
+}
+
+/// Reads a file from its beginning.
+#[derive(Debug)]
+pub struct Reader {
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+}
+
+impl Reader {
+    /// At the file's beginning.
+    pub fn new(file: Arc<dyn DiskFile>) -> Self {
+        Self { file, offset: 0 }
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(out, self.offset)?;
+        self.offset += n as u64;
+        Ok(n)
+    }
+}
+
+/// The file system of the machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileSystem;
+
+impl Disk for FileSystem {
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(access != Access::Read);
+        if access == Access::Create {
+            options.create(true).truncate(false).mode(FILE_MODE);
+        }
+        Ok(Arc::new(options.open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        File::open(directory)?.sync_all()
+    }
+}
+
+impl DiskFile for File {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match FileExt::read_at(self, out, offset) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<bool> {
+        match rustix::fs::fallocate(self, FallocateFlags::KEEP_SIZE, 0, length) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn is_removed(&self) -> io::Result<bool> {
+        Ok(self.metadata()?.nlink() == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machines_file_system_does_what_the_trait_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let inner = directory.path().join("a/b");
+        let disk: &dyn Disk = &FileSystem;
+        disk.create_directory(&inner).unwrap();
+        disk.create_directory(&inner).unwrap();
+        let path = inner.join("file");
+        for access in [Access::Read, Access::Write] {
+            let missing = disk.open(&path, access).unwrap_err();
+            assert_eq!(missing.kind(), ErrorKind::NotFound);
+        }
+        let file = disk.open(&path, Access::Create).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, FILE_MODE);
+        file.write_at(b"hello", 3).unwrap();
+        file.allocate(1 << 16).unwrap();
+        assert_eq!(file.length().unwrap(), 8);
+        let mut found = [7; 16];
+        assert_eq!(read_full(&*file, &mut found, 0).unwrap(), 8);
+        assert_eq!(&found[..8], b"\0\0\0hello");
+        file.sync().unwrap();
+
+        let other = inner.join("other");
+        disk.open(&other, Access::Create).unwrap().set_length(3).unwrap();
+        disk.rename(&path, &other).unwrap();
+        disk.sync_directory(&inner).unwrap();
+        assert_eq!(disk.list(&inner).unwrap(), ["other"]);
+        let mut text = Vec::new();
+        let read = disk.open(&other, Access::Read).unwrap();
+        Reader::new(Arc::clone(&read)).read_to_end(&mut text).unwrap();
+        assert_eq!(text, b"\0\0\0hello");
+        assert!(read.write_at(b"x", 0).is_err());
+        assert!(!file.is_removed().unwrap());
+        disk.remove(&other).unwrap();
+        assert!(file.is_removed().unwrap() && disk.list(&inner).unwrap().is_empty());
+    }
+}
