@@ -13,6 +13,7 @@
 //! | the root key and the keyring | the keyring at rest | [`wrap`] |
 //! | a data key and a file | the file envelope | [`envelope`] |
 //! | a blob and its cluster | what the Kubernetes plugin hands to the apiserver | [`plugin_blob`] |
+//! | a checkpoint of the audit log | a signature that anybody can check | [`signing`] |
 //!
 //! # One construction
 //!
@@ -38,6 +39,7 @@ pub mod mac;
 pub mod memory;
 pub mod plugin_blob;
 pub mod record;
+pub mod signing;
 pub mod suite;
 pub mod wrap;
 
