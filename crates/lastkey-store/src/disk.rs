@@ -6,14 +6,17 @@
 use std::{
     ffi::OsString,
     fmt::Debug,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{self, ErrorKind, Read},
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::Arc,
 };
 
-use rustix::{fs::FallocateFlags, io::Errno};
+use rustix::{
+    fs::{Advice, CWD, FallocateFlags, RenameFlags},
+    io::Errno,
+};
 
 /// Who may read and write a file that is made here: its owner.
 const FILE_MODE: u32 = 0o600;
@@ -61,6 +64,13 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// # Errors
     /// The file system refused.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// The same, but refuses with [`ErrorKind::AlreadyExists`] where the name is taken (on a file
+    /// system that can promise it in one step).
+    ///
+    /// # Errors
+    /// The name is taken, or the file system refused.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a file's name.
     ///
@@ -119,6 +129,30 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// # Errors
     /// The file system refused.
     fn is_removed(&self) -> io::Result<bool>;
+
+    /// Locks the file against other processes, until it is unlocked or closed for good; false if
+    /// another one holds it.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn try_lock(&self) -> io::Result<bool>;
+
+    /// Gives the lock up, however many hold the file open. A failure is moot: closing it does too.
+    fn unlock(&self);
+
+    /// Takes away the rights that others than the owner have.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn restrict(&self) -> io::Result<()>;
+
+    /// Lets the next reads see what the disk has. After a failed sync, Linux keeps pages that it
+    /// calls clean and never wrote; a reader of those would believe in what a power cut takes away.
+    /// Only advice, and so without errors.
+    fn forget_cache(&self);
+
+    /// Free bytes of the file system, as far as it can tell.
+    fn free_space(&self) -> Option<u64>;
 }
 
 /// Fills `out` from `offset`, as far as the file goes, and says how far that was.
@@ -184,6 +218,13 @@ impl Disk for FileSystem {
         fs::rename(from, to)
     }
 
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(from, to),
+            other => Ok(other?),
+        }
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
@@ -230,6 +271,34 @@ impl DiskFile for File {
     fn is_removed(&self) -> io::Result<bool> {
         Ok(self.metadata()?.nlink() == 0)
     }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        match File::try_lock(self) {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn unlock(&self) {
+        let _ = File::unlock(self);
+    }
+
+    fn restrict(&self) -> io::Result<()> {
+        if self.metadata()?.permissions().mode() & 0o077 == 0 {
+            return Ok(());
+        }
+        self.set_permissions(Permissions::from_mode(FILE_MODE))
+    }
+
+    fn forget_cache(&self) {
+        let _ = rustix::fs::fadvise(self, 0, None, Advice::DontNeed);
+    }
+
+    fn free_space(&self) -> Option<u64> {
+        let found = rustix::fs::fstatvfs(self).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
 }
 
 #[cfg(test)]
@@ -263,11 +332,16 @@ mod tests {
         disk.rename(&path, &other).unwrap();
         disk.sync_directory(&inner).unwrap();
         assert_eq!(disk.list(&inner).unwrap(), ["other"]);
+        let taken = disk.rename_new(&other, &other).unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
         let mut text = Vec::new();
         let read = disk.open(&other, Access::Read).unwrap();
         Reader::new(Arc::clone(&read)).read_to_end(&mut text).unwrap();
         assert_eq!(text, b"\0\0\0hello");
         assert!(read.write_at(b"x", 0).is_err());
+        assert!(file.try_lock().unwrap() && !read.try_lock().unwrap());
+        file.unlock();
+        assert!(read.try_lock().unwrap() && read.free_space().unwrap() > 0);
         assert!(!file.is_removed().unwrap());
         disk.remove(&other).unwrap();
         assert!(file.is_removed().unwrap() && disk.list(&inner).unwrap().is_empty());

@@ -32,6 +32,7 @@ use self::{
 };
 use crate::{
     CommitError, Entry, Revision, Store, StoreError, StoreHealth, Transaction, Watch,
+    disk::{Disk, FileSystem},
     watch::Watches,
 };
 
@@ -53,11 +54,20 @@ pub struct OpenOptions {
     /// crash it always does). It reads the file up to three times: nothing to notice in a usual
     /// store of some MiB, about a second for 150 MiB from a slow disk.
     pub check: bool,
+    /// How soon a medium that failed is tried again at first; each time it fails again the wait
+    /// doubles, up to four seconds.
+    pub retry: Duration,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, max_waiting: 4096, max_waiting_bytes: 16 << 20, check: true }
+        Self {
+            cache_bytes: 64 << 20,
+            max_waiting: 4096,
+            max_waiting_bytes: 16 << 20,
+            check: true,
+            retry: Duration::from_millis(10),
+        }
     }
 }
 
@@ -149,8 +159,17 @@ impl RedbStore {
     ///
     /// Reads and checks the whole file, unless it was closed cleanly and the options say not to.
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self, OpenError> {
+        Self::open_on(&FileSystem, path, options)
+    }
+
+    /// The same on any disk.
+    pub fn open_on(
+        disk: &dyn Disk,
+        path: impl AsRef<Path>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let medium = FileMedium::open(path, |draft| {
+        let medium = FileMedium::open(disk, path, |draft| {
             let database = committer::open_database(draft, options)?;
             schema::create(&database)?;
             Ok(database.close()?)

@@ -26,8 +26,7 @@ use super::{
 };
 use crate::{CommitError, Entry, Event, Operation, Revision, StoreHealth};
 
-/// How soon the committer tries again after a failure, at first and at most.
-const FIRST_DELAY: Duration = Duration::from_millis(10);
+/// How long the committer waits at most before it tries again after a failure.
 const LAST_DELAY: Duration = Duration::from_secs(4);
 
 /// An open database and the revision of its last durable commit.
@@ -236,7 +235,7 @@ impl<M: Medium> Committer<M> {
     fn later(&mut self) {
         let delay = match &self.retry {
             Some(retry) => (retry.delay * 2).min(LAST_DELAY),
-            None => FIRST_DELAY,
+            None => self.shared.options.retry,
         };
         self.retry = Some(Retry { at: Instant::now() + delay, delay });
     }

@@ -4,25 +4,18 @@
 //! closed to be reopened after an error. Ours keeps it, so that no second process slips in.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
-    io::{self, ErrorKind, Read},
-    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use redb::StorageBackend;
-use rustix::{
-    fs::{Advice, CWD, FallocateFlags, RenameFlags},
-    io::Errno,
-};
 
 use super::{OpenError, failure::Failure};
+use crate::disk::{Access, Disk, DiskFile, read_full};
 
 /// What the first bytes of each redb file are.
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
-/// Who may read and write the file: its owner.
-const MODE: u32 = 0o600;
 /// Free space below which a full disk still counts as full, for a small store. One that grows
 /// doubles, so a larger one needs as much again.
 const ROOM: u64 = 1 << 20;
@@ -45,7 +38,7 @@ pub(super) trait Medium: Send + 'static {
 /// A locked file.
 #[derive(Debug)]
 pub(super) struct FileMedium {
-    file: Arc<File>,
+    file: Arc<dyn DiskFile>,
 }
 
 impl FileMedium {
@@ -54,76 +47,76 @@ impl FileMedium {
     /// A creation that is cut short leaves no file at `path`, only one beside it that the next
     /// creation replaces: the database is made there, synced, and renamed.
     pub(super) fn open(
+        disk: &dyn Disk,
         path: &Path,
         initialise: impl Fn(&Self) -> Result<(), Failure>,
     ) -> Result<Self, OpenError> {
         // More than once only if another process creates the store at this moment.
         for _ in 0..3 {
-            if let Some(existing) = Self::open_existing(path)? {
+            if let Some(existing) = Self::open_existing(disk, path)? {
                 return Ok(existing);
             }
-            if let Some(created) = Self::create(path, &initialise)? {
+            if let Some(created) = Self::create(disk, path, &initialise)? {
                 return Ok(created);
             }
         }
         Err(OpenError::InUse { path: path.to_owned() })
     }
 
-    fn open_existing(path: &Path) -> Result<Option<Self>, OpenError> {
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
+    fn open_existing(disk: &dyn Disk, path: &Path) -> Result<Option<Self>, OpenError> {
+        let io = |error| OpenError::io(path, error);
+        let file = match disk.open(path, Access::Write) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(OpenError::io(path, error)),
+            Err(error) => return Err(io(error)),
         };
         let medium = Self::lock(path, file)?;
         let mut magic = [0; MAGIC.len()];
-        match (&*medium.file).read_exact(&mut magic) {
-            Ok(()) if magic == MAGIC => {}
-            Err(error) if error.kind() != ErrorKind::UnexpectedEof => {
-                return Err(OpenError::io(path, error));
-            }
-            _ => return Err(OpenError::NotOurs { path: path.to_owned() }),
+        let read = read_full(&*medium.file, &mut magic, 0).map_err(io)?;
+        if read < MAGIC.len() || magic != MAGIC {
+            return Err(OpenError::NotOurs { path: path.to_owned() });
         }
-        let mode = medium.file.metadata().map_err(|e| OpenError::io(path, e))?.permissions();
-        if mode.mode() & 0o077 != 0 {
-            let owner_only = std::fs::Permissions::from_mode(MODE);
-            medium.file.set_permissions(owner_only).map_err(|e| OpenError::io(path, e))?;
-        }
+        medium.file.restrict().map_err(io)?;
+        // The process before this one may have died between the rename and this.
+        sync_directory(disk, path).map_err(io)?;
         Ok(Some(medium))
     }
 
     /// `None` if another process was faster.
     fn create(
+        disk: &dyn Disk,
         path: &Path,
         initialise: &impl Fn(&Self) -> Result<(), Failure>,
     ) -> Result<Option<Self>, OpenError> {
         let draft = draft_path(path);
         // 1. Lock the draft; whoever holds its lock is the only one to go on.
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(MODE);
-        let file = options.open(&draft).map_err(|e| OpenError::io(&draft, e))?;
+        let file = disk.open(&draft, Access::Create).map_err(|e| OpenError::io(&draft, e))?;
         let medium = Self::lock(path, file)?;
         // 2. What was locked may have been renamed meanwhile, and then it is no draft any more.
-        if path.try_exists().map_err(|e| OpenError::io(path, e))? {
-            // Ours and empty, or the name of nothing.
-            let _ = std::fs::remove_file(&draft);
-            return Ok(None);
+        match disk.open(path, Access::Read) {
+            Ok(_) => {
+                // Ours and empty, or the name of nothing.
+                let _ = disk.remove(&draft);
+                return Ok(None);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(OpenError::io(path, error)),
         }
         // 3. Fill it, and make it durable.
-        medium.file.set_len(0).map_err(|e| OpenError::io(&draft, e))?;
+        medium.file.set_length(0).map_err(|e| OpenError::io(&draft, e))?;
         initialise(&medium).map_err(|failure| OpenError::failure(path, failure))?;
-        medium.file.sync_all().map_err(|e| OpenError::io(&draft, e))?;
+        medium.file.sync().map_err(|e| OpenError::io(&draft, e))?;
         // 4. Put it in place, and make that durable.
-        rename_new(&draft, path).map_err(|e| OpenError::io(path, e))?;
-        sync_directory(path).map_err(|e| OpenError::io(path, e))?;
+        disk.rename_new(&draft, path).map_err(|e| OpenError::io(path, e))?;
+        sync_directory(disk, path).map_err(|e| OpenError::io(path, e))?;
         Ok(Some(medium))
     }
 
-    fn lock(path: &Path, file: File) -> Result<Self, OpenError> {
+    fn lock(path: &Path, file: Arc<dyn DiskFile>) -> Result<Self, OpenError> {
         match file.try_lock() {
-            Ok(()) => Ok(Self { file: Arc::new(file) }),
-            Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
-            Err(TryLockError::Error(error)) => Err(OpenError::io(path, error)),
+            Ok(true) => Ok(Self { file }),
+            Ok(false) => Err(OpenError::InUse { path: path.to_owned() }),
+            Err(error) => Err(OpenError::io(path, error)),
         }
     }
 }
@@ -132,37 +125,38 @@ impl Medium for FileMedium {
     type Backend = FileBackend;
 
     fn backend(&self) -> FileBackend {
-        // After a failed sync, Linux keeps pages that it calls clean and never wrote. Dropping
-        // them makes redb's check at opening see what the disk has. Only advice: errors are moot.
-        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+        // redb's check at opening is to see what the disk has.
+        self.file.forget_cache();
         FileBackend { file: Arc::clone(&self.file) }
     }
 
     fn has_room(&self) -> bool {
-        let needed = self.file.metadata().map_or(ROOM, |metadata| metadata.len().max(ROOM));
-        rustix::fs::fstatvfs(&self.file)
-            .is_ok_and(|found| found.f_bavail.saturating_mul(found.f_frsize) >= needed)
+        let needed = self.file.length().map_or(ROOM, |length| length.max(ROOM));
+        self.file.free_space().is_some_and(|free| free >= needed)
     }
 
     fn release(&self) {
         // Closing the file would release the lock as well, if no reader were left.
-        let _ = self.file.unlock();
+        self.file.unlock();
     }
 }
 
 /// The file as redb sees it.
 #[derive(Debug)]
 pub(super) struct FileBackend {
-    file: Arc<File>,
+    file: Arc<dyn DiskFile>,
 }
 
 impl StorageBackend for FileBackend {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        self.file.length()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(out, offset)
+        match read_full(&*self.file, out, offset)? {
+            read if read < out.len() => Err(ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Growth reserves its blocks or fails, so that whatever redb finds free in the file can be
@@ -170,24 +164,29 @@ impl StorageBackend for FileBackend {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let old = self.len()?;
         if len > old
-            && let Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) =
-                rustix::fs::fallocate(&self.file, FallocateFlags::empty(), old, len - old)
+            && let Err(error) = self.file.allocate(len)
+            && is_full(&error)
         {
             // Gives back what was taken of it.
-            self.file.set_len(old)?;
-            return Err(Errno::NOSPC.into());
+            self.file.set_length(old)?;
+            return Err(ErrorKind::StorageFull.into());
         }
         // File systems that cannot reserve grow without.
-        self.file.set_len(len)
+        self.file.set_length(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+        self.file.write_at(data, offset)
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 fn draft_path(path: &Path) -> PathBuf {
@@ -196,15 +195,7 @@ fn draft_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Renames, but never over an existing file where the file system can promise that.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => std::fs::rename(from, to),
-        other => Ok(other?),
-    }
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
+fn sync_directory(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    disk.sync_directory(parent.unwrap_or(Path::new(".")))
 }
