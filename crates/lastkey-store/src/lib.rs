@@ -53,6 +53,11 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// A transaction that changes nothing (no operations, or deletions of absent paths) answers
     /// with the store's current revision. Dropping the future does not take the change back.
+    ///
+    /// Transactions are judged in the order in which they were committed: a transaction takes its
+    /// place when the future is polled for the first time, before anything is awaited. So a
+    /// caller who polls two of them once each, in order, may let the second expect what the first
+    /// writes ([`Compare::Value`]) without waiting for the first one's answer.
     async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError>;
 
     /// Watches the paths that begin with `prefix`, from now on.

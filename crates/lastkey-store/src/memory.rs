@@ -75,8 +75,8 @@ impl MemoryStore {
 
     fn apply(&self, state: &mut State, transaction: Transaction) -> Result<Revision, CommitError> {
         for compare in transaction.compares() {
-            let found = state.entries.get(compare.path()).map(|(_, revision)| *revision);
-            if !compare.holds(found) {
+            let found = state.entries.get(compare.path());
+            if !compare.holds(found.map(|(value, revision)| (*revision, value.as_slice()))) {
                 return Err(CommitError::Conflict { path: compare.path().to_owned() });
             }
         }

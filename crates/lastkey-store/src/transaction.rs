@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::{CommitError, Revision};
 
 /// A condition on one path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Compare {
     /// Nothing is stored at the path.
     Absent(String),
@@ -13,22 +13,46 @@ pub enum Compare {
     Revision(String, Revision),
     /// The path holds an entry, whatever its revision.
     Exists(String),
+    /// The path holds exactly this value, whatever its revision. Because transactions are judged
+    /// in order, one may expect a value that an earlier one, not answered yet, will write.
+    Value(String, Vec<u8>),
 }
 
 impl Compare {
     /// The path it speaks of.
     pub fn path(&self) -> &str {
         match self {
-            Self::Absent(path) | Self::Revision(path, _) | Self::Exists(path) => path,
+            Self::Absent(path)
+            | Self::Revision(path, _)
+            | Self::Exists(path)
+            | Self::Value(path, _) => path,
         }
     }
 
-    /// Whether it holds where `found` is the revision of the entry at the path.
-    pub(crate) fn holds(&self, found: Option<Revision>) -> bool {
+    /// Whether it holds where `found` is what is stored at the path.
+    pub(crate) fn holds(&self, found: Option<(Revision, &[u8])>) -> bool {
         match self {
             Self::Absent(_) => found.is_none(),
-            Self::Revision(_, expected) => found == Some(*expected),
+            Self::Revision(_, expected) => found.is_some_and(|found| found.0 == *expected),
             Self::Exists(_) => found.is_some(),
+            Self::Value(_, expected) => found.is_some_and(|found| found.1 == expected),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let value = if let Self::Value(_, value) = self { value.len() } else { 0 };
+        self.path().len() + value
+    }
+}
+
+/// Shows a value's length only: values are none of a log's business.
+impl std::fmt::Debug for Compare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Absent(path) => write!(f, "Absent({path:?})"),
+            Self::Revision(path, revision) => write!(f, "Revision({path:?}, {revision})"),
+            Self::Exists(path) => write!(f, "Exists({path:?})"),
+            Self::Value(path, value) => write!(f, "Value({path:?}, {} bytes)", value.len()),
         }
     }
 }
@@ -129,6 +153,12 @@ impl Transaction {
         self
     }
 
+    /// Requires that exactly `value` is stored at `path`.
+    pub fn expect_value(mut self, path: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.compares.push(Compare::Value(path.into(), value.into()));
+        self
+    }
+
     /// Stores `value` at `path`.
     pub fn put(mut self, path: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.operations.push(Operation::Put { path: path.into(), value: value.into() });
@@ -169,7 +199,7 @@ impl Transaction {
 
     /// Bytes of all paths and values.
     pub(crate) fn bytes(&self) -> usize {
-        self.compares.iter().map(|c| c.path().len()).sum::<usize>()
+        self.compares.iter().map(Compare::bytes).sum::<usize>()
             + self.operations.iter().map(Operation::bytes).sum::<usize>()
     }
 
@@ -241,7 +271,8 @@ mod tests {
 
     #[test]
     fn debug_shows_no_value() {
-        let shown = format!("{:?}", Transaction::new().put("p", b"secret".as_slice()));
+        let change = Transaction::new().put("p", b"secret".as_slice());
+        let shown = format!("{:?}", change.expect_value("q", b"secret".as_slice()));
         assert!(!shown.contains("115"), "{shown}");
         assert!(shown.contains("6 bytes"), "{shown}");
     }

@@ -25,6 +25,8 @@ conformance![
     values_come_back,
     lists_are_ordered_and_bounded,
     compares_decide,
+    values_are_compared,
+    transactions_are_judged_in_the_order_of_their_commits,
     refused_transactions_leave_nothing,
     changes_that_change_nothing_keep_the_revision,
     limits_hold,
@@ -122,6 +124,60 @@ async fn compares_decide(new: New) {
     assert_eq!(store.get("a").await.unwrap().unwrap().value, b"3");
 }
 
+async fn values_are_compared(new: New) {
+    let fixture = new();
+    let store = &fixture.store;
+    let path_of = |result: Result<Revision, CommitError>| match result {
+        Err(CommitError::Conflict { path }) => path,
+        other => panic!("{other:?}"),
+    };
+    let absent = Transaction::new().expect_value("a", "").put("a", "1");
+    assert_eq!(path_of(store.commit(absent).await), "a");
+    store.commit(Transaction::new().put("a", "one")).await.unwrap();
+    for wrong in ["", "on", "one ", "One"] {
+        let change = Transaction::new().expect_value("a", wrong).put("a", "2");
+        assert_eq!(path_of(store.commit(change).await), "a", "{wrong:?}");
+    }
+    store.commit(Transaction::new().expect_value("a", "one").put("a", "")).await.unwrap();
+    store.commit(Transaction::new().expect_value("a", "").delete("a")).await.unwrap();
+    let gone = Transaction::new().expect_value("a", "").put("b", "1");
+    assert_eq!(path_of(store.commit(gone).await), "a");
+}
+
+/// Each transaction expects what the one before it writes, and none waits for an answer.
+async fn transactions_are_judged_in_the_order_of_their_commits(new: New) {
+    let fixture = new();
+    let store = &fixture.store;
+    store.commit(Transaction::new().put("n", 0u32.to_be_bytes())).await.unwrap();
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut answers = Vec::new();
+    for n in 0..600u32 {
+        let mut change = Transaction::new()
+            .expect_value("n", n.to_be_bytes())
+            .put("n", (n + 1).to_be_bytes());
+        if n == 300 {
+            // It fails, and with it all that were built on it.
+            change = change.expect_exists("nothing");
+        }
+        let mut answer = store.commit(change);
+        let polled = answer.as_mut().poll(&mut context);
+        answers.push((n, polled, answer));
+    }
+    for (n, polled, answer) in answers {
+        let found = match polled {
+            std::task::Poll::Ready(found) => found,
+            std::task::Poll::Pending => answer.await,
+        };
+        match (n, found) {
+            (0..300, Ok(_)) => {}
+            (300, Err(CommitError::Conflict { path })) => assert_eq!(path, "nothing"),
+            (301.., Err(CommitError::Conflict { path })) => assert_eq!(path, "n"),
+            (n, other) => panic!("{n}: {other:?}"),
+        }
+    }
+    assert_eq!(store.get("n").await.unwrap().unwrap().value, 300u32.to_be_bytes());
+}
+
 async fn refused_transactions_leave_nothing(new: New) {
     let fixture = new();
     let store = &fixture.store;
@@ -160,11 +216,19 @@ async fn limits_hold(new: New) {
     assert!(matches!(twice, Err(CommitError::Malformed { .. })));
 }
 
+/// Often one of a few, so that comparing values makes sense.
+fn any_value() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..40),
+        (0..3usize).prop_map(|length| vec![7; length]),
+    ]
+}
+
 /// A transaction over few paths, so that compares often hold and often fail.
 fn any_transaction() -> impl Strategy<Value = Transaction> {
     let path = || (0..6u8).prop_map(|i| format!("p/{i}"));
-    let compare = (path(), 0..3u8, 0..12u64);
-    let operation = (path(), proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)));
+    let compare = (path(), 0..4u8, 0..12u64);
+    let operation = (path(), proptest::option::of(any_value()));
     let compares = proptest::collection::vec(compare, 0..3);
     (compares, proptest::collection::vec(operation, 0..5)).prop_map(|(compares, operations)| {
         let mut built = Transaction::new();
@@ -172,6 +236,7 @@ fn any_transaction() -> impl Strategy<Value = Transaction> {
             built = match kind {
                 0 => built.expect_absent(path),
                 1 => built.expect_exists(path),
+                2 => built.expect_value(path, vec![7; usize::try_from(revision % 3).unwrap()]),
                 _ => built.expect_revision(path, Revision(revision)),
             };
         }

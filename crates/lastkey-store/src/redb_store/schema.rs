@@ -145,10 +145,8 @@ fn judge(
     transaction: &Transaction,
 ) -> Result<Judged, Failure> {
     for compare in transaction.compares() {
-        let found = match entries.get(compare.path())? {
-            Some(raw) => Some(decode(raw.value())?.0),
-            None => None,
-        };
+        let raw = entries.get(compare.path())?;
+        let found = raw.as_ref().map(|raw| decode(raw.value())).transpose()?;
         if !compare.holds(found) {
             return Ok(Judged { verdict: Err(compare.path().to_owned()), effects: 0 });
         }

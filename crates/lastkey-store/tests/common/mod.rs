@@ -41,6 +41,9 @@ impl Model {
                 Compare::Absent(_) => found.is_none(),
                 Compare::Exists(_) => found.is_some(),
                 Compare::Revision(_, revision) => found == Some(revision.0),
+                Compare::Value(path, value) => {
+                    self.entries.get(path).is_some_and(|(found, _)| found == value)
+                }
             };
             if !holds {
                 return Err(compare.path().to_owned());
