@@ -39,6 +39,7 @@ pub mod mac;
 pub mod memory;
 pub mod plugin_blob;
 pub mod record;
+pub mod share;
 pub mod signing;
 pub mod suite;
 pub mod wrap;
@@ -50,6 +51,7 @@ pub use entropy::{Entropy, SystemEntropy};
 pub use ids::{ClusterId, Epoch, IdError, KeyId, KeyVersionId, Lineage};
 pub use memory::{KeyMaterial, SecretBytes};
 pub use suite::{Algorithm, Suite};
+pub use wrap::UnwrapError;
 
 /// A ciphertext did not open.
 ///
