@@ -10,8 +10,8 @@ use common::key;
 use lastkey_crypto::{
     KeyId, KeyMaterial, SystemEntropy,
     envelope::{
-        CHUNK_LEN, Decryptor, EncryptError, Encryptor, FileSalt, Header, HeaderError, MAX_STANZAS,
-        MAX_WRAPPED_LEN, PayloadError, Stanza,
+        CHUNK_LEN, Decryptor, EncryptError, Encryptor, Header, HeaderError, HeldKey, KeySalt,
+        MAX_STANZAS, MAX_WRAPPED_LEN, NewFile, PayloadError, Room, Stanza,
     },
 };
 use proptest::{collection::vec, prelude::*};
@@ -28,10 +28,20 @@ fn seal(plaintext: &[u8]) -> Vec<u8> {
 }
 
 fn seal_with(data_key: &KeyMaterial, plaintext: &[u8]) -> Vec<u8> {
-    let salt = FileSalt::random(&SystemEntropy);
-    let mut file = Encryptor::new(Vec::new(), salt, data_key, vec![stanza(7, 112)]).unwrap();
+    seal_file(new_file(data_key, vec![stanza(7, 112)]).unwrap(), plaintext)
+}
+
+fn seal_file(file: NewFile, plaintext: &[u8]) -> Vec<u8> {
+    let mut file = Encryptor::new(Vec::new(), file).unwrap();
     file.write_all(plaintext).unwrap();
     file.finish().unwrap()
+}
+
+/// A file under a salt of its own, with no room in its header.
+fn new_file(data_key: &KeyMaterial, stanzas: Vec<Stanza>) -> Result<NewFile, HeaderError> {
+    let data_key = KeyMaterial::from_slice(data_key.expose());
+    let held = HeldKey::new(KeySalt::random(&SystemEntropy), data_key, stanzas)?;
+    Ok(held.new_file(Room::Tight, &SystemEntropy))
 }
 
 #[derive(Debug)]
@@ -125,9 +135,8 @@ fn lengths_around_the_chunk_open() {
 #[test]
 fn portions_do_not_matter() {
     let plaintext = pattern(2 * CHUNK_LEN + 12_345);
-    let salt = FileSalt::random(&SystemEntropy);
     let sink = Trickle(Vec::new(), 1);
-    let mut file = Encryptor::new(sink, salt, &key(1), vec![stanza(7, 112)]).unwrap();
+    let mut file = Encryptor::new(sink, new_file(&key(1), vec![stanza(7, 112)]).unwrap()).unwrap();
     let (first, second) = plaintext.split_at(CHUNK_LEN);
     file.copy_from(&mut Trickle(first, 2)).unwrap();
     file.flush().unwrap();
@@ -148,7 +157,7 @@ fn portions_do_not_matter() {
 fn no_byte_of_a_small_file_can_change_outside_the_stanzas() {
     let sealed = seal(b"attack at dawn");
     let (header, _) = cut(&sealed);
-    let stanzas = 44 + 32 + 1..header.len();
+    let stanzas = 76 + 32 + 2..header.len();
     for (at, copy) in common::tampered(&sealed) {
         if stanzas.contains(&at) {
             // A stanza is authenticated when the KMS opens it; it must at least never confuse us.
@@ -247,11 +256,9 @@ fn a_sink_that_fails_stops_the_envelope() {
             Ok(())
         }
     }
-    let begin = |space| {
-        let salt = FileSalt::random(&SystemEntropy);
-        Encryptor::new(Full(space), salt, &key(1), vec![stanza(7, 112)])
-    };
-    assert!(matches!(begin(10), Err(EncryptError::Io(_))));
+    let begin =
+        |space| Encryptor::new(Full(space), new_file(&key(1), vec![stanza(7, 112)]).unwrap());
+    assert!(matches!(begin(10), Err(EncryptError::Write(_))));
 
     let mut file = begin(1000).unwrap();
     let error = file.write_all(&pattern(CHUNK_LEN + 1)).unwrap_err();
@@ -264,8 +271,8 @@ fn a_sink_that_fails_stops_the_envelope() {
 #[test]
 fn a_dropped_envelope_is_recognised() {
     let mut sealed = Vec::new();
-    let salt = FileSalt::random(&SystemEntropy);
-    let mut file = Encryptor::new(&mut sealed, salt, &key(1), vec![stanza(7, 112)]).unwrap();
+    let file = new_file(&key(1), vec![stanza(7, 112)]).unwrap();
+    let mut file = Encryptor::new(&mut sealed, file).unwrap();
     file.write_all(&pattern(CHUNK_LEN + 1)).unwrap();
     drop(file);
     assert_eq!(damaged_chunk(&sealed), 0);
@@ -277,7 +284,7 @@ fn other_readers_leave_the_payload_alone() {
     let mut payload = &sealed[..];
     let header = Header::read(&mut payload).unwrap();
     let context = header.context();
-    let rewrapped = header.with_stanzas(vec![stanza(8, 300), stanza(9, 1)]).unwrap();
+    let rewrapped = header.with_stanzas(vec![stanza(8, 300), stanza(9, 1)], Room::Tight).unwrap();
     let file = [&rewrapped.encode(), payload].concat();
     assert_eq!(open(&file).unwrap(), b"attack at dawn");
 
@@ -294,12 +301,10 @@ fn stanzas_have_bounds() {
     let long = vec![0; MAX_WRAPPED_LEN + 1];
     assert!(matches!(Stanza::new(id, long), Err(HeaderError::StanzaLength)));
     for (count, fine) in [(0, false), (1, true), (MAX_STANZAS, true), (MAX_STANZAS + 1, false)] {
-        let salt = FileSalt::random(&SystemEntropy);
-        let stanzas = vec![stanza(1, MAX_WRAPPED_LEN); count];
-        let made = Encryptor::new(Vec::new(), salt, &key(1), stanzas);
+        let made = new_file(&key(1), vec![stanza(1, MAX_WRAPPED_LEN); count]);
         assert_eq!(made.is_ok(), fine, "{count} stanzas");
         if let Ok(file) = made {
-            assert_eq!(open(&file.finish().unwrap()).unwrap(), b"");
+            assert_eq!(open(&seal_file(file, b"")).unwrap(), b"");
         }
     }
 }
@@ -313,14 +318,17 @@ fn malformed_headers_say_what_is_wrong() {
         Header::read(&mut &copy[..]).unwrap_err()
     };
     assert!(matches!(with(0, b'l'), HeaderError::NotAnEnvelope));
-    assert!(matches!(with(8, 2), HeaderError::UnknownVersion(2)));
+    assert!(matches!(with(8, 0), HeaderError::UnknownVersion(0)));
+    assert!(matches!(with(8, 3), HeaderError::UnknownVersion(3)));
     assert!(matches!(with(9, 2), HeaderError::UnknownSuite));
     assert!(matches!(with(10, 21), HeaderError::UnknownSuite));
     assert!(matches!(with(11, 1), HeaderError::UnknownSuite));
-    assert!(matches!(with(76, 0), HeaderError::StanzaCount));
-    assert!(matches!(with(76, 65), HeaderError::StanzaCount));
-    assert!(matches!(with(77, b'x'), HeaderError::NoKeyId));
-    assert!(matches!(with(113, 0xff), HeaderError::StanzaLength));
+    assert!(matches!(with(108, 1), HeaderError::Truncated));
+    assert!(matches!(with(108, 17), HeaderError::Damaged));
+    assert!(matches!(with(109, 0), HeaderError::StanzaCount));
+    assert!(matches!(with(109, 65), HeaderError::StanzaCount));
+    assert!(matches!(with(110, b'x'), HeaderError::NoKeyId));
+    assert!(matches!(with(146, 0xff), HeaderError::StanzaLength));
     assert!(matches!(Header::read(&mut &b""[..]), Err(HeaderError::NotAnEnvelope)));
     assert!(matches!(Header::read(&mut &b"hello"[..]), Err(HeaderError::NotAnEnvelope)));
     assert!(matches!(Header::read(&mut &sealed[..20]), Err(HeaderError::Truncated)));
@@ -333,16 +341,17 @@ proptest! {
     fn headers_read_as_written(
         stanzas in vec((any::<[u8; 16]>(), vec(any::<u8>(), 1..200)), 1..8),
         plaintext in vec(any::<u8>(), 0..500),
+        spare in any::<bool>(),
     ) {
         let stanzas: Vec<Stanza> = stanzas
             .into_iter()
             .map(|(id, wrapped)| Stanza::new(KeyId::from_bytes(id), wrapped).unwrap())
             .collect();
-        let salt = FileSalt::random(&SystemEntropy);
+        let salt = KeySalt::random(&SystemEntropy);
         let context = salt.context();
-        let mut file = Encryptor::new(Vec::new(), salt, &key(1), stanzas.clone()).unwrap();
-        file.write_all(&plaintext).unwrap();
-        let sealed = file.finish().unwrap();
+        let held = HeldKey::new(salt, key(1), stanzas.clone()).unwrap();
+        let room = if spare { Room::Spare } else { Room::Tight };
+        let sealed = seal_file(held.new_file(room, &SystemEntropy), &plaintext);
 
         let mut rest = &sealed[..];
         let header = Header::read(&mut rest).unwrap();
@@ -356,10 +365,13 @@ proptest! {
     #[test]
     fn header_takes_anything(tail in vec(any::<u8>(), 0..400)) {
         let _ = Header::read(&mut &tail[..]);
-        let bytes = [b"LASTKEY\0\x01\x01\x14\x00", &tail[..]].concat();
-        let mut rest = &bytes[..];
-        if let Ok(header) = Header::read(&mut rest) {
-            prop_assert_eq!(&header.encode()[..], &bytes[..bytes.len() - rest.len()]);
+        for version in [1, 2] {
+            let start = [b"LASTKEY\0", &[version, 1, 0x14, 0][..]].concat();
+            let bytes = [&start, &tail[..]].concat();
+            let mut rest = &bytes[..];
+            if let Ok(header) = Header::read(&mut rest) {
+                prop_assert_eq!(&header.encode()[..], &bytes[..bytes.len() - rest.len()]);
+            }
         }
     }
 }

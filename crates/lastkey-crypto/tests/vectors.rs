@@ -10,7 +10,7 @@ mod common;
 use common::Given;
 use lastkey_crypto::{
     EncryptionContext, KeyMaterial, KeyVersionId, blob,
-    envelope::{Decryptor, Encryptor, FileSalt, Header, Stanza},
+    envelope::{Decryptor, Encryptor, Header, HeldKey, KeySalt, NewFile, Pipeline, Room, Stanza},
     mac::sha256,
     plugin_blob::{PluginBlob, PluginKey},
     record, wrap,
@@ -128,39 +128,89 @@ fn plugin_blobs() {
     }
 }
 
+fn stanzas(case: &Case) -> Vec<Stanza> {
+    // A long list is told by its first stanza, a long one by what it repeats.
+    let [copies, repeats] = ["stanza_copies", "wrapped_repeats"]
+        .map(|field| case.0[field].as_u64().map_or(1, |count| usize::try_from(count).unwrap()));
+    let stanzas = case.0["stanzas"].as_array().unwrap().iter().cloned().map(Case);
+    let stanzas: Vec<Stanza> = stanzas
+        .map(|s| (s.text("key_id").parse().unwrap(), s.bytes("wrapped").repeat(repeats)))
+        .map(|(key_id, wrapped)| Stanza::new(key_id, wrapped).unwrap())
+        .collect();
+    vec![stanzas; copies].concat()
+}
+
+/// Seals and opens a case, chunk by chunk and on several threads.
+fn check_envelope(case: &Case, key_salt: &str, new_file: impl Fn() -> NewFile) {
+    let name = case.text("name");
+    let plaintext: Vec<u8> = (0..case.number("plaintext_len")).map(|i| (i % 251) as u8).collect();
+
+    let mut made = Vec::new();
+    let pipeline = Pipeline::new().workers(3);
+    let count = pipeline.encrypt(new_file(), &plaintext[..], &mut made).unwrap();
+    assert_eq!(count, plaintext.len() as u64, "{name}");
+    assert_eq!(made.len() as u64, case.number("envelope_len"), "{name}");
+    assert_eq!(hex::encode(sha256(&[&made])), case.text("envelope_sha256"), "{name}");
+    if let Some(whole) = case.0["envelope"].as_str() {
+        assert_eq!(hex::encode(&made), whole, "{name}");
+    }
+    let mut file = Encryptor::new(Vec::new(), new_file()).unwrap();
+    file.copy_from(&mut &plaintext[..]).unwrap();
+    assert!(file.finish().unwrap() == made, "{name}");
+
+    let mut source = &made[..];
+    let header = Header::read(&mut source).unwrap();
+    assert_eq!(header.stanzas(), stanzas(case));
+    assert_eq!(header.context().get("lastkey:file-salt"), Some(key_salt));
+    let data_key = case.key("data_key");
+    let mut opened = Vec::new();
+    Decryptor::new(source, &header, &data_key).unwrap().copy_to(&mut opened).unwrap();
+    assert!(opened == plaintext, "{name}");
+    opened.clear();
+    let key = header.open(&data_key).unwrap();
+    Pipeline::new().workers(3).decrypt(&key, source, &mut opened).unwrap();
+    assert!(opened == plaintext, "{name}");
+}
+
 #[test]
-fn envelopes() {
+fn envelopes_of_format_1() {
     for case in cases("envelope") {
+        check_envelope(&case, case.text("salt"), || {
+            let salt = KeySalt::random(&Given::hex(case.text("salt")));
+            assert_eq!(salt.context().get("lastkey:file-salt"), Some(case.text("salt")));
+            NewFile::in_format_1(salt, &case.key("data_key"), stanzas(&case)).unwrap()
+        });
+    }
+}
+
+#[test]
+fn envelopes_of_format_2() {
+    for case in cases("envelope_2") {
+        check_envelope(&case, case.text("key_salt"), || {
+            let salt = KeySalt::random(&Given::hex(case.text("key_salt")));
+            assert_eq!(salt.context().get("lastkey:file-salt"), Some(case.text("key_salt")));
+            let held = HeldKey::new(salt, case.key("data_key"), stanzas(&case)).unwrap();
+            let room = if case.number("slot_blocks") == 0 { Room::Tight } else { Room::Spare };
+            held.new_file(room, &Given::hex(case.text("file_salt")))
+        });
+    }
+}
+
+/// Stanzas replaced in place, and stopped after each step.
+#[test]
+fn envelopes_with_other_stanzas() {
+    for case in cases("envelope_rewrap") {
         let name = case.text("name");
-        let plaintext: Vec<u8> =
-            (0..case.number("plaintext_len")).map(|i| (i % 251) as u8).collect();
-        let stanzas: Vec<Stanza> = case.0["stanzas"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .cloned()
-            .map(Case)
-            .map(|s| Stanza::new(s.text("key_id").parse().unwrap(), s.bytes("wrapped")).unwrap())
-            .collect();
-        let data_key = case.key("data_key");
-
-        let salt = FileSalt::random(&Given::hex(case.text("salt")));
-        assert_eq!(salt.context().get("lastkey:file-salt"), Some(case.text("salt")));
-        let mut file = Encryptor::new(Vec::new(), salt, &data_key, stanzas.clone()).unwrap();
-        assert_eq!(file.copy_from(&mut &plaintext[..]).unwrap(), plaintext.len() as u64);
-        let made = file.finish().unwrap();
-        assert_eq!(made.len() as u64, case.number("envelope_len"), "{name}");
-        assert_eq!(hex::encode(sha256(&[&made])), case.text("envelope_sha256"), "{name}");
-        if let Some(whole) = case.0["envelope"].as_str() {
-            assert_eq!(hex::encode(&made), whole, "{name}");
+        let before = case.bytes("header_before");
+        let mut header = Header::read(&mut &before[..]).unwrap();
+        let [first, second] = header.replace(stanzas(&case)).unwrap().unwrap();
+        let mut file = before;
+        for (patch, expected) in [(first, "header_between"), (second, "header_after")] {
+            let from = usize::try_from(patch.offset).unwrap();
+            file[from..from + patch.bytes.len()].copy_from_slice(&patch.bytes);
+            let digest = hex::encode(sha256(&[&file]));
+            assert_eq!(digest, case.text(expected), "{name}, {expected}");
+            assert_eq!(Header::read(&mut &file[..]).unwrap(), header, "{name}, {expected}");
         }
-
-        let mut source = &made[..];
-        let header = Header::read(&mut source).unwrap();
-        assert_eq!(header.stanzas(), stanzas);
-        assert_eq!(header.context().get("lastkey:file-salt"), Some(case.text("salt")));
-        let mut opened = Vec::new();
-        Decryptor::new(source, &header, &data_key).unwrap().copy_to(&mut opened).unwrap();
-        assert!(opened == plaintext, "{name}");
     }
 }

@@ -76,6 +76,43 @@ def envelope(data_key, salt, stanzas, plaintext):
     return out
 
 
+def stanza_list(stanzas):
+    out = bytes([len(stanzas)])
+    for key_id, wrapped in stanzas:
+        out += key_id.encode() + struct.pack(">H", len(wrapped)) + wrapped
+    return out
+
+
+def slot(digest, blocks, generation, stanzas):
+    body = struct.pack(">Q", generation) + stanza_list(stanzas)
+    body += bytes(4096 * blocks - 32 - len(body))
+    return body + hashlib.sha256(b"lastkey file 2 stanzas" + digest + body).digest()
+
+
+def header_2(data_key, file_salt, key_salt, blocks, lists):
+    """`lists`: what the two slots hold, as (generation, stanzas) or None; one list if blocks = 0."""
+    fixed = b"LASTKEY\0" + bytes([2, 1, 20, 0]) + file_salt + key_salt
+    digest = hashlib.sha256(fixed).digest()
+    out = fixed + hkdf(data_key, file_salt, b"lastkey file 2 commitment" + digest, 32)
+    out += bytes([blocks])
+    if blocks == 0:
+        return out + stanza_list(lists[0][1]), digest
+    out += bytes(4096 - len(out))
+    for one in lists:
+        out += slot(digest, blocks, *one) if one else bytes(4096 * blocks)
+    return out, digest
+
+
+def envelope_2(data_key, file_salt, key_salt, blocks, stanzas, plaintext):
+    out, digest = header_2(data_key, file_salt, key_salt, blocks, [(1, stanzas), None])
+    key = AESGCM(hkdf(data_key, file_salt, b"lastkey file 2 payload AES-256-GCM" + digest, 32))
+    chunks = [plaintext[i : i + 2**20] for i in range(0, len(plaintext), 2**20)] or [b""]
+    for number, chunk in enumerate(chunks):
+        last = b"\x01" if number == len(chunks) - 1 else b"\x00"
+        out += key.encrypt(number.to_bytes(11, "big") + last, chunk, b"")
+    return out
+
+
 def pattern(length):
     """Bytes that repeat with a period of 251, so that no two chunks are alike."""
     return (bytes(range(251)) * (length // 251 + 1))[:length]
@@ -164,3 +201,49 @@ for name, length, stanzas in [
         case["envelope"] = sealed.hex()
     files.append(case)
 write("envelope", "file envelopes; the plaintext is byte i = i mod 251", files)
+
+salts = (seq(0, 32), seq(0x20, 32))
+stanza = (KEY_ID, blob(seq(32, 32), VERSION_ID, {"lastkey:file-salt": salts[1].hex()},
+                       seq(0x40, 32), seq(0, 28)))
+files = []
+for name, blocks, length, stanzas, copies, repeats in [
+    ("empty file", 0, 0, [stanza], 1, 1),
+    ("short file for two keys", 0, 14, [stanza, (VERSION_ID, b"other")], 1, 1),
+    ("exactly one chunk", 0, 2**20, [stanza], 1, 1),
+    ("empty file with room", 1, 0, [stanza], 1, 1),
+    ("one byte more than a chunk", 1, 2**20 + 1, [stanza], 1, 1),
+    ("exactly two chunks", 1, 2 * 2**20, [stanza], 1, 1),
+    ("three chunks and a bit", 1, 3 * 2**20 + 5, [stanza], 1, 1),
+    ("room for 40 stanzas and as many again", 3, 14, [stanza], 40, 1),
+    ("no slot is larger", 16, 14, [(KEY_ID, seq(0, 200))], 40, 5),
+    ("stanzas too large for any slot", 0, 14, [(KEY_ID, seq(0, 256))], 64, 16),
+]:
+    full = [(key_id, wrapped * repeats) for key_id, wrapped in stanzas] * copies
+    sealed = envelope_2(seq(0x40, 32), *salts, blocks, full, pattern(length))
+    case = {"name": name, "data_key": seq(0x40, 32).hex(), "file_salt": salts[0].hex(),
+            "key_salt": salts[1].hex(), "slot_blocks": blocks,
+            "stanzas": [{"key_id": k, "wrapped": w.hex()} for k, w in stanzas],
+            "stanza_copies": copies, "wrapped_repeats": repeats,
+            "plaintext_len": length, "envelope_len": len(sealed),
+            "envelope_sha256": hashlib.sha256(sealed).hexdigest()}
+    if len(sealed) < 1000:
+        case["envelope"] = sealed.hex()
+    files.append(case)
+write("envelope_2", "file envelopes of format 2; the plaintext is byte i = i mod 251", files)
+
+cases = []
+for name, generation, side, new in [
+    ("the first time", 1, 0, [(VERSION_ID, b"other")]),
+    ("the second time", 2, 1, [stanza, (VERSION_ID, b"other")]),
+    ("after long use", 2**32, 0, [(VERSION_ID, b"other")]),
+]:
+    put = lambda here, there: [here, there] if side == 0 else [there, here]
+    old, fresh = (generation, [stanza]), (generation + 1, new)
+    before, between, after = (
+        header_2(seq(0x40, 32), *salts, 1, lists)[0]
+        for lists in (put(old, None), put(old, fresh), put(None, fresh)))
+    cases.append({"name": name, "header_before": before.hex(),
+                  "stanzas": [{"key_id": k, "wrapped": w.hex()} for k, w in new],
+                  "header_between": hashlib.sha256(between).hexdigest(),
+                  "header_after": hashlib.sha256(after).hexdigest()})
+write("envelope_rewrap", "stanzas replaced in place, in two steps; the last two are SHA-256", cases)

@@ -13,7 +13,7 @@ use std::{
 use lastkey_client::{Client, Kms};
 use lastkey_crypto::{
     KeyMaterial, SystemEntropy,
-    envelope::{Decryptor, Encryptor, FileSalt, Header, PayloadError, Stanza},
+    envelope::{Header, HeldKey, KeySalt, PayloadError, Pipeline, Room, Stanza},
 };
 use rustix::fs::{AtFlags, CWD, OFlags};
 use serde_json::json;
@@ -35,7 +35,7 @@ pub(crate) fn encrypt(
     let client = client(connect)?;
     let source = Source::open(&options.files)?;
     let sink = Sink::create(&options.files)?;
-    let salt = FileSalt::random(&SystemEntropy);
+    let salt = KeySalt::random(&SystemEntropy);
     let made = block_on(async {
         Ok(client.generate_data_key(&options.key, DATA_KEY_BYTES, &salt.context()).await?)
     })?;
@@ -43,10 +43,13 @@ pub(crate) fn encrypt(
     let key_id = made.wrapped.key_id.parse().map_err(Failure::failed)?;
     let stanza = Stanza::new(key_id, made.wrapped.blob).map_err(Failure::failed)?;
     let failed = |error: &dyn std::error::Error| Failure::failed(chain(error));
-    let mut encryptor =
-        Encryptor::new(sink, salt, &data_key, vec![stanza]).map_err(|e| failed(&e))?;
-    let bytes = encryptor.copy_from(&mut source.reader()).map_err(|e| failed(&e))?;
-    encryptor.finish().and_then(Sink::keep).map_err(|e| options.files.write_failed(&e))?;
+    let held = HeldKey::new(salt, data_key, vec![stanza]).map_err(|e| failed(&e))?;
+    let file = held.new_file(Room::Tight, &SystemEntropy);
+    let mut sink = sink;
+    let pipeline = Pipeline::new();
+    let bytes =
+        pipeline.encrypt(file, source.reader(), &mut sink).map_err(|error| failed(&error))?;
+    sink.keep().map_err(|e| options.files.write_failed(&e))?;
     report(&options.files, bytes, output, &json!({ "key_id": made.wrapped.key_id }));
     Ok(())
 }
@@ -61,10 +64,10 @@ pub(crate) fn decrypt(
     let header = Header::read(&mut source).map_err(|error| Failure::failed(chain(&error)))?;
     let sink = Sink::create(&options.files)?;
     let data_key = block_on(unwrap(&client, &header))?;
-    let mut decryptor =
-        Decryptor::new(source, &header, &data_key).map_err(|error| payload(&error))?;
+    let key = header.open(&data_key).map_err(|error| payload(&error))?;
     let mut sink = sink;
-    let bytes = decryptor.copy_to(&mut sink).map_err(|error| payload(&error))?;
+    let bytes =
+        Pipeline::new().decrypt(&key, source, &mut sink).map_err(|error| payload(&error))?;
     sink.keep().map_err(|error| options.files.write_failed(&error))?;
     report(&options.files, bytes, output, &json!({}));
     Ok(())
@@ -132,10 +135,10 @@ impl Source {
         }
     }
 
-    fn reader(self) -> Box<dyn Read> {
+    fn reader(self) -> Box<dyn Read + Send> {
         match self {
             Self::File(file) => Box::new(BufReader::with_capacity(1 << 17, file)),
-            Self::Input => Box::new(io::stdin().lock()),
+            Self::Input => Box::new(io::stdin()),
         }
     }
 }
