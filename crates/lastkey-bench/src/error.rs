@@ -48,4 +48,30 @@ pub(crate) enum Error {
     /// The floor's committer is gone.
     #[error("the floor's committer is gone")]
     Committer,
+    /// Bare redb refused.
+    #[error("redb: {0}")]
+    Redb(#[from] redb::DatabaseError),
+    /// Lastkey's store did not open.
+    #[error(transparent)]
+    Store(#[from] lastkey_store::OpenError),
+    /// The engine did not start.
+    #[error(transparent)]
+    Start(#[from] lastkey_engine::StartError),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] lastkey_engine::Error),
+    /// A worker ended otherwise than it should.
+    #[error("the worker ended with {status}: {said}")]
+    Worker {
+        /// How.
+        status: std::process::ExitStatus,
+        /// What it said.
+        said: String,
+    },
+    /// The page lacks a place for a table.
+    #[error("the page has no `<!-- bench:{name} -->` … `<!-- /bench:{name} -->`")]
+    Marks {
+        /// Which.
+        name: String,
+    },
 }

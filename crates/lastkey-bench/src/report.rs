@@ -1,16 +1,21 @@
-//! Numbers for people and for scripts.
+//! Numbers for people, for scripts, and for the page in `docs/`.
 
-use std::io::Write as _;
+mod docs;
+mod grid;
+mod plot;
+mod sections;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use std::{io::Write as _, path::Path};
+
 use serde::Serialize;
 
 use crate::{
     error::Error,
-    load::Sample,
+    machine::{Machine, Noise},
     options::{Options, Output},
+    round::Round,
     scenario::{Scenario, Side},
-    stats::{median, percentile},
+    stats::{least, median, most},
 };
 
 /// All rounds of one side under one load.
@@ -21,28 +26,19 @@ pub(crate) struct Cell {
     rounds: Vec<Round>,
 }
 
-/// One measurement, in microseconds per call where it is a time.
-#[derive(Clone, Copy)]
-struct Round {
-    per_second: f64,
-    p50: f64,
-    p99: f64,
-    user: f64,
-    system: f64,
-    client: f64,
-    /// Processors that the client kept busy.
-    client_busy: f64,
-}
-
 /// A cell's medians.
 #[derive(Clone, Debug, Serialize)]
 struct Line {
     event: &'static str,
-    name: &'static str,
+    #[serde(rename = "name", serialize_with = "by_name")]
+    scenario: Scenario,
     connections: usize,
-    side: &'static str,
+    #[serde(serialize_with = "side_by_name")]
+    side: Side,
     rounds: usize,
     per_second: f64,
+    per_second_min: f64,
+    per_second_max: f64,
     p50_us: f64,
     p99_us: f64,
     server_cpu_us: f64,
@@ -52,8 +48,72 @@ struct Line {
     client_busy: f64,
     /// Ours over this side, in calls per second; the median of the rounds' own ratios.
     ratio: f64,
+    ratio_min: f64,
+    ratio_max: f64,
     /// This side's processor time over ours.
     cpu_ratio: f64,
+}
+
+/// What one request allocates.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Allocations {
+    pub(crate) event: &'static str,
+    #[serde(rename = "name", serialize_with = "by_name")]
+    pub(crate) scenario: Scenario,
+    #[serde(serialize_with = "side_by_name")]
+    pub(crate) side: Side,
+    pub(crate) per_request: f64,
+    pub(crate) bytes_per_request: f64,
+}
+
+/// One way to bring a file from here to there.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct FileLine {
+    pub(crate) event: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) mib: u64,
+    pub(crate) rounds: usize,
+    pub(crate) mib_per_second: f64,
+    pub(crate) mib_per_second_min: f64,
+    pub(crate) mib_per_second_max: f64,
+    /// Processor seconds per GiB.
+    pub(crate) cpu_per_gib: f64,
+    /// Over the slower of the floors that apply, the median of the rounds' own ratios.
+    pub(crate) ratio: Option<f64>,
+    /// The slower floor.
+    pub(crate) limit: Option<&'static str>,
+}
+
+/// A start with many keys.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StartLine {
+    pub(crate) event: &'static str,
+    pub(crate) keys: u64,
+    pub(crate) rounds: usize,
+    /// From exec to the ready line.
+    pub(crate) ready_s: f64,
+    pub(crate) ready_s_max: f64,
+    /// From exec to the first 200 of /readyz.
+    pub(crate) readyz_s: f64,
+    /// Processor time until the ready line.
+    pub(crate) cpu_s: f64,
+    /// Peak resident memory when ready, and after all keys were listed.
+    pub(crate) ready_mib: f64,
+    pub(crate) listed_mib: f64,
+    /// How long it took to list all keys by pages of 100.
+    pub(crate) list_s: f64,
+    /// The store's file.
+    pub(crate) store_mib: f64,
+    /// Bare redb: opens the same file, checks it and reads every entry.
+    pub(crate) redb_s: f64,
+}
+
+fn by_name<S: serde::Serializer>(scenario: &Scenario, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(scenario.name())
+}
+
+fn side_by_name<S: serde::Serializer>(side: &Side, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(side.name())
 }
 
 impl Cell {
@@ -61,44 +121,39 @@ impl Cell {
         Self { scenario, callers, side, rounds: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, sample: &Sample) {
-        let calls = (sample.latencies.len().max(1)) as f64;
-        let seconds = sample.elapsed.as_secs_f64();
-        let micros = |nanos: u32| f64::from(nanos) / 1e3;
-        self.rounds.push(Round {
-            per_second: sample.latencies.len() as f64 / seconds,
-            p50: micros(percentile(&sample.latencies, 50)),
-            p99: micros(percentile(&sample.latencies, 99)),
-            user: sample.server.user.as_secs_f64() * 1e6 / calls,
-            system: sample.server.system.as_secs_f64() * 1e6 / calls,
-            client: sample.client.as_secs_f64() * 1e6 / calls,
-            client_busy: sample.client.as_secs_f64() / seconds,
-        });
+    pub(crate) fn add(&mut self, round: Round) {
+        self.rounds.push(round);
     }
 
-    fn middle(&self, of: impl Fn(&Round) -> f64) -> f64 {
-        median(self.rounds.iter().map(of))
+    fn all(&self, of: impl Fn(&Round) -> f64) -> Vec<f64> {
+        self.rounds.iter().map(of).collect()
     }
 
     fn line(&self, ours: &Self) -> Line {
+        let middle = |of: fn(&Round) -> f64| median(self.all(of));
         let pairs = || ours.rounds.iter().zip(&self.rounds);
-        let cpu = |round: &Round| round.user + round.system;
+        let ratios: Vec<f64> = pairs().map(|(o, f)| o.per_second / f.per_second).collect();
+        let rate = self.all(|round| round.per_second);
         Line {
             event: "cell",
-            name: self.scenario.name(),
+            scenario: self.scenario,
             connections: self.callers,
-            side: self.side.name(),
+            side: self.side,
             rounds: self.rounds.len(),
-            per_second: rounded(self.middle(|r| r.per_second), 1.0),
-            p50_us: rounded(self.middle(|r| r.p50), 10.0),
-            p99_us: rounded(self.middle(|r| r.p99), 10.0),
-            server_cpu_us: rounded(self.middle(cpu), 10.0),
-            server_user_us: rounded(self.middle(|r| r.user), 10.0),
-            server_system_us: rounded(self.middle(|r| r.system), 10.0),
-            client_cpu_us: rounded(self.middle(|r| r.client), 10.0),
-            client_busy: rounded(self.middle(|r| r.client_busy), 100.0),
-            ratio: rounded(median(pairs().map(|(o, f)| o.per_second / f.per_second)), 100.0),
-            cpu_ratio: rounded(median(pairs().map(|(o, f)| cpu(f) / cpu(o))), 100.0),
+            per_second: rounded(median(rate.iter().copied()), 1.0),
+            per_second_min: rounded(least(&rate), 1.0),
+            per_second_max: rounded(most(&rate), 1.0),
+            p50_us: rounded(middle(|r| r.p50), 10.0),
+            p99_us: rounded(middle(|r| r.p99), 10.0),
+            server_cpu_us: rounded(middle(Round::cpu), 10.0),
+            server_user_us: rounded(middle(|r| r.user), 10.0),
+            server_system_us: rounded(middle(|r| r.system), 10.0),
+            client_cpu_us: rounded(middle(|r| r.client), 10.0),
+            client_busy: rounded(middle(|r| r.client_busy), 100.0),
+            ratio: rounded(median(ratios.iter().copied()), 100.0),
+            ratio_min: rounded(least(&ratios), 100.0),
+            ratio_max: rounded(most(&ratios), 100.0),
+            cpu_ratio: rounded(median(pairs().map(|(o, f)| f.cpu() / o.cpu())), 100.0),
         }
     }
 }
@@ -107,31 +162,48 @@ fn rounded(value: f64, unit: f64) -> f64 {
     (value * unit).round() / unit
 }
 
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Results {
+    event: &'static str,
+    machine: Machine,
+    about: String,
+    noise: Option<Noise>,
+    cells: Vec<Line>,
+    /// What one creation of a key writes.
+    creation: Option<String>,
+    allocations: Vec<Allocations>,
+    files: Vec<FileLine>,
+    starts: Vec<StartLine>,
+}
+
 /// Collects lines; in JSON each is printed as soon as it is there.
 pub(crate) struct Reporter {
     output: Output,
-    header: String,
-    lines: Vec<Line>,
-}
-
-#[derive(Serialize)]
-struct Report<'a> {
-    event: &'static str,
-    about: &'a str,
-    cells: &'a [Line],
+    results: Results,
 }
 
 impl Reporter {
-    pub(crate) fn new(options: &Options) -> Self {
-        let header = format!(
-            "{} processors; {} s × {} rounds; {} byte plaintext; HTTPS signed by {:?}",
-            std::thread::available_parallelism().map_or(0, usize::from),
+    pub(crate) fn new(options: &Options, machine: Machine) -> Self {
+        let about = format!(
+            "{} s × {} rounds; {} byte plaintext; HTTPS signed by {}",
             options.seconds,
             options.rounds,
             options.plaintext,
-            options.signature,
+            options.signature.name(),
         );
-        Self { output: options.output, header, lines: Vec::new() }
+        let results = Results {
+            event: "report",
+            machine,
+            about,
+            noise: None,
+            cells: Vec::new(),
+            creation: None,
+            allocations: Vec::new(),
+            files: Vec::new(),
+            starts: Vec::new(),
+        };
+        Self { output: options.output, results }
     }
 
     /// Reports the sides of one load; the last one is ours.
@@ -139,65 +211,63 @@ impl Reporter {
         let Some(ours) = cells.last() else { return Ok(()) };
         for cell in cells {
             let line = cell.line(ours);
-            match self.output {
-                Output::Json => print(&json(&line)?)?,
-                Output::Text => say(&format!(
-                    "{} × {} {}: {:.0}/s",
-                    line.name, line.connections, line.side, line.per_second
-                )),
-            }
-            self.lines.push(line);
+            self.event(&line, || {
+                let (name, side) = (line.scenario.name(), line.side.name());
+                format!("{name} × {} {side}: {:.0}/s", line.connections, line.per_second)
+            })?;
+            self.results.cells.push(line);
         }
         Ok(())
     }
 
-    pub(crate) fn finish(&self) -> Result<(), Error> {
-        let report = Report { event: "report", about: &self.header, cells: &self.lines };
+    /// Reports what a creation of a key writes.
+    pub(crate) fn creation(&mut self, shape: String) {
+        say(&format!("a key's creation writes {shape}"));
+        self.results.creation = Some(shape);
+    }
+
+    pub(crate) fn allocations(&mut self, line: Allocations) -> Result<(), Error> {
+        self.event(&line, || {
+            let (name, side) = (line.scenario.name(), line.side.name());
+            format!("{name} {side}: {:.0} allocations a request", line.per_request)
+        })?;
+        self.results.allocations.push(line);
+        Ok(())
+    }
+
+    pub(crate) fn file(&mut self, line: FileLine) -> Result<(), Error> {
+        self.event(&line, || format!("{}: {:.0} MiB/s", line.name, line.mib_per_second))?;
+        self.results.files.push(line);
+        Ok(())
+    }
+
+    pub(crate) fn start(&mut self, line: StartLine) -> Result<(), Error> {
+        self.event(&line, || format!("{} keys: ready after {:.2} s", line.keys, line.ready_s))?;
+        self.results.starts.push(line);
+        Ok(())
+    }
+
+    fn event(&self, line: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Error> {
         match self.output {
-            Output::Json => print(&json(&report)?),
-            Output::Text => print(&format!("{}\n{}\n{LEGEND}", self.header, table(&self.lines))),
+            Output::Json => print(&json(line)?),
+            Output::Text => {
+                say(&text());
+                Ok(())
+            }
         }
     }
-}
 
-const LEGEND: &str = "\
-ratio: ours ÷ this side in calls per second (in parentheses: this side's processor time ÷ ours)
-times in µs; cpu: the server process, user + system, per call; client: the load's own\n\
-floor: hyper + rustls with the same settings and sizes, one AES-256-GCM, one group-committed\n\
-fdatasync; behind gRPC: tonic that asks that floor. bare grpc: tonic that answers from memory";
-
-fn table(lines: &[Line]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header([
-        "", "callers", "side", "calls/s", "p50", "p99", "cpu", "user", "sys", "client", "busy",
-        "ratio",
-    ]);
-    for line in lines {
-        table.add_row([
-            line.name.to_owned(),
-            line.connections.to_string(),
-            line.side.to_owned(),
-            format!("{:.0}", line.per_second),
-            format!("{:.0}", line.p50_us),
-            format!("{:.0}", line.p99_us),
-            format!("{:.1}", line.server_cpu_us),
-            format!("{:.1}", line.server_user_us),
-            format!("{:.1}", line.server_system_us),
-            format!("{:.1}", line.client_cpu_us),
-            format!("{:.2}", line.client_busy),
-            match line.side {
-                "ours" => String::new(),
-                _ => format!("{:.2} ({:.2})", line.ratio, line.cpu_ratio),
-            },
-        ]);
-    }
-    for (at, column) in table.column_iter_mut().enumerate() {
-        if at != 0 && at != 2 {
-            column.set_cell_alignment(CellAlignment::Right);
+    /// Prints everything, and writes it into the page at `docs` if there is one.
+    pub(crate) fn finish(mut self, noise: Noise, docs: Option<&Path>) -> Result<(), Error> {
+        self.results.noise = Some(noise);
+        if let Some(page) = docs {
+            docs::write(page, &self.results)?;
+        }
+        match self.output {
+            Output::Json => print(&json(&self.results)?),
+            Output::Text => print(&sections::text(&self.results)),
         }
     }
-    table
 }
 
 fn json(value: &impl Serialize) -> Result<String, Error> {

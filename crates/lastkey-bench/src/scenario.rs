@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-/// One operation under load.
+/// One operation under load, or one property.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
     /// Encrypt over HTTPS
@@ -11,59 +11,168 @@ pub(crate) enum Scenario {
     Decrypt,
     /// GenerateDataKey over HTTPS
     DataKey,
+    /// CreateKey asked of the engine, without transport
+    CreateKey,
+    /// CreateKey over HTTPS
+    CreateKeyHttps,
     /// The plugin's Status over its unix socket
     PluginStatus,
     /// The plugin's Encrypt over its unix socket
     PluginEncrypt,
+    /// Allocations of a request
+    Allocations,
+    /// `lastkey encrypt` and `decrypt` of a large file
+    Files,
+    /// From exec to ready with 100 000 keys
+    Start,
+    /// From exec to ready with a million keys
+    StartMillion,
+}
+
+/// How a scenario is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Signed requests to a server process.
+    Https,
+    /// gRPC to a plugin process.
+    Plugin,
+    /// Commands inside a process of their own.
+    Engine,
+    /// Anything else.
+    Other,
 }
 
 /// Who is under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
+    /// TLS and a canned answer: what the client itself can do.
+    Null,
     /// The transport and the disk, with no work.
     Floor,
     /// gRPC alone: an answer from memory, without a server behind it.
     Bare,
+    /// redb alone, with all the records that a key's creation writes.
+    Redb,
+    /// redb alone, with the key's own two records.
+    RedbPair,
     /// Lastkey.
     Ours,
 }
 
+/// The null answer says what the client costs, which changes little from round to round.
+const NULL_ROUNDS: usize = 2;
+/// An apiserver has fewer calls in flight than a server has connections.
+const PLUGIN_CALLERS: usize = 64;
+
 impl Scenario {
     /// Those that are measured unless others are asked for.
     pub(crate) const USUAL: [Self; 3] = [Self::Encrypt, Self::PluginStatus, Self::PluginEncrypt];
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Encrypt, Self::Decrypt, Self::DataKey, Self::PluginStatus, Self::PluginEncrypt];
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::DataKey,
+        Self::CreateKey,
+        Self::CreateKeyHttps,
+        Self::PluginStatus,
+        Self::PluginEncrypt,
+        Self::Allocations,
+        Self::Files,
+        Self::Start,
+        Self::StartMillion,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Encrypt => "encrypt",
             Self::Decrypt => "decrypt",
             Self::DataKey => "data-key",
+            Self::CreateKey => "create-key",
+            Self::CreateKeyHttps => "create-key-https",
             Self::PluginStatus => "plugin-status",
             Self::PluginEncrypt => "plugin-encrypt",
+            Self::Allocations => "allocations",
+            Self::Files => "files",
+            Self::Start => "start",
+            Self::StartMillion => "start-million",
         }
     }
 
     /// Who takes turns, ours last.
     pub(crate) fn sides(self) -> &'static [Side] {
         match self {
-            Self::Encrypt | Self::Decrypt | Self::DataKey => &[Side::Floor, Side::Ours],
+            Self::Encrypt | Self::Decrypt | Self::DataKey | Self::CreateKeyHttps => {
+                &[Side::Null, Side::Floor, Side::Ours]
+            }
+            Self::CreateKey => &[Side::RedbPair, Side::Redb, Side::Ours],
             Self::PluginStatus => &[Side::Bare, Side::Ours],
             Self::PluginEncrypt => &[Side::Bare, Side::Floor, Side::Ours],
+            Self::Allocations | Self::Files | Self::Start | Self::StartMillion => &[],
         }
     }
 
-    pub(crate) fn is_https(self) -> bool {
-        matches!(self, Self::Encrypt | Self::Decrypt | Self::DataKey)
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Encrypt | Self::Decrypt | Self::DataKey | Self::CreateKeyHttps => Kind::Https,
+            Self::PluginStatus | Self::PluginEncrypt => Kind::Plugin,
+            Self::CreateKey => Kind::Engine,
+            Self::Allocations | Self::Files | Self::Start | Self::StartMillion => Kind::Other,
+        }
+    }
+
+    /// Whether keys are made.
+    pub(crate) fn makes_keys(self) -> bool {
+        matches!(self, Self::CreateKey | Self::CreateKeyHttps)
+    }
+
+    /// Whether it has to be known what the creation of a key writes.
+    pub(crate) fn needs_shape(self) -> bool {
+        self.makes_keys() || self == Self::Allocations
+    }
+
+    /// Which of these numbers of callers make sense here.
+    pub(crate) fn callers(self, asked: &[usize]) -> Vec<usize> {
+        let fits = |callers: &usize| match self {
+            Self::CreateKey | Self::CreateKeyHttps => [1, 64].contains(callers),
+            Self::PluginStatus | Self::PluginEncrypt => *callers <= PLUGIN_CALLERS,
+            _ => true,
+        };
+        let some: Vec<usize> = asked.iter().copied().filter(fits).collect();
+        if some.is_empty() { asked.to_vec() } else { some }
+    }
+
+    /// What ours has to reach of the floor's calls per second.
+    pub(crate) fn aim(self) -> Option<f64> {
+        match self {
+            Self::Encrypt | Self::Decrypt | Self::DataKey => Some(0.8),
+            Self::CreateKey => Some(0.7),
+            _ => None,
+        }
+    }
+
+    /// The side that the aim is about.
+    pub(crate) fn yardstick(self) -> Side {
+        match self {
+            Self::CreateKey => Side::Redb,
+            Self::PluginStatus => Side::Bare,
+            _ => Side::Floor,
+        }
     }
 }
 
 impl Side {
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Null => "null",
             Self::Floor => "floor",
             Self::Bare => "bare grpc",
+            Self::Redb => "redb",
+            Self::RedbPair => "redb pair",
             Self::Ours => "ours",
         }
+    }
+
+    /// In how many of so many rounds it takes part.
+    pub(crate) fn rounds(self, rounds: usize) -> usize {
+        if self == Self::Null { rounds.min(NULL_ROUNDS) } else { rounds }
     }
 }

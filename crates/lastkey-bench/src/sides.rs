@@ -1,38 +1,44 @@
-//! The two processes under load: `lastkey up`, and the floor.
+//! The processes under load: lastkey, and the floor.
 
 use std::{
     ffi::OsStr,
     io::{BufRead as _, BufReader},
-    net::ToSocketAddrs as _,
+    net::{SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use lastkey_testbed::{Daemon, Lastkey, Running};
+use lastkey_testbed::{Daemon, Lastkey, Ready, Running};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::Value;
 
 use crate::{
     error::Error,
-    floor::FloorReady,
+    floor::{FloorReady, shape::Shape},
     load::{Connection, Credentials, PluginCall, PluginCaller, Target, Template},
-    options::Options,
-    scenario::Scenario,
+    options::{Job, Options},
+    scenario::{Kind, Scenario},
 };
 
 /// The key that `up` makes.
-const KEY: &str = "alias/kubernetes";
+pub(crate) const KEY: &str = "alias/kubernetes";
 const HTTP1: &[&[u8]] = &[b"http/1.1"];
 
-/// `lastkey up` on a fresh data directory.
-pub(crate) struct Ours {
-    running: Running,
+/// A server of lastkey's, and what its clients need to be let in.
+pub(crate) struct Account {
     pub(crate) target: Target,
+    host: String,
     credentials: Credentials,
     plaintext: String,
     /// What Encrypt of the plaintext gives, for Decrypt.
     ciphertext: String,
+}
+
+/// `lastkey up` on a fresh data directory.
+pub(crate) struct Ours {
+    running: Running,
+    pub(crate) account: Account,
 }
 
 /// Sizes of lastkey's answers, for the floor to answer with the same.
@@ -47,34 +53,40 @@ pub(crate) struct Floor {
     process: Daemon,
     pub(crate) ready: FloorReady,
     pub(crate) target: Target,
+    /// TLS with a canned answer.
+    pub(crate) null: Target,
 }
 
-impl Ours {
-    pub(crate) async fn start(options: &Options, dir: &Path) -> Result<Self, Error> {
-        let binary = binary(options)?;
-        let running = Lastkey::new(binary, dir).up(&dir.join("data"), "127.0.0.1:0")?;
-        let ready = &running.ready;
+impl Account {
+    /// Of a server that said that it is ready. Nothing is asked of it yet.
+    pub(crate) fn of(options: &Options, ready: &Ready) -> Result<Self, Error> {
         let credentials = std::fs::read_to_string(&ready.credentials_file)?;
         let credentials = serde_json::from_str(&credentials)
             .map_err(|source| Error::Json { path: ready.credentials_file.clone(), source })?;
         let authority = CertificateDer::from_pem_file(&ready.ca_file)
             .map_err(|error| std::io::Error::other(error.to_string()))?;
-        let address = ready.address().to_socket_addrs()?.next();
+        Self::new(options, ready.address(), authority, credentials)
+    }
+
+    fn new(
+        options: &Options,
+        host: &str,
+        authority: CertificateDer<'static>,
+        credentials: Credentials,
+    ) -> Result<Self, Error> {
+        let address: Option<SocketAddr> = host.to_socket_addrs()?.next();
         let address = address.ok_or_else(|| std::io::Error::other("the url has no address"))?;
         let target = Target::new(address, "127.0.0.1", [authority], HTTP1)?;
         let plaintext = "plain-text.".chars().cycle().take(options.plaintext.into()).collect();
-        let mut ours = Self { running, target, credentials, plaintext, ciphertext: String::new() };
-        let answer = ours.ask(options, Scenario::Encrypt).await?;
-        ours.ciphertext = answer["CiphertextBlob"].as_str().unwrap_or_default().to_owned();
-        Ok(ours)
+        let (host, ciphertext) = (host.to_owned(), String::new());
+        Ok(Self { target, host, credentials, plaintext, ciphertext })
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.running.process.pid()
-    }
-
-    pub(crate) fn plugin_socket(&self) -> &Path {
-        &self.running.ready.plugin_socket
+    /// Makes a ciphertext for Decrypt.
+    pub(crate) async fn prepare(&mut self, options: &Options) -> Result<(), Error> {
+        let answer = self.ask(options, Scenario::Encrypt).await?;
+        self.ciphertext = answer["CiphertextBlob"].as_str().unwrap_or_default().to_owned();
+        Ok(())
     }
 
     /// The requests of a scenario over HTTPS; the floor gets the same.
@@ -85,16 +97,56 @@ impl Ours {
         let call: (&str, &[(&str, &str)]) = match scenario {
             Scenario::Decrypt => ("Decrypt", &decrypt),
             Scenario::DataKey => ("GenerateDataKey", &data_key),
+            Scenario::CreateKeyHttps => ("CreateKey", &[]),
             _ => ("Encrypt", &encrypt),
         };
-        Template::new(options.signature, &self.credentials, self.running.ready.address(), call)
+        self.request(options, call)
+    }
+
+    /// Any other request.
+    pub(crate) fn request(&self, options: &Options, call: (&str, &[(&str, &str)])) -> Template {
+        Template::new(options.signature, &self.credentials, &self.host, call)
+    }
+
+    /// Sends one request and gives its answer.
+    pub(crate) async fn ask(&self, options: &Options, scenario: Scenario) -> Result<Value, Error> {
+        let template = self.template(options, scenario);
+        let mut connection = Connection::open(&self.target, template, "ours").await?;
+        parse(connection.exchange().await?)
+    }
+}
+
+/// The JSON of an answer.
+pub(crate) fn parse(body: &[u8]) -> Result<Value, Error> {
+    serde_json::from_slice(body)
+        .map_err(|source| Error::Json { path: PathBuf::from("the answer"), source })
+}
+
+impl Ours {
+    pub(crate) async fn start(options: &Options, dir: &Path) -> Result<Self, Error> {
+        let running = Lastkey::new(binary(options)?, dir).up(&dir.join("data"), "127.0.0.1:0")?;
+        let mut account = Account::of(options, &running.ready)?;
+        account.prepare(options).await?;
+        Ok(Self { running, account })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.running.process.pid()
+    }
+
+    pub(crate) fn ready(&self) -> &Ready {
+        &self.running.ready
+    }
+
+    pub(crate) fn plugin_socket(&self) -> &Path {
+        &self.running.ready.plugin_socket
     }
 
     /// One call of a plugin's scenario.
     pub(crate) fn plugin_call(&self, scenario: Scenario) -> PluginCall {
         match scenario {
             Scenario::PluginStatus => PluginCall::Status,
-            _ => PluginCall::Encrypt(self.plaintext.clone().into_bytes()),
+            _ => PluginCall::Encrypt(self.account.plaintext.clone().into_bytes()),
         }
     }
 
@@ -104,42 +156,58 @@ impl Ours {
         options: &Options,
         scenario: Scenario,
     ) -> Result<Sizes, Error> {
-        let scenario = if scenario.is_https() { scenario } else { Scenario::Encrypt };
-        let body = self.ask(options, scenario).await?.to_string().len();
+        let https = scenario.kind() == Kind::Https;
+        let scenario = if https { scenario } else { Scenario::Encrypt };
+        let body = self.account.ask(options, scenario).await?.to_string().len();
         let call = self.plugin_call(Scenario::PluginEncrypt);
         let mut plugin = PluginCaller::open(self.plugin_socket(), call, "ours").await?;
-        let plugin_ciphertext = plugin.encrypt(self.plaintext.clone().into_bytes()).await?;
-        Ok(Sizes { body, plugin_ciphertext })
-    }
-
-    async fn ask(&self, options: &Options, scenario: Scenario) -> Result<Value, Error> {
-        let template = self.template(options, scenario);
-        let mut connection = Connection::open(&self.target, template, "ours").await?;
-        let body = connection.exchange().await?;
-        serde_json::from_slice(body)
-            .map_err(|source| Error::Json { path: PathBuf::from("the answer"), source })
+        let plaintext = self.account.plaintext.clone().into_bytes();
+        Ok(Sizes { body, plugin_ciphertext: plugin.encrypt(plaintext).await? })
     }
 }
 
+/// How to start a floor.
+#[derive(Clone, Copy)]
+pub(crate) struct FloorPlan<'a> {
+    /// Whose work it does.
+    pub(crate) scenario: Scenario,
+    pub(crate) sizes: Sizes,
+    /// What a creation of a key writes.
+    pub(crate) shape: Option<&'a Shape>,
+    /// Whether it counts allocations.
+    pub(crate) count: bool,
+}
+
 impl Floor {
-    pub(crate) fn start(options: &Options, sizes: Sizes, dir: &Path) -> Result<Self, Error> {
+    /// Starts a floor with its files in `dir`.
+    pub(crate) fn start(options: &Options, plan: FloorPlan<'_>, dir: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(dir)?;
+        let job = match plan.scenario {
+            Scenario::Decrypt => Job::Open,
+            Scenario::DataKey => Job::DataKey,
+            Scenario::CreateKeyHttps => Job::Keep,
+            _ => Job::Seal,
+        };
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("floor").args([OsStr::new("--dir"), dir.as_os_str()]);
+        command.args(["--job", job.name()]);
         command.args(["--plaintext", &options.plaintext.to_string()]);
-        command.args(["--answer", &sizes.body.to_string()]);
-        command.args(["--ciphertext", &sizes.plugin_ciphertext.to_string()]);
-        let mut process = Daemon::start_piped("floor", &command, dir)?;
-        let mut line = String::new();
-        if let Some(stdout) = process.take_stdout() {
-            BufReader::new(stdout).read_line(&mut line)?;
+        command.args(["--answer", &plan.sizes.body.to_string()]);
+        command.args(["--ciphertext", &plan.sizes.plugin_ciphertext.to_string()]);
+        if let Some(shape) = plan.shape {
+            let shape = serde_json::to_string(shape).map_err(std::io::Error::from)?;
+            command.args(["--shape", &shape]);
         }
-        process.check()?;
-        let ready: FloorReady = serde_json::from_str(&line)
-            .map_err(|source| Error::Json { path: PathBuf::from("the floor's line"), source })?;
+        if plan.count {
+            command.arg("--count");
+        }
+        let mut process = Daemon::start_piped("floor", &command, dir)?;
+        let ready: FloorReady = first_line(&mut process)?;
         let certificate = STANDARD.decode(&ready.certificate).map_err(std::io::Error::other)?;
-        let target = Target::new(ready.address, "127.0.0.1", [certificate.into()], HTTP1)?;
-        Ok(Self { process, ready, target })
+        let certificate = CertificateDer::from(certificate);
+        let target = Target::new(ready.address, "127.0.0.1", [certificate.clone()], HTTP1)?;
+        let null = Target::new(ready.null, "127.0.0.1", [certificate], &[])?;
+        Ok(Self { process, ready, target, null })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -147,8 +215,19 @@ impl Floor {
     }
 }
 
+/// What a process says first, parsed.
+pub(crate) fn first_line<T: serde::de::DeserializeOwned>(process: &mut Daemon) -> Result<T, Error> {
+    let mut line = String::new();
+    if let Some(stdout) = process.take_stdout() {
+        BufReader::new(stdout).read_line(&mut line)?;
+    }
+    process.check()?;
+    serde_json::from_str(&line)
+        .map_err(|source| Error::Json { path: PathBuf::from("a process's first line"), source })
+}
+
 /// The binary to measure: the one that was named, or the one beside ours.
-fn binary(options: &Options) -> Result<PathBuf, Error> {
+pub(crate) fn binary(options: &Options) -> Result<PathBuf, Error> {
     let path = match &options.lastkey {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("lastkey"),

@@ -12,6 +12,16 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
+/// The smallest of `values`; 0 of nothing.
+pub(crate) fn least(values: &[f64]) -> f64 {
+    values.iter().copied().min_by(f64::total_cmp).unwrap_or(0.0)
+}
+
+/// The largest of `values`; 0 of nothing.
+pub(crate) fn most(values: &[f64]) -> f64 {
+    values.iter().copied().max_by(f64::total_cmp).unwrap_or(0.0)
+}
+
 /// The smallest value that at least `percent` of `sorted` do not exceed; 0 of nothing.
 pub(crate) fn percentile(sorted: &[u32], percent: usize) -> u32 {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
@@ -28,6 +38,7 @@ mod tests {
         assert_eq!(median([3.0]), 3.0);
         assert_eq!(median([9.0, 1.0, 2.0]), 2.0);
         assert_eq!(median([4.0, 1.0]), 2.5);
+        assert_eq!((least(&[4.0, 1.0]), most(&[4.0, 1.0]), least(&[])), (1.0, 4.0, 0.0));
     }
 
     #[test]

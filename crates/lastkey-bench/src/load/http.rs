@@ -33,6 +33,22 @@ impl Connection {
         Ok(Self { stream, template, side, request: Vec::new(), answer: Vec::new() })
     }
 
+    /// Whether the server's /readyz answers 200.
+    pub(crate) async fn is_ready(target: &Target) -> Result<bool, Error> {
+        let tcp = TcpStream::connect(target.address).await?;
+        let mut stream = target.tls.connect(target.name.clone(), tcp).await?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").await?;
+        stream.flush().await?;
+        let mut answer = [0; OK.len()];
+        stream.read_exact(&mut answer).await?;
+        Ok(answer == OK)
+    }
+
+    /// Sends other requests from now on.
+    pub(crate) fn turn_to(&mut self, template: Template) {
+        self.template = template;
+    }
+
     /// Signs and sends one request; gives the answer's body.
     pub(crate) async fn exchange(&mut self) -> Result<&[u8], Error> {
         self.request.clear();
