@@ -9,9 +9,16 @@ const CARGO_FUZZ: &str = "0.13.2";
 pub(crate) struct Options {
     /// Only these targets; all when none is named
     targets: Vec<String>,
-    /// How long each target runs
+    /// How long each target runs at most
     #[arg(long, default_value_t = 30, value_name = "N")]
     seconds: u32,
+    /// How many executions of each target are enough; 0 for as many as the time allows
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    runs: u64,
+    /// What watches memory: `address`, or `none`, which is many times faster and enough for
+    /// parsers without unsafe code
+    #[arg(long, default_value = "address", value_parser = ["address", "none"])]
+    sanitizer: String,
 }
 
 /// Runs the named targets one after the other and stops at the first crash.
@@ -26,12 +33,25 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     for (number, target) in wanted.iter().enumerate() {
         println!("── {target} ({}/{}), {} s", number + 1, wanted.len(), options.seconds);
         cargo_fuzz("run")
-            .args([target.as_str(), "--", "-rss_limit_mb=2048", "-timeout=20"])
+            .args(["--sanitizer", &options.sanitizer, target.as_str()])
+            .args(corpora(target)?)
+            .args(["--", "-rss_limit_mb=2048", "-timeout=20", "-print_final_stats=1"])
             .args([format!("-max_total_time={}", options.seconds)])
+            .args((options.runs > 0).then(|| format!("-runs={}", options.runs)))
             .run(&format!("fuzz target {target}"))?;
     }
     println!("fuzz: {} targets, no crash", wanted.len());
     Ok(())
+}
+
+/// Where a target's inputs are: those it found by itself, and those we give it to begin with.
+fn corpora(target: &str) -> Result<Vec<String>, Error> {
+    let corpus = shell::root().join("fuzz/corpus").join(target);
+    std::fs::create_dir_all(&corpus)
+        .map_err(|error| Error::Refused(format!("{}: {error}", corpus.display())))?;
+    let seeds = shell::root().join("fuzz/seeds").join(target);
+    let both = [corpus, seeds].into_iter().filter(|directory| directory.is_dir());
+    Ok(both.map(|directory| directory.display().to_string()).collect())
 }
 
 /// `cargo +nightly fuzz …`; through rustup, because only its cargo knows `+nightly`.
