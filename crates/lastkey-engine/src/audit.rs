@@ -12,25 +12,38 @@
 //! The log trusts its authentication key and the file system's `fdatasync`. Who owns the live
 //! server owns the key, and can rewrite what has not left the machine.
 
+mod checkpoint;
+mod examine;
+mod files;
 mod journal;
 mod log;
+mod progress;
 mod query;
 mod record;
+mod recover;
 mod segment;
+mod signer;
+mod syncer;
 mod verify;
+mod walk;
 
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
+use lastkey_crypto::signing::PublicKey;
 use tokio::sync::oneshot;
 
-pub use log::{AuditLog, AuditOpenError};
+pub use checkpoint::{Checkpoint, CheckpointKind, LogId, Statement};
+pub use log::{AuditLog, AuditOpenError, AuditOptions, SEGMENT_BYTES};
+pub use progress::Progress;
 pub use query::{Query, QueryPage};
 pub use record::Record;
-pub use verify::{Problem, Verification};
+pub use signer::{CHECKPOINT_EVERY, Checkpointing};
+pub use verify::{Offline, Problem, Verification, offline};
 
 /// Why a record was not made durable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,7 +124,20 @@ pub trait AuditSink: Send + Sync + 'static {
     ///
     /// # Errors
     /// A segment cannot be read.
-    fn verify(&self, known: &[Head]) -> std::io::Result<Verification>;
+    fn verify(&self, known: &[Head]) -> std::io::Result<Verification> {
+        self.verify_watched(known, &Arc::default())
+    }
+    /// Recomputes the chain, while somebody watches how far it has come.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    fn verify_watched(
+        &self,
+        known: &[Head],
+        progress: &Arc<Progress>,
+    ) -> std::io::Result<Verification>;
+    /// Whose signatures the log's checkpoints bear; `None` where none are made.
+    fn checkpoint_key(&self) -> Option<PublicKey>;
     /// Writes what is queued and closes the log cleanly.
     fn close(&self);
 }
@@ -122,6 +148,11 @@ pub(crate) fn parse_line(line: &[u8]) {
         let head = [br#"{"seq":"#, link.seq.to_string().as_bytes(), br#","prev":""#].concat();
         assert!(line.len() > head.len() + 64, "a link has a number, a hash and more behind them");
     }
+}
+
+/// For the fuzz target: reads a file of checkpoints.
+pub(crate) fn parse_checkpoints(bytes: &[u8]) {
+    checkpoint::parse_file(bytes);
 }
 
 /// For the fuzz target: reads one journal file.

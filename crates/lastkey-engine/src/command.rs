@@ -4,6 +4,7 @@ mod aliases;
 mod clusters;
 mod crypto;
 mod keys;
+mod log;
 mod plugin;
 mod rotation;
 mod service;
@@ -23,6 +24,7 @@ pub use keys::{
     CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyFilter, ListKeys,
     ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
 };
+pub use log::WatchedVerifyAudit;
 pub use plugin::{
     PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRefusal, PluginState, PluginStatus,
 };

@@ -12,6 +12,11 @@ pub fn audit_line(line: &[u8]) {
     audit::parse_line(line);
 }
 
+/// A file of checkpoints.
+pub fn audit_checkpoints(bytes: &[u8]) {
+    audit::parse_checkpoints(bytes);
+}
+
 /// A journal file.
 pub fn audit_journal(bytes: &mut [u8]) {
     audit::parse_journal(bytes);

@@ -10,8 +10,11 @@ use lastkey_store::Store;
 use support::{World, by_id, context, create_key, root, secret};
 
 fn segments(world: &World) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(world.audit_directory()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> = fs::read_dir(world.audit_directory())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
+        .collect();
     files.sort();
     files
 }

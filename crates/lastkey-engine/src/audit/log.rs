@@ -3,25 +3,31 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread::JoinHandle,
 };
 
-use lastkey_crypto::KeyMaterial;
-use lastkey_store::disk::{Disk, DiskFile, FileSystem};
+use lastkey_crypto::{KeyMaterial, mac, signing::PublicKey};
+use lastkey_store::disk::{Disk, FileSystem};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::{
     AuditError, AuditSink, Head, Query, QueryPage, Ticket, Verification,
-    journal::{FRAME_BYTES, Frame, Journal, MAX_PAYLOAD, Position},
-    query,
+    checkpoint::LogId,
+    files,
+    journal::{FRAME_BYTES, Journal, MAX_PAYLOAD, Position},
+    progress::Progress,
+    query, recover,
     segment::{self, Segment},
+    signer::{self, Checkpointing, Rotations, Signer},
+    syncer::Syncer,
     verify,
 };
 
-/// A segment is closed when it is this large.
-const SEGMENT_BYTES: u64 = 64 << 20;
+/// A segment is closed when it is this large, unless the options say otherwise.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+const LOG_ID_LABEL: &[u8] = b"lastkey audit log id";
 /// At most this many records wait; one more is refused.
 const QUEUE: usize = 16_384;
 /// A batch is closed when it is this large, far below what a journal frame can carry.
@@ -49,6 +55,23 @@ pub enum AuditOpenError {
         /// The directory of the segments.
         path: PathBuf,
     },
+}
+
+/// How a log is kept.
+pub struct AuditOptions {
+    /// Where its files are.
+    pub disk: Arc<dyn Disk>,
+    /// A segment is closed when it is this large.
+    pub segment_bytes: u64,
+    /// How checkpoints are made; `None` makes none.
+    pub checkpoints: Option<Checkpointing>,
+}
+
+impl Default for AuditOptions {
+    /// On the machine's file system, with segments of [`SEGMENT_BYTES`] and without checkpoints.
+    fn default() -> Self {
+        Self { disk: Arc::new(FileSystem), segment_bytes: SEGMENT_BYTES, checkpoints: None }
+    }
 }
 
 struct Pending {
@@ -82,6 +105,7 @@ pub struct AuditLog {
     directory: PathBuf,
     shared: Arc<Shared>,
     committer: Mutex<Option<JoinHandle<()>>>,
+    signer: Option<Signer>,
 }
 
 impl AuditLog {
@@ -95,7 +119,7 @@ impl AuditLog {
         journal_directory: &Path,
         key: KeyMaterial,
     ) -> Result<Self, AuditOpenError> {
-        Self::open_on(Arc::new(FileSystem), directory, journal_directory, key)
+        Self::open_with(directory, journal_directory, key, AuditOptions::default())
     }
 
     /// The same on any disk.
@@ -108,44 +132,89 @@ impl AuditLog {
         journal_directory: &Path,
         key: KeyMaterial,
     ) -> Result<Self, AuditOpenError> {
-        let io = |source| AuditOpenError::Io { path: directory.to_owned(), source };
+        let options = AuditOptions { disk, ..AuditOptions::default() };
+        Self::open_with(directory, journal_directory, key, options)
+    }
+
+    /// The same, kept as `options` say.
+    ///
+    /// # Errors
+    /// [`AuditOpenError`].
+    pub fn open_with(
+        directory: &Path,
+        journal_directory: &Path,
+        key: KeyMaterial,
+        options: AuditOptions,
+    ) -> Result<Self, AuditOpenError> {
+        let opened = Self::open_files(directory, journal_directory, key, options);
+        opened.map_err(|source| AuditOpenError::Io { path: directory.to_owned(), source })?
+    }
+
+    fn open_files(
+        directory: &Path,
+        journal_directory: &Path,
+        key: KeyMaterial,
+        options: AuditOptions,
+    ) -> io::Result<Result<Self, AuditOpenError>> {
+        let AuditOptions { disk, segment_bytes, checkpoints } = options;
         for directory in [directory, journal_directory] {
-            disk.create_directory(directory).map_err(io)?;
+            disk.create_directory(directory)?;
         }
-        let segments = segment::list(&*disk, directory).map_err(io)?;
-        let (journal, recovered) = Journal::open(&*disk, journal_directory, key).map_err(io)?;
+        let log = log_id(&key);
+        let segments = files::list(&*disk, directory)?;
+        let (journal, recovered) = Journal::open(&*disk, journal_directory, key)?;
         let (head, end) = match recovered {
             Some(found) => {
-                restore(&*disk, directory, &found.frames).map_err(io)?;
+                let deleted = match &checkpoints {
+                    Some(by) => signer::deleted_through(&*disk, directory, by.key.public(), log)?,
+                    None => 0,
+                };
+                recover::restore(&*disk, directory, &found.frames, deleted)?;
                 (found.head, found.position)
             }
             None if segments.is_empty() => (Head::EMPTY, Position { segment: 1, offset: 0 }),
-            None => return Err(AuditOpenError::Headless { path: directory.to_owned() }),
+            None => return Ok(Err(AuditOpenError::Headless { path: directory.to_owned() })),
         };
-        let (segment, end) = resume(&*disk, directory, head, end).map_err(io)?;
+        let (segment, end) = recover::resume(&*disk, directory, head, end)?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             arrived: Condvar::new(),
             published: Mutex::new(Published { head, end, health: Ok(()) }),
         });
+        let signer = match checkpoints {
+            Some(by) => {
+                let shared = Arc::clone(&shared);
+                let head = move || shared.published.lock().head;
+                Some(Signer::start((Arc::clone(&disk), directory), log, by, head)?)
+            }
+            None => None,
+        };
         let committer = Committer {
             disk: Arc::clone(&disk),
             directory: directory.to_owned(),
             shared: Arc::clone(&shared),
             journal,
             segment,
+            segment_bytes,
             head,
             end,
             behind: Vec::new(),
-            syncer: Syncer::start().map_err(io)?,
+            syncer: Syncer::start()?,
+            rotations: signer.as_ref().map(Signer::rotations),
         };
-        let thread = std::thread::Builder::new()
-            .name("audit".into())
-            .spawn(move || committer.run())
-            .map_err(io)?;
-        let directory = directory.to_owned();
-        Ok(Self { disk, directory, shared, committer: Mutex::new(Some(thread)) })
+        let thread =
+            std::thread::Builder::new().name("audit".into()).spawn(move || committer.run())?;
+        let (directory, committer) = (directory.to_owned(), Mutex::new(Some(thread)));
+        Ok(Ok(Self { disk, directory, shared, committer, signer }))
     }
+}
+
+/// What tells this log from others: its authentication key is its own, and stays.
+fn log_id(key: &KeyMaterial) -> LogId {
+    let code = mac::hmac_sha256(key.expose(), &[LOG_ID_LABEL]);
+    let mut id = LogId::default();
+    id.copy_from_slice(&code[..16]);
+    id
 }
 
 impl AuditSink for AuditLog {
@@ -190,10 +259,15 @@ impl AuditSink for AuditLog {
         query::run(&*self.disk, &self.directory, query, head.seq)
     }
 
-    fn verify(&self, known: &[Head]) -> io::Result<Verification> {
-        let published = self.shared.published.lock().clone();
-        let files = (&*self.disk, self.directory.as_path());
-        verify::run(files, published.head, published.end, known)
+    fn verify_watched(&self, known: &[Head], progress: &Arc<Progress>) -> io::Result<Verification> {
+        let Published { head, end, .. } = self.shared.published.lock().clone();
+        let signed = self.signer.as_ref().map(|signer| (signer.public(), signer.log()));
+        let files = verify::Files { disk: &*self.disk, directory: &self.directory, progress };
+        verify::live(&files, &verify::Live { head, end, known, signed })
+    }
+
+    fn checkpoint_key(&self) -> Option<PublicKey> {
+        self.signer.as_ref().map(Signer::public)
     }
 
     fn close(&self) {
@@ -201,6 +275,9 @@ impl AuditSink for AuditLog {
         self.shared.arrived.notify_one();
         if let Some(thread) = self.committer.lock().take() {
             let _ = thread.join();
+        }
+        if let Some(signer) = &self.signer {
+            signer.close();
         }
     }
 }
@@ -211,144 +288,19 @@ impl Drop for AuditLog {
     }
 }
 
-/// Puts back what the segments lost of the journal's frames: bytes missing at the end, or blocks
-/// of zeros. Other bytes in their place were changed by somebody; they stay, as evidence.
-fn restore(disk: &dyn Disk, directory: &Path, frames: &[Frame]) -> io::Result<()> {
-    let mut restored = 0usize;
-    let mut open: Option<(u64, Segment)> = None;
-    for frame in frames.iter().filter(|frame| !frame.payload.is_empty()) {
-        let first = frame.position.segment;
-        if open.as_ref().is_none_or(|(of, _)| *of != first) {
-            if let Some((_, done)) = open.take() {
-                done.sync()?;
-            }
-            open = Some((first, Segment::open(disk, directory, first)?));
-        }
-        let Some((_, segment)) = &open else { continue };
-        let found = segment.read_at(frame.payload.len(), frame.position.offset)?;
-        if found == frame.payload {
-            continue;
-        }
-        let lost = frame
-            .payload
-            .iter()
-            .enumerate()
-            .all(|(i, b)| found.get(i).is_none_or(|seen| seen == b || *seen == 0));
-        if lost {
-            segment.write_at(&frame.payload, frame.position.offset)?;
-            restored += frame.payload.len();
-        } else {
-            tracing::error!(
-                segment = segment::name(first),
-                "audit records differ from the journal's; run `lastkey audit verify`"
-            );
-        }
-    }
-    if let Some((_, last)) = open {
-        last.sync()?;
-    }
-    if restored > 0 {
-        tracing::warn!(bytes = restored, "audit records were put back from the journal");
-    }
-    Ok(())
-}
-
-/// The segment to go on with. One that does not end where it should is left as it is, for
-/// `audit verify` to show, and a new one is begun.
-fn resume(
-    disk: &dyn Disk,
-    directory: &Path,
-    head: Head,
-    end: Position,
-) -> io::Result<(Segment, Position)> {
-    if end.offset == 0 || segment::exists(disk, directory, end.segment)? {
-        let segment = Segment::open(disk, directory, end.segment)?;
-        if segment.len()? == end.offset {
-            return Ok((segment, end));
-        }
-    }
-    tracing::error!(
-        segment = segment::name(end.segment),
-        "the audit segment does not end where the journal says; run `lastkey audit verify`"
-    );
-    let fresh = Position { segment: head.seq + 1, offset: 0 };
-    Ok((Segment::open(disk, directory, fresh.segment)?, fresh))
-}
-
-/// A generation of the journal, and the segment that holds the same.
-type Job = (u64, Arc<dyn DiskFile>);
-
-/// Synchronises segments in the background, so that no caller waits for it.
-struct Syncer {
-    jobs: Option<mpsc::SyncSender<Job>>,
-    done: mpsc::Receiver<Result<u64, io::Error>>,
-    completed: u64,
-    /// A synchronisation that failed may have lost data for good; only a restart, which reads the
-    /// journal again, is safe.
-    failed: Option<String>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Syncer {
-    fn start() -> io::Result<Self> {
-        let (jobs, work) = mpsc::sync_channel::<Job>(2);
-        let (answer, done) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("audit-sync".into()).spawn(move || {
-            for (generation, file) in work {
-                let synced = file.sync().map(|()| generation);
-                if answer.send(synced).is_err() {
-                    return;
-                }
-            }
-        })?;
-        Ok(Self { jobs: Some(jobs), done, completed: 0, failed: None, thread: Some(thread) })
-    }
-
-    /// Begins to make durable what the journal's `generation` holds.
-    fn begin(&mut self, generation: u64, file: Arc<dyn DiskFile>) -> io::Result<()> {
-        let gone = || io::Error::other("the audit synchroniser is gone");
-        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        jobs.send((generation, file)).map_err(|_| gone())
-    }
-
-    /// Waits until that generation's records are durable in the segments.
-    fn wait_for(&mut self, generation: u64) -> io::Result<()> {
-        while self.completed < generation && self.failed.is_none() {
-            match self.done.recv() {
-                Ok(Ok(completed)) => self.completed = completed,
-                Ok(Err(error)) => self.failed = Some(error.to_string()),
-                Err(_) => self.failed = Some("its thread is gone".into()),
-            }
-        }
-        match &self.failed {
-            Some(reason) => Err(io::Error::other(format!(
-                "the disk lost audit records that the journal still holds ({reason}); restart"
-            ))),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for Syncer {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 struct Committer {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
     shared: Arc<Shared>,
     journal: Journal,
     segment: Segment,
+    segment_bytes: u64,
     head: Head,
     end: Position,
     /// Durable in the journal, but refused by the segment's file; written before anything else.
     behind: Vec<u8>,
     syncer: Syncer,
+    rotations: Option<Rotations>,
 }
 
 /// A batch as it goes into the journal: room for the frame's fields, then the lines.
@@ -411,7 +363,7 @@ impl Committer {
         if self.segment.is_gone()? {
             tracing::error!("the open audit segment was removed or replaced; a new one is begun");
             self.next_segment()?;
-        } else if self.end.offset >= SEGMENT_BYTES {
+        } else if self.end.offset >= self.segment_bytes {
             self.next_segment()?;
         }
         self.segment.reserve(self.end.offset + payload as u64)?;
@@ -444,7 +396,11 @@ impl Committer {
         let closed = std::mem::replace(&mut self.segment, segment);
         self.end = end;
         // The closed segment is not in the next background job any more.
-        closed.sync()
+        closed.sync()?;
+        if let Some(rotations) = &self.rotations {
+            rotations.tell(self.head);
+        }
+        Ok(())
     }
 
     fn turn_journal(&mut self) -> io::Result<()> {

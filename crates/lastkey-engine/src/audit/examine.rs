@@ -1,0 +1,135 @@
+//! Which checkpoints can be believed.
+
+use lastkey_crypto::signing::PublicKey;
+
+use super::{
+    Head,
+    checkpoint::{self, Checkpoint, CheckpointKind, LogId, Statement},
+    verify::{Mark, Problem},
+    walk::MAX_PROBLEMS,
+};
+
+/// What a file of checkpoints says, as far as it can be believed.
+#[derive(Debug, Default)]
+pub(super) struct Examined {
+    /// Heads that must lie on the chain.
+    pub(super) marks: Vec<Mark>,
+    /// Statements that everything up to a record was deleted, the newest last.
+    pub(super) deleted: Vec<Head>,
+    /// All that can be believed.
+    pub(super) statements: Vec<Statement>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// How strictly a file is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trust<'a> {
+    /// Whose signatures count.
+    pub(super) keys: &'a [PublicKey],
+    /// The log; `None` takes the first that a signature vouches for.
+    pub(super) log: Option<LogId>,
+    /// Whether another key's checkpoint is only worth a warning: the server knows the one that it
+    /// has now, and not those before.
+    pub(super) tolerates_other_keys: bool,
+    pub(super) threads: usize,
+}
+
+/// Reads a file of checkpoints. One that is forged, damaged or taken out of the middle shows.
+pub(super) fn examine(name: &str, bytes: &[u8], trust: Trust<'_>) -> Examined {
+    let lines: Vec<&[u8]> = checkpoint::lines(bytes).collect();
+    let judged = judge(&lines, trust);
+    let mut examined = Examined::default();
+    let mut log = trust.log;
+    let mut before: Option<(u64, [u8; 32])> = None;
+    let mut foreign = 0u64;
+    for (index, (line, verdict)) in lines.iter().zip(judged).enumerate() {
+        let mut report = |seq: u64, kind, what: String| {
+            if examined.problems.len() < MAX_PROBLEMS {
+                let (segment, line) = (name.to_owned(), index as u64 + 1);
+                examined.problems.push(Problem { segment, line, seq, kind, what });
+            }
+        };
+        let place = index + 1;
+        let statement = match verdict {
+            Verdict::Garbage => {
+                report(0, "changed", format!("line {place} is no checkpoint"));
+                before = None;
+                continue;
+            }
+            Verdict::Forged(found) => {
+                let (seq, number) = (found.statement.head.seq, found.statement.number);
+                let what = format!("the signature of checkpoint {number} does not hold");
+                report(seq, "unauthenticated", what);
+                before = None;
+                continue;
+            }
+            Verdict::Foreign(found) => {
+                let (seq, number) = (found.statement.head.seq, found.statement.number);
+                if trust.tolerates_other_keys {
+                    foreign += 1;
+                } else {
+                    let what =
+                        format!("checkpoint {number} is signed by another key, {}", found.key);
+                    report(seq, "unauthenticated", what);
+                }
+                before = Some((number, checkpoint::link(line)));
+                continue;
+            }
+            Verdict::Good(statement) => statement,
+        };
+        let (seq, number) = (statement.head.seq, statement.number);
+        if *log.get_or_insert(statement.log) != statement.log {
+            let what = format!("checkpoint {number} is about another log");
+            report(seq, "unauthenticated", what);
+            continue;
+        }
+        if before.is_some_and(|(last, link)| number != last + 1 || statement.prev != link)
+            || (index == 0 && number == 1 && statement.prev != [0; 32])
+        {
+            let what = format!("a checkpoint before number {number} is missing or was changed");
+            report(seq, "missing", what);
+        }
+        before = Some((number, checkpoint::link(line)));
+        examined.marks.push(Mark { head: statement.head, checkpoint: Some(number) });
+        if statement.kind == CheckpointKind::Retention {
+            examined.deleted.push(statement.head);
+        }
+        examined.statements.push(statement);
+    }
+    if foreign > 0 {
+        examined.warnings.push(format!("{foreign} checkpoints are signed by another key"));
+    }
+    examined
+}
+
+enum Verdict {
+    Good(Statement),
+    Forged(Checkpoint),
+    Foreign(Checkpoint),
+    Garbage,
+}
+
+/// Checks the signatures, in parts of the file at once.
+fn judge(lines: &[&[u8]], trust: Trust<'_>) -> Vec<Verdict> {
+    let part = lines.len().div_ceil(trust.threads.max(1)).max(64);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = lines
+            .chunks(part)
+            .map(|part| {
+                scope.spawn(move || {
+                    part.iter().map(|line| judge_line(line, trust.keys)).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+    })
+}
+
+fn judge_line(line: &[u8], keys: &[PublicKey]) -> Verdict {
+    let Some(found) = checkpoint::read(line) else { return Verdict::Garbage };
+    let Some(key) = keys.iter().find(|key| key.id() == found.key) else {
+        return Verdict::Foreign(found);
+    };
+    if found.is_signed_by(*key) { Verdict::Good(found.statement) } else { Verdict::Forged(found) }
+}

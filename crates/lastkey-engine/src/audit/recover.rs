@@ -1,0 +1,92 @@
+//! Putting back what a crash kept from the segments, and finding the one to go on with.
+
+use std::{collections::HashSet, io, path::Path};
+
+use lastkey_store::disk::Disk;
+
+use super::{
+    Head, files,
+    journal::{Frame, Position},
+    segment::{self, Segment},
+};
+
+/// Puts back what the segments lost of the journal's frames: bytes missing at the end, or blocks
+/// of zeros. Other bytes in their place were changed by somebody; they stay, as evidence.
+/// Segments that were deleted on purpose, up to record `deleted`, and those that were closed,
+/// made durable and compressed since, are left alone.
+pub(super) fn restore(
+    disk: &dyn Disk,
+    directory: &Path,
+    frames: &[Frame],
+    deleted: u64,
+) -> io::Result<()> {
+    let compressed: HashSet<u64> = files::list(disk, directory)?
+        .into_iter()
+        .filter(|file| file.compressed && !file.plain)
+        .map(|file| file.first)
+        .collect();
+    let left_alone = |frame: &Frame| {
+        frame.payload.is_empty()
+            || frame.head.seq <= deleted
+            || compressed.contains(&frame.position.segment)
+    };
+    let mut restored = 0usize;
+    let mut open: Option<(u64, Segment)> = None;
+    for frame in frames.iter().filter(|frame| !left_alone(frame)) {
+        let first = frame.position.segment;
+        if open.as_ref().is_none_or(|(of, _)| *of != first) {
+            if let Some((_, done)) = open.take() {
+                done.sync()?;
+            }
+            open = Some((first, Segment::open(disk, directory, first)?));
+        }
+        let Some((_, segment)) = &open else { continue };
+        let found = segment.read_at(frame.payload.len(), frame.position.offset)?;
+        if found == frame.payload {
+            continue;
+        }
+        let lost = frame
+            .payload
+            .iter()
+            .enumerate()
+            .all(|(i, b)| found.get(i).is_none_or(|seen| seen == b || *seen == 0));
+        if lost {
+            segment.write_at(&frame.payload, frame.position.offset)?;
+            restored += frame.payload.len();
+        } else {
+            tracing::error!(
+                segment = segment::name(first),
+                "audit records differ from the journal's; run `lastkey audit verify`"
+            );
+        }
+    }
+    if let Some((_, last)) = open {
+        last.sync()?;
+    }
+    if restored > 0 {
+        tracing::warn!(bytes = restored, "audit records were put back from the journal");
+    }
+    Ok(())
+}
+
+/// The segment to go on with. One that does not end where it should is left as it is, for
+/// `audit verify` to show, and a new one is begun.
+pub(super) fn resume(
+    disk: &dyn Disk,
+    directory: &Path,
+    head: Head,
+    end: Position,
+) -> io::Result<(Segment, Position)> {
+    if end.offset == 0 || segment::exists(disk, directory, end.segment)? {
+        let segment = Segment::open(disk, directory, end.segment)?;
+        if segment.len()? == end.offset {
+            return Ok((segment, end));
+        }
+    }
+    tracing::error!(
+        segment = segment::name(end.segment),
+        "the audit segment does not end where the journal says; run `lastkey audit verify`"
+    );
+    let fresh = Position { segment: head.seq + 1, offset: 0 };
+    Ok((Segment::open(disk, directory, fresh.segment)?, fresh))
+}

@@ -1,0 +1,341 @@
+//! Who signs checkpoints, when, and where they are kept.
+//!
+//! A thread of its own signs, so that no record waits for a signature: at most every
+//! [`CHECKPOINT_EVERY`] while there are new records, when a segment is closed, and when the log
+//! is. A statement that everything up to a record is to be deleted is signed on demand.
+
+use std::{
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use lastkey_crypto::signing::{PublicKey, SigningKey};
+use lastkey_store::disk::{Access, Disk, DiskFile, read_full};
+use parking_lot::{Condvar, Mutex};
+
+use super::{
+    Head,
+    checkpoint::{self, Checkpoint, CheckpointKind, LogId, Statement},
+};
+use crate::{Clock, Timestamp};
+
+/// New records are signed at least this often: ten seconds less than a minute, for slow disks.
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(50);
+/// The largest file of checkpoints that is read.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+
+/// How checkpoints are made.
+pub struct Checkpointing {
+    /// What signs them. It is kept outside of the store and of what a snapshot copies.
+    pub key: SigningKey,
+    /// The time they name.
+    pub clock: Arc<dyn Clock>,
+    /// How often new records are signed.
+    pub every: Duration,
+}
+
+impl Checkpointing {
+    /// With this key, as often as promised.
+    pub fn new(key: SigningKey, clock: Arc<dyn Clock>) -> Self {
+        Self { key, clock, every: CHECKPOINT_EVERY }
+    }
+}
+
+/// Reads the file of checkpoints; empty where there is none.
+pub(super) fn read_file(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<u8>> {
+    let file = match disk.open(&directory.join(checkpoint::FILE), Access::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    read_whole(&*file)
+}
+
+fn read_whole(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
+    let length = file.length()?;
+    if length > MAX_FILE_BYTES {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "the checkpoints are over 1 GiB"));
+    }
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+    let filled = read_full(file, &mut bytes, 0)?;
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// Up to which record everything was deleted, as this key's checkpoints say; 0 for nothing.
+pub(super) fn deleted_through(
+    disk: &dyn Disk,
+    directory: &Path,
+    key: PublicKey,
+    log: LogId,
+) -> io::Result<u64> {
+    let bytes = read_file(disk, directory)?;
+    let said = checkpoint::lines(&bytes).filter_map(checkpoint::read).filter(|found| {
+        let statement = &found.statement;
+        statement.kind == CheckpointKind::Retention && statement.log == log
+    });
+    let believed = said.filter(|found| found.is_signed_by(key));
+    Ok(believed.map(|found| found.statement.head.seq).max().unwrap_or(0))
+}
+
+/// The file, and what the next line in it says of the one before.
+struct Book {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    file: Arc<dyn DiskFile>,
+    length: u64,
+    log: LogId,
+    number: u64,
+    prev: [u8; 32],
+    /// The newest record that is signed for.
+    signed: u64,
+    newest: Option<Checkpoint>,
+    options: Checkpointing,
+    /// Whether the last attempt failed, so that it is said once.
+    failing: bool,
+}
+
+impl Book {
+    fn open(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        log: LogId,
+        options: Checkpointing,
+    ) -> io::Result<Self> {
+        let file = disk.open(&directory.join(checkpoint::FILE), Access::Create)?;
+        disk.sync_directory(directory)?;
+        let bytes = read_whole(&*file)?;
+        let mut book = Self {
+            disk,
+            directory: directory.to_owned(),
+            file,
+            length: 0,
+            log,
+            number: 0,
+            prev: [0; 32],
+            signed: 0,
+            newest: None,
+            options,
+            failing: false,
+        };
+        for line in checkpoint::lines(&bytes) {
+            book.length += line.len() as u64 + 1;
+            book.prev = checkpoint::link(line);
+            let Some(found) = checkpoint::read(line) else { continue };
+            book.number = book.number.max(found.statement.number);
+            if found.is_signed_by(book.options.key.public()) && found.statement.log == log {
+                book.signed = book.signed.max(found.statement.head.seq);
+                book.newest = Some(found);
+            }
+        }
+        if book.length < bytes.len() as u64 {
+            book.file.set_length(book.length)?;
+        }
+        if book.number > 0 && book.newest.is_none() {
+            tracing::warn!(
+                key = book.options.key.public().id(),
+                "the audit checkpoints so far bear another key's signature: hand the new public \
+                 key to whoever checks them (`lastkey audit public-key`)"
+            );
+        }
+        Ok(book)
+    }
+
+    fn sign(&mut self, kind: CheckpointKind, head: Head) -> io::Result<()> {
+        let signed = self.sign_line(kind, head);
+        match &signed {
+            Ok(()) if self.failing => tracing::info!("audit checkpoints are written again"),
+            Err(error) if !self.failing => {
+                tracing::error!(%error, "an audit checkpoint cannot be written; trying again");
+            }
+            _ => {}
+        }
+        self.failing = signed.is_err();
+        signed
+    }
+
+    fn sign_line(&mut self, kind: CheckpointKind, head: Head) -> io::Result<()> {
+        let (line, checkpoint) = self.next(kind, head);
+        self.file.write_at(&line, self.length)?;
+        self.file.sync()?;
+        self.turn_to(&line, checkpoint);
+        self.length += line.len() as u64;
+        Ok(())
+    }
+
+    fn next(&self, kind: CheckpointKind, head: Head) -> (Vec<u8>, Checkpoint) {
+        let statement = Statement {
+            log: self.log,
+            number: self.number + 1,
+            prev: self.prev,
+            kind,
+            head,
+            time: self.options.clock.now(),
+        };
+        let checkpoint = statement.sign(&self.options.key);
+        (format!("{}\n", checkpoint.to_line()).into_bytes(), checkpoint)
+    }
+
+    fn turn_to(&mut self, line: &[u8], checkpoint: Checkpoint) {
+        self.number = checkpoint.statement.number;
+        self.prev = checkpoint::link(&line[..line.len() - 1]);
+        self.signed = self.signed.max(checkpoint.statement.head.seq);
+        self.newest = Some(checkpoint);
+    }
+
+    /// States that everything up to `through` is to be deleted, and forgets what was stated about
+    /// it: writes the file anew, without the lines before the first that is about what stays.
+    fn retire(&mut self, through: Head) -> io::Result<()> {
+        let bytes = read_whole(&*self.file)?;
+        let stays = |line: &&[u8]| {
+            checkpoint::read(line).is_none_or(|found| found.statement.head.seq > through.seq)
+        };
+        let mut kept: Vec<u8> = Vec::new();
+        for line in checkpoint::lines(&bytes).skip_while(|line| !stays(line)) {
+            kept.extend_from_slice(line);
+            kept.push(b'\n');
+        }
+        let (line, checkpoint) = self.next(CheckpointKind::Retention, through);
+        kept.extend_from_slice(&line);
+        let temporary = self.directory.join("checkpoints.new");
+        let file = self.disk.open(&temporary, Access::Create)?;
+        file.set_length(0)?;
+        file.write_at(&kept, 0)?;
+        file.sync()?;
+        self.disk.rename(&temporary, &self.directory.join(checkpoint::FILE))?;
+        self.disk.sync_directory(&self.directory)?;
+        self.file = file;
+        self.length = kept.len() as u64;
+        self.turn_to(&line, checkpoint);
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Demand {
+    closed_segments: Vec<Head>,
+    close: bool,
+}
+
+struct Shared {
+    book: Mutex<Book>,
+    demand: Mutex<Demand>,
+    demanded: Condvar,
+    log: LogId,
+    public: PublicKey,
+}
+
+/// The signing thread's handle.
+pub(super) struct Signer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the committer tells the signer with.
+#[derive(Clone)]
+pub(super) struct Rotations(Arc<Shared>);
+
+impl Rotations {
+    /// A segment was closed at this head. Costs a short lock.
+    pub(super) fn tell(&self, head: Head) {
+        self.0.demand.lock().closed_segments.push(head);
+        self.0.demanded.notify_one();
+    }
+}
+
+impl Signer {
+    /// Starts to sign what `head` returns.
+    pub(super) fn start(
+        (disk, directory): (Arc<dyn Disk>, &Path),
+        log: LogId,
+        options: Checkpointing,
+        head: impl Fn() -> Head + Send + 'static,
+    ) -> io::Result<Self> {
+        let (public, every) = (options.key.public(), options.every);
+        let book = Mutex::new(Book::open(disk, directory, log, options)?);
+        let demand = Mutex::default();
+        let shared = Arc::new(Shared { book, demand, demanded: Condvar::new(), log, public });
+        let work = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("audit-sign".into())
+            .spawn(move || work.run(every, &head))?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub(super) fn rotations(&self) -> Rotations {
+        Rotations(Arc::clone(&self.shared))
+    }
+
+    pub(super) fn public(&self) -> PublicKey {
+        self.shared.public
+    }
+
+    pub(super) fn log(&self) -> LogId {
+        self.shared.log
+    }
+
+    /// The newest checkpoint's record and time.
+    pub(super) fn newest(&self) -> Option<(u64, Timestamp)> {
+        let book = self.shared.book.lock();
+        book.newest.as_ref().map(|found| (found.statement.head.seq, found.statement.time))
+    }
+
+    /// Signs that everything up to `through` is to be deleted.
+    pub(super) fn retire(&self, through: Head) -> io::Result<()> {
+        self.shared.book.lock().retire(through)
+    }
+
+    /// Signs what is left to sign, and ends the thread.
+    pub(super) fn close(&self) {
+        self.shared.demand.lock().close = true;
+        self.shared.demanded.notify_one();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self, every: Duration, head: &dyn Fn() -> Head) {
+        let mut due = Instant::now() + every;
+        loop {
+            let (closed_segments, close) = {
+                let mut demand = self.demand.lock();
+                while demand.closed_segments.is_empty() && !demand.close {
+                    if self.demanded.wait_until(&mut demand, due).timed_out() {
+                        break;
+                    }
+                }
+                (std::mem::take(&mut demand.closed_segments), demand.close)
+            };
+            let mut book = self.book.lock();
+            for closed in closed_segments {
+                // One that fails is made up for by the next that is due.
+                let _ = book.sign(CheckpointKind::Rotation, closed);
+            }
+            let timed = Instant::now() >= due;
+            if close || timed {
+                let kind = if close { CheckpointKind::Close } else { CheckpointKind::Time };
+                let head = head();
+                if head.seq > book.signed {
+                    let _ = book.sign(kind, head);
+                }
+            }
+            if close {
+                return;
+            }
+            if timed {
+                due = Instant::now() + every;
+            }
+        }
+    }
+}
+
+impl Drop for Signer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

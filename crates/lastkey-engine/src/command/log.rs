@@ -1,0 +1,38 @@
+//! Long work over the audit log, which somebody watches.
+
+use std::sync::Arc;
+
+use super::{Command, Done, Scope};
+use crate::{
+    Error,
+    action::Action,
+    audit::{Progress, Record, Verification},
+    engine::Core,
+    policy::Resource,
+};
+
+/// Recomputes the audit log's chain, while somebody watches how far it has come.
+#[derive(Clone, Debug)]
+pub struct WatchedVerifyAudit {
+    /// What is counted up meanwhile.
+    pub progress: Arc<Progress>,
+}
+
+impl Command for WatchedVerifyAudit {
+    const ACTION: Action = Action::VerifyAudit;
+    type Output = Verification;
+
+    fn resource(&self, _: &Core, _: &mut Record) -> Resource {
+        Resource::Service
+    }
+
+    async fn act(&self, core: &Core, _: &mut Scope<'_>) -> Result<Done<Verification>, Error> {
+        let (audit, known) = (core.audit.clone(), core.outbox.remembered());
+        let progress = Arc::clone(&self.progress);
+        tokio::task::spawn_blocking(move || audit.verify_watched(&known, &progress))
+            .await
+            .map_err(|_| Error::Internal)?
+            .map(Done::read)
+            .map_err(|error| Error::Unavailable(format!("the audit log cannot be read: {error}")))
+    }
+}
