@@ -14,7 +14,9 @@
 //! - and everything else passes unchanged. Nothing here uses the authority.
 //!
 //! What it trusts: nothing. Bytes come from whoever may open the socket; memory is bounded by
-//! [`MAX_HELD`], and whatever cannot be followed passes through untouched, for `h2` to judge. An
+//! [`MAX_HELD`], and whatever cannot be followed passes through untouched, for `h2` to judge. A
+//! connection ends that sends a larger head, or more than [`MAX_CONTROL`] frames without a request:
+//! `h2` answers each of those frames, however many there are. An
 //! empty authority stays as it is, since no legal value has its length.
 
 mod frames;
@@ -31,7 +33,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-pub use frames::{FrameFilter, MAX_HELD};
+pub use frames::{FrameFilter, MAX_CONTROL, MAX_HELD};
 
 /// How much is read from the socket at once.
 const READ_SIZE: usize = 8 << 10;
@@ -66,6 +68,11 @@ impl<S> AuthorityFilter<S> {
         &self.inner
     }
 
+    /// Whether the head of a request has come, whole.
+    pub fn has_request(&self) -> bool {
+        self.filter.has_request()
+    }
+
     fn take(&mut self, buf: &mut ReadBuf<'_>) {
         let rest = &self.ready[self.taken..];
         let count = rest.len().min(buf.remaining());
@@ -94,6 +101,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for AuthorityFilter<S> {
                 this.filter.finish(&mut this.ready);
             } else {
                 this.filter.push(scratch.filled(), &mut this.ready);
+                if this.filter.is_flood() {
+                    tracing::warn!("a connection on the plugin's socket sent floods: closed");
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                }
             }
         }
         this.take(buf);

@@ -50,6 +50,20 @@ pub use self::{
 const DRAIN: Duration = Duration::from_secs(4);
 /// Streams one connection may have open; an apiserver's Decrypts are at most so many.
 const MAX_STREAMS: u32 = 256;
+/// Streams that a client began and reset before we looked at them; more, and it is sent away.
+const MAX_RESETS: usize = 20;
+/// Streams that we reset for a client's mistakes; more, and it is sent away.
+const MAX_OWN_RESETS: usize = 64;
+/// Bytes of one request's headers, decoded; an apiserver's have some hundred.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Bytes that a client may send before we have read what came: on a stream, and in all.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// A client that does not answer a ping, because it reads nothing or has gone, is let go.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PONG_WITHIN: Duration = Duration::from_secs(10);
+/// For a call from its first byte to its last; what takes longer never sent its request whole.
+const CALL: Duration = Duration::from_secs(5);
 
 /// What Status answers as its version; it may not change while an apiserver runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -213,6 +227,14 @@ impl Plugin {
         let incoming = accept_all::<Announced>(listeners)?;
         let serve = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
+            .http2_max_local_error_reset_streams(Some(MAX_OWN_RESETS))
+            .http2_max_header_list_size(MAX_HEADERS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keepalive_interval(Some(PING_EVERY))
+            .http2_keepalive_timeout(Some(PONG_WITHIN))
+            .timeout(CALL)
             .serve_with_incoming_shutdown(services, incoming, until(stopped.clone()));
         // 3. At the end, let calls in flight finish, but not for ever.
         let deadline = async {

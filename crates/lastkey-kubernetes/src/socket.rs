@@ -8,6 +8,7 @@
 //! - A socket handed over by `LISTEN_FDS` belongs to systemd, which set its permissions.
 
 mod activation;
+mod guests;
 mod listen;
 mod peer;
 
@@ -23,6 +24,7 @@ use percent_encoding::{
 };
 
 pub use activation::from_environment;
+pub use guests::{MAX_CONNECTIONS, PROVES_ITSELF_WITHIN};
 pub use listen::Listener;
 pub use peer::{Connection, PeerInfo, accept_all};
 

@@ -8,9 +8,14 @@ use super::hpack::Tracker;
 /// hundred; `h2` refuses what is anywhere near.
 pub const MAX_HELD: usize = 64 << 10;
 
+/// The most frames in a row that are neither a request's head nor its data. An apiserver sends a
+/// handful with each request.
+pub const MAX_CONTROL: u32 = 1000;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD: usize = 9;
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
@@ -33,6 +38,11 @@ pub struct FrameFilter {
     /// Where in `held` the parts of the header block lie.
     fragments: Vec<Range<usize>>,
     hpack: Tracker,
+    has_request: bool,
+    /// Frames since the last head that serve no request.
+    control: u32,
+    /// A head was larger than any may be.
+    is_oversized: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +95,9 @@ impl FrameFilter {
             frame_start: 0,
             fragments: Vec::new(),
             hpack: Tracker::new(),
+            has_request: false,
+            control: 0,
+            is_oversized: false,
         }
     }
 
@@ -111,6 +124,16 @@ impl FrameFilter {
     /// How many bytes are held back.
     pub fn held(&self) -> usize {
         self.held.len()
+    }
+
+    /// Whether the head of a request has come, whole.
+    pub fn has_request(&self) -> bool {
+        self.has_request
+    }
+
+    /// Whether the client sends what no honest one does, and too much of it.
+    pub fn is_flood(&self) -> bool {
+        self.is_oversized || self.control > MAX_CONTROL
     }
 
     /// Consumes at least one byte.
@@ -176,6 +199,9 @@ impl FrameFilter {
         if of_block {
             return self.block_frame(frame, out);
         }
+        if frame.kind != DATA || frame.length == 0 {
+            self.control = self.control.saturating_add(1);
+        }
         // a client may send neither of these, and only a continuation within a block
         if in_block || matches!(frame.kind, CONTINUATION | PUSH_PROMISE) {
             return Err(Lost);
@@ -190,6 +216,7 @@ impl FrameFilter {
 
     fn block_frame(&mut self, frame: Frame, out: &mut Vec<u8>) -> Result<(), Lost> {
         if self.held.len() + frame.length > MAX_HELD {
+            self.is_oversized = true;
             return Err(Lost);
         }
         match frame.length {
@@ -208,6 +235,8 @@ impl FrameFilter {
         self.frame_start = self.held.len();
         let complete = frame.has(END_HEADERS);
         if complete {
+            self.has_request = true;
+            self.control = 0;
             self.rewrite()?;
             self.release(out);
         }

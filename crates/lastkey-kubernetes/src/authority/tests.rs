@@ -7,7 +7,7 @@ use http::uri::Authority;
 use proptest::{collection::vec, prelude::*, sample::Index};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
-use super::{AuthorityFilter, FrameFilter, MAX_HELD, huffman};
+use super::{AuthorityFilter, FrameFilter, MAX_CONTROL, MAX_HELD, huffman};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// SETTINGS, empty.
@@ -389,4 +389,51 @@ fn a_frame_too_large_to_hold_is_not_held() {
     let (mut filter, mut out) = (FrameFilter::new(), Vec::new());
     filter.push(&bytes[..PREFACE.len() + 18], &mut out);
     assert_eq!(filter.held(), 0);
+}
+
+fn one(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame(&mut out, kind, flags, 1, payload);
+    out
+}
+
+/// A filter that has seen the preface.
+fn begun() -> FrameFilter {
+    let mut filter = FrameFilter::new();
+    filter.push(PREFACE, &mut Vec::new());
+    filter
+}
+
+#[test]
+fn frames_without_a_request_are_a_flood() {
+    let (ping, request) = (one(6, 0, &[0; 8]), one(1, 4, &[0x82]));
+    let mut filter = begun();
+    let mut out = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..MAX_CONTROL {
+            filter.push(&ping, &mut out);
+        }
+        assert!(!filter.is_flood());
+        filter.push(&request, &mut out);
+    }
+    assert!(filter.has_request());
+    for _ in 0..=MAX_CONTROL {
+        filter.push(&ping, &mut out);
+    }
+    assert!(filter.is_flood());
+}
+
+#[test]
+fn a_head_without_end_is_a_flood_and_takes_bounded_memory() {
+    for piece in [0, 1, 16 << 10] {
+        let mut filter = begun();
+        let mut out = Vec::new();
+        filter.push(&one(1, 0, &[]), &mut out);
+        let continuation = one(9, 0, &vec![0x82; piece]);
+        for _ in 0..10_000 {
+            filter.push(&continuation, &mut out);
+            assert!(filter.held() <= MAX_HELD);
+        }
+        assert!(filter.is_flood() && !filter.has_request(), "{piece}");
+    }
 }

@@ -3,7 +3,8 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -17,7 +18,10 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use super::{Listener, SocketError};
+use super::{
+    Listener, SocketError,
+    guests::{Guest, Guests},
+};
 use crate::authority::AuthorityFilter;
 
 /// How long to wait when the process has no descriptors left.
@@ -32,6 +36,7 @@ pub struct PeerInfo<T>(pub T);
 pub struct Connection<T> {
     stream: AuthorityFilter<UnixStream>,
     info: PeerInfo<T>,
+    guest: Guest,
 }
 
 /// The connections of all listeners; what dropping it ends is accepting, not the connections.
@@ -43,8 +48,9 @@ where
 {
     let (sender, receiver) = mpsc::channel(16);
     let mut tasks = JoinSet::new();
+    let guests = Arc::new(Guests::default());
     for listener in listeners {
-        tasks.spawn(Accept::new(listener)?.run(sender.clone()));
+        tasks.spawn(Accept::new(listener)?.run(sender.clone(), Arc::clone(&guests)));
     }
     // the tasks live as long as the stream
     Ok(WithTasks { stream: ReceiverStream::new(receiver), _tasks: tasks })
@@ -79,7 +85,11 @@ impl Accept {
         Ok(Self { listener, socket })
     }
 
-    async fn run<T: Default>(self, sender: mpsc::Sender<io::Result<Connection<T>>>) {
+    async fn run<T: Default>(
+        self,
+        sender: mpsc::Sender<io::Result<Connection<T>>>,
+        guests: Arc<Guests>,
+    ) {
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -92,8 +102,8 @@ impl Accept {
             if self.socket.checks_peer && !is_trusted(&stream) {
                 continue;
             }
-            let info = PeerInfo(T::default());
-            let connection = Connection { stream: AuthorityFilter::new(stream), info };
+            let (stream, info) = (AuthorityFilter::new(stream), PeerInfo(T::default()));
+            let connection = Connection { stream, info, guest: guests.admit() };
             if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
@@ -131,7 +141,11 @@ impl<T: Unpin> AsyncRead for Connection<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        let this = self.get_mut();
+        this.guest.check(cx)?;
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        this.guest.heard(this.stream.has_request());
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -141,7 +155,9 @@ impl<T: Unpin> AsyncWrite for Connection<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        let this = self.get_mut();
+        this.guest.check(cx)?;
+        Pin::new(&mut this.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -157,7 +173,9 @@ impl<T: Unpin> AsyncWrite for Connection<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+        let this = self.get_mut();
+        this.guest.check(cx)?;
+        Pin::new(&mut this.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
