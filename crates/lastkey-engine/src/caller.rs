@@ -3,6 +3,7 @@
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use lastkey_crypto::{ClusterId, Entropy, mac};
+use parking_lot::Mutex;
 
 /// The identity behind a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,18 +97,53 @@ impl RequestId {
     }
 }
 
+impl RequestId {
+    /// Shows its text: an upper-case UUID, as the Alibaba wire shows request ids.
+    pub(crate) fn with_text<T>(&self, show: impl FnOnce(&str) -> T) -> T {
+        let id = uuid::Uuid::from_bytes(self.0);
+        let mut buffer = uuid::Uuid::encode_buffer();
+        show(id.hyphenated().encode_upper(&mut buffer))
+    }
+}
+
 impl fmt::Display for RequestId {
     /// Upper-case UUID text, as the Alibaba wire shows request ids.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = uuid::Uuid::from_bytes(self.0);
-        let mut buffer = uuid::Uuid::encode_buffer();
-        f.write_str(id.hyphenated().encode_upper(&mut buffer))
+        self.with_text(|text| f.write_str(text))
     }
 }
 
 impl fmt::Debug for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// Random bytes of so many request ids are drawn at once: they are no secrets, and each call of the
+/// generator costs more than the bytes.
+const IDS_AT_ONCE: usize = 64;
+
+/// Deals out request ids.
+pub(crate) struct RequestIds(Mutex<Vec<[u8; 16]>>);
+
+impl Default for RequestIds {
+    fn default() -> Self {
+        Self(Mutex::new(Vec::with_capacity(IDS_AT_ONCE)))
+    }
+}
+
+impl RequestIds {
+    /// A new one.
+    pub(crate) fn next(&self, entropy: &dyn Entropy) -> RequestId {
+        let mut drawn = self.0.lock();
+        if let Some(id) = drawn.pop() {
+            return RequestId(id);
+        }
+        let mut bytes = [0; 16 * IDS_AT_ONCE];
+        entropy.fill(&mut bytes);
+        let (ids, _) = bytes.as_chunks();
+        drawn.extend_from_slice(ids);
+        drawn.pop().map_or_else(|| RequestId::random(entropy), RequestId)
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    hash::{BuildHasherDefault, Hasher},
     time::Duration,
 };
 
@@ -28,10 +29,32 @@ pub enum NonceRefusal {
     Skewed,
 }
 
+/// Prints are hashes already, and only holders of a secret can add one.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, print: u64) {
+        self.0 = print;
+    }
+}
+
+type Prints = HashSet<u64, BuildHasherDefault<AsItIs>>;
+
 #[derive(Default)]
 struct Seen {
     /// By the second that the requests were signed for.
-    by_second: BTreeMap<i64, HashSet<u64>>,
+    by_second: BTreeMap<i64, Prints>,
     count: usize,
     /// Seconds up to this one were forgotten or never known.
     forgotten: i64,

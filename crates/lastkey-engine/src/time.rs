@@ -62,6 +62,12 @@ impl Timestamp {
         text
     }
 
+    /// Shows its text, RFC 3339 with milliseconds.
+    pub(crate) fn with_text<T>(self, show: impl FnOnce(&str) -> T) -> T {
+        // ASCII by construction.
+        show(std::str::from_utf8(&self.text()).unwrap_or_default())
+    }
+
     /// RFC 3339 with milliseconds. The calendar is the library's; its formatter is passed by,
     /// because every request is recorded with its time.
     fn text(self) -> [u8; 24] {
@@ -95,8 +101,7 @@ fn digits(into: &mut [u8], mut number: i16) {
 impl fmt::Display for Timestamp {
     /// RFC 3339 with milliseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // ASCII by construction.
-        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
+        self.with_text(|text| f.write_str(text))
     }
 }
 

@@ -53,7 +53,6 @@ pub(super) fn claim<'a>(
 ) -> Result<Claim<'a>, SignatureError> {
     let parts = Authorization::parse(authorization)?;
     let headers = signed_headers(request, parts.signed_headers)?;
-    require_coverage(request, &headers)?;
     require_payload_hash(request, &headers)?;
 
     let date = value(&headers, DATE).ok_or(SignatureError::Missing(DATE))?;
@@ -150,12 +149,63 @@ fn parse_signature(text: &str) -> Result<[u8; 32], SignatureError> {
 }
 
 /// Looks up the headers named by `list`, which has to be sorted and without repetition: every SDK
-/// sends it so, and no header can then be covered twice.
+/// sends it so, and no header can then be covered twice. The host, and every `x-acs-*` header that
+/// was sent, has to be in it.
+///
+/// One pass over what was sent: looking up each name would hash it.
 fn signed_headers<'a>(
     request: &SignedRequest<'a>,
     list: &'a str,
 ) -> Result<Vec<SignedHeader<'a>>, SignatureError> {
-    let mut headers: Vec<SignedHeader<'a>> = Vec::with_capacity(12);
+    let mut headers = named(list)?;
+    let mut missing = headers.len();
+    for (name, value) in request.headers {
+        let name = name.as_str();
+        let Ok(at) = headers.binary_search_by(|header| header.name.cmp(name)) else {
+            if name.starts_with(PREFIX) {
+                return Err(SignatureError::Incomplete(
+                    "the signature does not cover every x-acs- header",
+                ));
+            }
+            continue;
+        };
+        let header = &mut headers[at];
+        if header.value.is_some() {
+            return Err(SignatureError::Incomplete("a signed header was sent twice"));
+        }
+        let text = value
+            .to_str()
+            .map_err(|_| SignatureError::Incomplete("a signed header is not visible ASCII"))?;
+        header.value = Some(text.trim());
+        missing -= 1;
+    }
+    let host = headers
+        .binary_search_by(|header| header.name.cmp("host"))
+        .map_err(|_| SignatureError::Incomplete("the signature does not cover the host"))?;
+    if headers[host].value.is_none() {
+        let authority = request.authority;
+        headers[host].value = Some(
+            authority.ok_or(SignatureError::Incomplete("the host is signed, but was not sent"))?,
+        );
+        missing -= 1;
+    }
+    if missing > 0 {
+        return Err(SignatureError::Incomplete("a signed header was not sent"));
+    }
+    Ok(headers
+        .into_iter()
+        .map(|Named { name, value }| SignedHeader { name, value: value.unwrap_or_default() })
+        .collect())
+}
+
+/// A signed header's name, and its value once it was found.
+struct Named<'a> {
+    name: &'a str,
+    value: Option<&'a str>,
+}
+
+fn named(list: &str) -> Result<Vec<Named<'_>>, SignatureError> {
+    let mut headers: Vec<Named<'_>> = Vec::with_capacity(16);
     for name in list.split(';') {
         if headers.len() == MAX_SIGNED_HEADERS {
             return Err(SignatureError::Incomplete("too many signed headers"));
@@ -163,41 +213,9 @@ fn signed_headers<'a>(
         if headers.last().is_some_and(|last| last.name >= name) {
             return Err(SignatureError::Incomplete("SignedHeaders is not sorted"));
         }
-        headers.push(SignedHeader { name, value: sent_value(request, name)? });
+        headers.push(Named { name, value: None });
     }
     Ok(headers)
-}
-
-fn sent_value<'a>(request: &SignedRequest<'a>, name: &str) -> Result<&'a str, SignatureError> {
-    let mut values = request.headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) => value
-            .to_str()
-            .map(str::trim)
-            .map_err(|_| SignatureError::Incomplete("a signed header is not visible ASCII")),
-        (Some(_), Some(_)) => Err(SignatureError::Incomplete("a signed header was sent twice")),
-        (None, _) if name == "host" => request
-            .authority
-            .ok_or(SignatureError::Incomplete("the host is signed, but was not sent")),
-        (None, _) => Err(SignatureError::Incomplete("a signed header was not sent")),
-    }
-}
-
-/// The host, and every `x-acs-*` header that was sent, has to be covered.
-fn require_coverage(
-    request: &SignedRequest<'_>,
-    headers: &[SignedHeader<'_>],
-) -> Result<(), SignatureError> {
-    let covered = |name: &str| headers.binary_search_by(|header| header.name.cmp(name)).is_ok();
-    if !covered("host") {
-        return Err(SignatureError::Incomplete("the signature does not cover the host"));
-    }
-    let sent = request.headers.keys().map(http::HeaderName::as_str);
-    if sent.filter(|name| name.starts_with(PREFIX)).all(covered) {
-        Ok(())
-    } else {
-        Err(SignatureError::Incomplete("the signature does not cover every x-acs- header"))
-    }
 }
 
 /// The signed hash has to be that of the body as it arrived.
