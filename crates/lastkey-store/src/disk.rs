@@ -153,6 +153,10 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 
     /// Free bytes of the file system, as far as it can tell.
     fn free_space(&self) -> Option<u64>;
+
+    /// A writer is about to take what waits for it as one batch. A test's disk decides when that
+    /// is, so that a run can be repeated; a real one does nothing.
+    fn gather(&self) {}
 }
 
 /// Fills `out` from `offset`, as far as the file goes, and says how far that was.

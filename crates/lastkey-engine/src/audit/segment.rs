@@ -82,6 +82,11 @@ impl Segment {
         Ok(())
     }
 
+    /// See [`DiskFile::gather`].
+    pub(super) fn gather(&self) {
+        self.file.gather();
+    }
+
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_at(bytes, offset)
     }

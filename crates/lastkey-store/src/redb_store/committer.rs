@@ -66,7 +66,7 @@ impl<M: Medium> Committer<M> {
         loop {
             let patience =
                 self.retry.as_ref().map(|retry| retry.at.saturating_duration_since(Instant::now()));
-            match self.shared.queue.take(patience) {
+            match self.shared.queue.take(patience, || self.medium.gather()) {
                 Work::Batch(batch) => self.serve(batch),
                 Work::Suspect => self.suspect(),
                 Work::Idle => self.probe(),
@@ -245,7 +245,7 @@ impl<M: Medium> Drop for Committer<M> {
     /// Also after a panic: nobody waits for ever, and the file is free for the next process.
     fn drop(&mut self) {
         self.shared.queue.close();
-        while let Work::Batch(batch) = self.shared.queue.take(None) {
+        while let Work::Batch(batch) = self.shared.queue.take(None, || ()) {
             answer_all(batch, &CommitError::Closed);
         }
         let closed = Failure::from(std::io::Error::other("the store is closed"));

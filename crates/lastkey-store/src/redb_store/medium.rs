@@ -33,6 +33,9 @@ pub(super) trait Medium: Send + 'static {
 
     /// Lets others open it.
     fn release(&self);
+
+    /// See [`DiskFile::gather`].
+    fn gather(&self) {}
 }
 
 /// A locked file.
@@ -138,6 +141,10 @@ impl Medium for FileMedium {
     fn release(&self) {
         // Closing the file would release the lock as well, if no reader were left.
         self.file.unlock();
+    }
+
+    fn gather(&self) {
+        self.file.gather();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::{CommitError, Revision, Transaction};
@@ -80,14 +80,15 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// Waits for work, for `patience` at most.
-    pub(super) fn take(&self, patience: Option<Duration>) -> Work {
+    /// Waits for work, for `patience` at most. `gather` is called before a batch is closed.
+    pub(super) fn take(&self, patience: Option<Duration>, gather: impl Fn()) -> Work {
         let mut state = self.state.lock();
         loop {
             if std::mem::take(&mut state.suspect) {
                 return Work::Suspect;
             }
             if !state.waiting.is_empty() {
+                MutexGuard::unlocked(&mut state, &gather);
                 return Work::Batch(state.batch());
             }
             if state.closed {
