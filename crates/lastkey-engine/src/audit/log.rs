@@ -5,11 +5,12 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use lastkey_crypto::{KeyMaterial, mac, signing::PublicKey};
 use lastkey_store::disk::{Disk, FileSystem};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use super::{
@@ -17,17 +18,23 @@ use super::{
     checkpoint::LogId,
     files,
     journal::{FRAME_BYTES, Journal, MAX_PAYLOAD, Position},
+    keeper::{Bell, Keeper, Shelf},
     progress::Progress,
     query, recover,
+    retain::{self, Deletion, Retention},
     segment::{self, Segment},
     signer::{self, Checkpointing, Rotations, Signer},
     syncer::Syncer,
     verify,
 };
+use crate::Timestamp;
 
 /// A segment is closed when it is this large, unless the options say otherwise.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 const LOG_ID_LABEL: &[u8] = b"lastkey audit log id";
+const INDEX_KEY_LABEL: &[u8] = b"lastkey audit index";
+/// A deletion waits at most this long for those who read.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// At most this many records wait; one more is refused.
 const QUEUE: usize = 16_384;
 /// A batch is closed when it is this large, far below what a journal frame can carry.
@@ -63,14 +70,24 @@ pub struct AuditOptions {
     pub disk: Arc<dyn Disk>,
     /// A segment is closed when it is this large.
     pub segment_bytes: u64,
+    /// Whether closed segments are compressed.
+    pub compress: bool,
+    /// What is kept. Deleting needs checkpoints, for they state it.
+    pub retention: Retention,
     /// How checkpoints are made; `None` makes none.
     pub checkpoints: Option<Checkpointing>,
 }
 
 impl Default for AuditOptions {
-    /// On the machine's file system, with segments of [`SEGMENT_BYTES`] and without checkpoints.
+    /// On the machine's file system, in plain segments of [`SEGMENT_BYTES`], without checkpoints.
     fn default() -> Self {
-        Self { disk: Arc::new(FileSystem), segment_bytes: SEGMENT_BYTES, checkpoints: None }
+        Self {
+            disk: Arc::new(FileSystem),
+            segment_bytes: SEGMENT_BYTES,
+            compress: false,
+            retention: Retention::default(),
+            checkpoints: None,
+        }
     }
 }
 
@@ -101,11 +118,14 @@ struct Shared {
 
 /// The append-only log in a directory.
 pub struct AuditLog {
-    disk: Arc<dyn Disk>,
-    directory: PathBuf,
+    shelf: Arc<Shelf>,
     shared: Arc<Shared>,
     committer: Mutex<Option<JoinHandle<()>>>,
     signer: Option<Signer>,
+    keeper: Option<Keeper>,
+    retention: Retention,
+    /// Held while segments are read, so that none is deleted meanwhile.
+    reading: RwLock<()>,
 }
 
 impl AuditLog {
@@ -156,11 +176,16 @@ impl AuditLog {
         key: KeyMaterial,
         options: AuditOptions,
     ) -> io::Result<Result<Self, AuditOpenError>> {
-        let AuditOptions { disk, segment_bytes, checkpoints } = options;
+        let AuditOptions { disk, segment_bytes, compress, retention, checkpoints } = options;
         for directory in [directory, journal_directory] {
             disk.create_directory(directory)?;
         }
         let log = log_id(&key);
+        let shelf = Arc::new(Shelf {
+            disk: Arc::clone(&disk),
+            directory: directory.to_owned(),
+            key: mac::derive(&key, b"", &[INDEX_KEY_LABEL], 32),
+        });
         let segments = files::list(&*disk, directory)?;
         let (journal, recovered) = Journal::open(&*disk, journal_directory, key)?;
         let (head, end) = match recovered {
@@ -189,8 +214,15 @@ impl AuditLog {
             }
             None => None,
         };
+        let keeper = if compress {
+            let shared = Arc::clone(&shared);
+            let open = move || shared.published.lock().end.segment;
+            Some(Keeper::start(Arc::clone(&shelf), open)?)
+        } else {
+            None
+        };
         let committer = Committer {
-            disk: Arc::clone(&disk),
+            disk,
             directory: directory.to_owned(),
             shared: Arc::clone(&shared),
             journal,
@@ -201,11 +233,13 @@ impl AuditLog {
             behind: Vec::new(),
             syncer: Syncer::start()?,
             rotations: signer.as_ref().map(Signer::rotations),
+            bell: keeper.as_ref().map(Keeper::bell),
+            closed_one: false,
         };
         let thread =
             std::thread::Builder::new().name("audit".into()).spawn(move || committer.run())?;
-        let (directory, committer) = (directory.to_owned(), Mutex::new(Some(thread)));
-        Ok(Ok(Self { disk, directory, shared, committer, signer }))
+        let (committer, reading) = (Mutex::new(Some(thread)), RwLock::new(()));
+        Ok(Ok(Self { shelf, shared, committer, signer, keeper, retention, reading }))
     }
 }
 
@@ -255,15 +289,45 @@ impl AuditSink for AuditLog {
     }
 
     fn query(&self, query: &Query) -> io::Result<QueryPage> {
-        let head = self.head();
-        query::run(&*self.disk, &self.directory, query, head.seq)
+        let _reading = self.reading.read();
+        query::run(&self.shelf, query, self.head().seq)
+    }
+
+    fn nonces(&self, from: Timestamp, limit: usize) -> io::Result<Vec<(u64, i64)>> {
+        let _reading = self.reading.read();
+        query::nonces(&self.shelf, from, limit, self.head().seq)
     }
 
     fn verify_watched(&self, known: &[Head], progress: &Arc<Progress>) -> io::Result<Verification> {
+        let _reading = self.reading.read();
         let Published { head, end, .. } = self.shared.published.lock().clone();
         let signed = self.signer.as_ref().map(|signer| (signer.public(), signer.log()));
-        let files = verify::Files { disk: &*self.disk, directory: &self.directory, progress };
+        let Shelf { disk, directory, .. } = &*self.shelf;
+        let files = verify::Files { disk: &**disk, directory, progress };
         verify::live(&files, &verify::Live { head, end, known, signed })
+    }
+
+    fn to_delete(&self, now: Option<Timestamp>) -> io::Result<Option<Deletion>> {
+        if self.signer.is_none() {
+            return Ok(None);
+        }
+        let open = self.shared.published.lock().end.segment;
+        retain::choose(&self.shelf, self.retention, open, now)
+    }
+
+    fn delete(&self, deletion: &Deletion) -> io::Result<()> {
+        let Some(signer) = &self.signer else {
+            return Err(io::Error::other("without checkpoints nothing can be deleted"));
+        };
+        let Some(_alone) = self.reading.try_write_for(PATIENCE) else {
+            return Err(io::Error::other("the log is being read"));
+        };
+        signer.retire(deletion.through)?;
+        retain::remove(&self.shelf, deletion.through.seq)
+    }
+
+    fn newest_checkpoint(&self) -> Option<(u64, Timestamp)> {
+        self.signer.as_ref().and_then(Signer::newest)
     }
 
     fn checkpoint_key(&self) -> Option<PublicKey> {
@@ -278,6 +342,9 @@ impl AuditSink for AuditLog {
         }
         if let Some(signer) = &self.signer {
             signer.close();
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.close();
         }
     }
 }
@@ -301,6 +368,9 @@ struct Committer {
     behind: Vec<u8>,
     syncer: Syncer,
     rotations: Option<Rotations>,
+    bell: Option<Bell>,
+    /// A segment was closed, and the keeper does not know it yet.
+    closed_one: bool,
 }
 
 /// A batch as it goes into the journal: room for the frame's fields, then the lines.
@@ -334,7 +404,7 @@ impl Committer {
             }
             self.shared.arrived.wait(&mut queue);
         }
-        MutexGuard::unlocked(&mut queue, || self.segment.gather());
+        parking_lot::MutexGuard::unlocked(&mut queue, || self.segment.gather());
         std::mem::swap(&mut queue.waiting, waiting);
         true
     }
@@ -351,6 +421,12 @@ impl Committer {
                 tracing::error!(%error, "audit records cannot be written");
             }
             *published = Published { head: self.head, end: self.end, health: health.clone() };
+        }
+        // Only now does the keeper see that another segment is open.
+        if std::mem::take(&mut self.closed_one)
+            && let Some(bell) = &self.bell
+        {
+            bell.ring();
         }
         for (seq, done) in (first..).zip(batch.done) {
             let _ = done.send(health.clone().map(|()| seq));
@@ -401,6 +477,7 @@ impl Committer {
         if let Some(rotations) = &self.rotations {
             rotations.tell(self.head);
         }
+        self.closed_one = true;
         Ok(())
     }
 
