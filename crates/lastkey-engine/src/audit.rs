@@ -15,12 +15,16 @@
 mod checkpoint;
 mod examine;
 mod files;
+mod index;
 mod journal;
+mod keeper;
 mod log;
 mod progress;
 mod query;
 mod record;
 mod recover;
+mod retain;
+mod scan;
 mod segment;
 mod signer;
 mod syncer;
@@ -37,11 +41,14 @@ use std::{
 use lastkey_crypto::signing::PublicKey;
 use tokio::sync::oneshot;
 
+use crate::Timestamp;
+
 pub use checkpoint::{Checkpoint, CheckpointKind, LogId, Statement};
 pub use log::{AuditLog, AuditOpenError, AuditOptions, SEGMENT_BYTES};
 pub use progress::Progress;
 pub use query::{Query, QueryPage};
 pub use record::Record;
+pub use retain::{Deletion, Retention};
 pub use signer::{CHECKPOINT_EVERY, Checkpointing};
 pub use verify::{Offline, Problem, Verification, offline};
 
@@ -120,6 +127,12 @@ pub trait AuditSink: Send + Sync + 'static {
     /// # Errors
     /// A segment cannot be read.
     fn query(&self, query: &Query) -> std::io::Result<QueryPage>;
+    /// Reads the newest nonces of requests, as their prints and the seconds that they were signed
+    /// for, at most `limit`, of records that are not older than `from`.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    fn nonces(&self, from: Timestamp, limit: usize) -> std::io::Result<Vec<(u64, i64)>>;
     /// Recomputes the chain.
     ///
     /// # Errors
@@ -138,6 +151,18 @@ pub trait AuditSink: Send + Sync + 'static {
     ) -> std::io::Result<Verification>;
     /// Whose signatures the log's checkpoints bear; `None` where none are made.
     fn checkpoint_key(&self) -> Option<PublicKey>;
+    /// What retention says is to be deleted now. Without a time, age does not count.
+    ///
+    /// # Errors
+    /// A segment cannot be read, or is not as it was written.
+    fn to_delete(&self, now: Option<Timestamp>) -> std::io::Result<Option<Deletion>>;
+    /// Deletes segments, once a signed checkpoint states it. The caller has recorded it.
+    ///
+    /// # Errors
+    /// It could not be stated, or not all files could be removed; the rest goes next time.
+    fn delete(&self, deletion: &Deletion) -> std::io::Result<()>;
+    /// The newest checkpoint's record, and when it was signed.
+    fn newest_checkpoint(&self) -> Option<(u64, Timestamp)>;
     /// Writes what is queued and closes the log cleanly.
     fn close(&self);
 }
@@ -153,6 +178,11 @@ pub(crate) fn parse_line(line: &[u8]) {
 /// For the fuzz target: reads a file of checkpoints.
 pub(crate) fn parse_checkpoints(bytes: &[u8]) {
     checkpoint::parse_file(bytes);
+}
+
+/// For the fuzz target: reads an index whose code is right.
+pub(crate) fn parse_index(bytes: &[u8]) {
+    index::parse_signed(bytes);
 }
 
 /// For the fuzz target: reads one journal file.

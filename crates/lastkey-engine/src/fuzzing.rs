@@ -17,6 +17,11 @@ pub fn audit_checkpoints(bytes: &[u8]) {
     audit::parse_checkpoints(bytes);
 }
 
+/// The index of a compressed segment.
+pub fn audit_index(bytes: &[u8]) {
+    audit::parse_index(bytes);
+}
+
 /// A journal file.
 pub fn audit_journal(bytes: &mut [u8]) {
     audit::parse_journal(bytes);

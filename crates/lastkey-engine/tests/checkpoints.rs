@@ -1,109 +1,14 @@
 //! Checkpoints, and what somebody can verify who has nothing but the files and the public key.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod log;
 
-use lastkey_crypto::{
-    KeyMaterial, mac,
-    signing::{PublicKey, SigningKey},
-};
-use lastkey_engine::{
-    ManualClock, Timestamp,
-    audit::{
-        AuditLog, AuditOptions, AuditSink, Checkpoint, CheckpointKind, Checkpointing, Offline,
-        Progress, Verification, offline,
-    },
-};
+use std::{fs, sync::Arc, time::Duration};
+
+use lastkey_crypto::{KeyMaterial, mac, signing::SigningKey};
+use lastkey_engine::audit::{AuditSink, Checkpoint, CheckpointKind, Offline, offline};
 use lastkey_store::disk::FileSystem;
-
-/// A log, and who may sign for it.
-struct World {
-    place: tempfile::TempDir,
-    clock: Arc<ManualClock>,
-    seed: [u8; 32],
-    segment_bytes: u64,
-    every: Duration,
-}
-
-impl World {
-    fn new() -> Self {
-        Self {
-            place: tempfile::tempdir().unwrap(),
-            clock: Arc::new(ManualClock::at(Timestamp::from_millis(1_767_225_600_000))),
-            seed: [9; 32],
-            segment_bytes: 4096,
-            every: Duration::from_secs(3600),
-        }
-    }
-
-    fn signing_key(&self) -> SigningKey {
-        SigningKey::from_seed(KeyMaterial::from_slice(&self.seed)).unwrap()
-    }
-
-    fn audit(&self) -> PathBuf {
-        self.place.path().join("audit")
-    }
-
-    fn open(&self) -> AuditLog {
-        let clock = self.clock.clone();
-        let by =
-            Checkpointing { every: self.every, ..Checkpointing::new(self.signing_key(), clock) };
-        let options = AuditOptions {
-            segment_bytes: self.segment_bytes,
-            checkpoints: Some(by),
-            ..AuditOptions::default()
-        };
-        let key = KeyMaterial::from_slice(&[5; 32]);
-        AuditLog::open_with(&self.audit(), &self.place.path().join("journal"), key, options)
-            .unwrap()
-    }
-
-    /// A log of this many records, closed.
-    fn written(records: usize) -> Self {
-        let world = Self::new();
-        let log = world.open();
-        write(&log, records);
-        log.close();
-        world
-    }
-
-    fn checkpoints(&self) -> Vec<Checkpoint> {
-        let text = fs::read_to_string(self.audit().join("checkpoints.log")).unwrap();
-        text.lines().map(|line| Checkpoint::parse(line).unwrap()).collect()
-    }
-
-    fn verify(&self) -> Verification {
-        verify_by(&self.audit(), self.signing_key().public())
-    }
-}
-
-fn verify_by(directory: &Path, key: PublicKey) -> Verification {
-    let trust = Offline { keys: &[key], witnesses: &[] };
-    offline(&FileSystem, directory, &trust, &Arc::new(Progress::default())).unwrap()
-}
-
-fn write(log: &AuditLog, records: usize) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    for n in 0..records {
-        let body = format!(r#""time":"2026-01-01T00:00:00.000Z","action":"Encrypt","n":{n}"#);
-        runtime.block_on(log.append(body.into_bytes())).unwrap();
-    }
-}
-
-fn segments(directory: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.to_str().unwrap().contains("segment-"))
-        .collect();
-    files.sort();
-    files
-}
+use log::{World, segments, verify_by, write};
 
 #[test]
 fn a_closed_log_verifies_with_the_public_key_alone() {

@@ -1,15 +1,38 @@
 //! Searching the log.
+//!
+//! Segments that are over before the search begins are not opened; of compressed ones, their index
+//! says which blocks can hold an answer; a plain one is entered near where the search begins. What
+//! is left is cut into pieces, and as many are looked through at once as there are processors,
+//! a few at first, so that a page of the newest records costs little.
 
 use std::{
-    io::{self, BufRead, BufReader},
-    path::Path,
+    collections::VecDeque,
+    io::{self, ErrorKind},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
-use lastkey_store::disk::{Access, Disk, Reader};
+use lastkey_store::disk::{DiskFile, read_full};
+use memchr::memrchr;
+use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::segment;
+use super::{
+    files::{self, Line, Opened, SegmentFile},
+    index::Block,
+    keeper::{self, Shelf},
+    scan::Matcher,
+    segment,
+};
 use crate::Timestamp;
+
+/// Plain segments are looked through in pieces of this size.
+const PIECE: u64 = 2 << 20;
+/// Where a search begins in a plain segment is found to within this.
+const NEAR: u64 = 64 << 10;
+/// A line is found in this much.
+const PEEK: usize = 8 << 10;
+/// At most so many pieces at once for each processor.
+const MAX_WAVE: usize = 32;
 
 /// What to look for. Everything that is set must match.
 #[derive(Clone, Debug, Default)]
@@ -45,80 +68,364 @@ pub struct QueryPage {
     pub next: Option<u64>,
 }
 
-impl Query {
-    fn matches(&self, record: &Value) -> bool {
-        let text = |name: &str| record[name].as_str().unwrap_or_default();
-        let time = || Timestamp::parse(text("time")).ok();
-        let wanted = |wanted: &Option<String>, found: &dyn Fn(&str) -> bool| {
-            wanted.as_deref().is_none_or(found)
-        };
-        wanted(&self.key, &|key| text("key") == key)
-            && wanted(&self.outcome, &|outcome| text("outcome") == outcome)
-            && wanted(&self.action, &|action| text("action").eq_ignore_ascii_case(action))
-            && wanted(&self.principal, &|principal| text("principal").contains(principal))
-            && wanted(&self.context_key, &|key| {
-                record["context"]
-                    .as_array()
-                    .is_some_and(|names| names.iter().any(|name| name.as_str() == Some(key)))
-            })
-            && self.from.is_none_or(|from| time().is_some_and(|time| time >= from))
-            && self.to.is_none_or(|to| time().is_some_and(|time| time < to))
-    }
+/// What was made of lines that matched.
+struct Found<T> {
+    hits: Hits<T>,
+    /// Whether there is more.
+    more: bool,
 }
 
-/// Reads the segments up to record `last`.
-pub(super) fn run(
-    disk: &dyn Disk,
-    directory: &Path,
+/// With their sequence numbers, in the order of the log.
+type Hits<T> = VecDeque<(u64, T)>;
+
+/// What is to be kept of a line.
+type Extract<T> = dyn Fn(&[u8]) -> Option<T> + Sync;
+
+/// Searches up to record `last`.
+pub(super) fn run(shelf: &Shelf, query: &Query, last: u64) -> io::Result<QueryPage> {
+    let found = find(shelf, query, last, &|line| serde_json::from_slice(line).ok())?;
+    let next = found.more.then(|| found.hits.back().map(|(seq, _)| *seq)).flatten();
+    Ok(QueryPage { records: found.hits.into_iter().map(|(_, record)| record).collect(), next })
+}
+
+/// The newest nonces, as their prints and the seconds that they were signed for, of records that
+/// are not older than `from`.
+pub(super) fn nonces(
+    shelf: &Shelf,
+    from: Timestamp,
+    limit: usize,
+    last: u64,
+) -> io::Result<Vec<(u64, i64)>> {
+    let query = Query { from: Some(from), newest: true, limit, ..Query::default() };
+    let found = find(shelf, &query, last, &nonce)?;
+    Ok(found.hits.into_iter().map(|(_, nonce)| nonce).collect())
+}
+
+/// `"nonce":"<16 hex>","signed":<seconds>`, as a record has it. Neither can stand in a value:
+/// quotes are escaped there.
+fn nonce(line: &[u8]) -> Option<(u64, i64)> {
+    const PRINT: &[u8] = br#","nonce":""#;
+    const SIGNED: &[u8] = br#"","signed":"#;
+    let print = line.get(memchr::memmem::find(line, PRINT)? + PRINT.len()..)?;
+    let (print, rest) = print.split_at_checked(16)?;
+    let rest = rest.strip_prefix(SIGNED)?;
+    let end = rest.iter().position(|byte| !byte.is_ascii_digit() && *byte != b'-')?;
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    Some((u64::from_str_radix(text(print)?, 16).ok()?, text(&rest[..end])?.parse().ok()?))
+}
+
+fn find<T: Send>(
+    shelf: &Shelf,
     query: &Query,
     last: u64,
-) -> io::Result<QueryPage> {
-    let limit = query.limit.max(1);
-    let segments = segment::list(disk, directory)?;
-    let mut found = std::collections::VecDeque::new();
-    for (index, (_, path)) in segments.iter().enumerate() {
+    extract: &Extract<T>,
+) -> io::Result<Found<T>> {
+    let (matcher, limit) = (Matcher::new(query, last), query.limit.max(1));
+    let search = Search { shelf, matcher, query, limit, extract };
+    let segments = files::list(&*shelf.disk, &shelf.directory)?;
+    let mut order: Vec<usize> = (0..segments.len())
         // The next segment's first record tells where this one ends.
-        if let Some((next, next_path)) = segments.get(index + 1)
-            && (*next <= query.after + 1 || begins_before(disk, next_path, query.from)?)
-        {
-            continue;
+        .filter(|index| {
+            segments.get(index + 1).is_none_or(|next| next.first > query.after.saturating_add(1))
+        })
+        .collect();
+    if query.newest {
+        order.reverse();
+    }
+    let mut pieces = Pieces { search: &search, segments: &segments, order, ready: VecDeque::new() };
+    let mut found = Found { hits: Hits::new(), more: false };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
+    let mut wave = 1;
+    while !search.is_full(&found) {
+        let batch = pieces.take(wave * threads)?;
+        if batch.is_empty() {
+            return Ok(found);
         }
-        let file = Reader::new(disk.open(path, Access::Read)?);
-        let mut lines = BufReader::with_capacity(1 << 16, file);
-        let mut line = Vec::new();
-        while {
-            line.clear();
-            lines.read_until(b'\n', &mut line)? > 0
-        } {
-            let Some(link) = segment::link(&line) else { continue };
-            if link.seq <= query.after || link.seq > last {
-                continue;
-            }
-            let Ok(record) = serde_json::from_slice::<Value>(&line) else { continue };
-            if !query.matches(&record) {
-                continue;
-            }
-            if found.len() == limit {
-                if !query.newest {
-                    let next = found.back().map(|(seq, _)| *seq);
-                    let records = found.into_iter().map(|(_, record)| record).collect();
-                    return Ok(QueryPage { records, next });
-                }
-                found.pop_front();
-            }
-            found.push_back((link.seq, record));
+        wave = (wave * 2).min(MAX_WAVE);
+        for piece in search.look_through(&batch, threads)? {
+            search.add(&mut found, piece);
         }
     }
-    Ok(QueryPage { records: found.into_iter().map(|(_, record)| record).collect(), next: None })
+    found.more = !query.newest;
+    while found.hits.len() > search.limit {
+        if query.newest {
+            found.hits.pop_front()
+        } else {
+            found.hits.pop_back()
+        };
+    }
+    Ok(found)
 }
 
-/// Whether a segment's first record is older than `from`: then so is all before it.
-fn begins_before(disk: &dyn Disk, path: &Path, from: Option<Timestamp>) -> io::Result<bool> {
-    let Some(from) = from else { return Ok(false) };
-    let mut line = Vec::new();
-    let file = Reader::new(disk.open(path, Access::Read)?);
-    BufReader::new(file).read_until(b'\n', &mut line)?;
-    let record: Option<Value> = serde_json::from_slice(&line).ok();
-    let time = record.and_then(|record| Timestamp::parse(record["time"].as_str()?).ok());
-    Ok(time.is_some_and(|time| time < from))
+/// A part of a segment.
+enum Piece {
+    /// A frame of a compressed one.
+    Block(SegmentFile, Block),
+    /// Lines of a plain one that begin in this range.
+    Range(SegmentFile, std::ops::Range<u64>),
+    /// A compressed one without index.
+    Whole(SegmentFile),
+}
+
+struct Search<'a, T> {
+    shelf: &'a Shelf,
+    matcher: Matcher<'a>,
+    query: &'a Query,
+    limit: usize,
+    extract: &'a Extract<T>,
+}
+
+impl<T: Send> Search<'_, T> {
+    /// Whether there is one record more than asked for; of the newest, as many are enough.
+    fn is_full(&self, found: &Found<T>) -> bool {
+        found.hits.len() >= self.limit.saturating_add(usize::from(!self.query.newest))
+    }
+
+    /// Adds what a piece holds, which lies before all that was found if the newest are wanted.
+    fn add(&self, found: &mut Found<T>, mut hits: Hits<T>) {
+        if self.query.newest {
+            while let Some(hit) = hits.pop_back() {
+                found.hits.push_front(hit);
+            }
+        } else {
+            found.hits.append(&mut hits);
+        }
+    }
+
+    /// Looks through pieces at once; their hits come in the pieces' order.
+    fn look_through(&self, pieces: &[Piece], threads: usize) -> io::Result<Vec<Hits<T>>> {
+        let next = AtomicUsize::new(0);
+        let done: Mutex<Vec<Option<io::Result<Hits<T>>>>> =
+            Mutex::new(pieces.iter().map(|_| None).collect());
+        let work = || {
+            while let Some((index, piece)) = {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                pieces.get(index).map(|piece| (index, piece))
+            } {
+                let hits = self.look_into(piece);
+                done.lock()[index] = Some(hits);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads.min(pieces.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        done.into_inner().into_iter().flatten().collect()
+    }
+
+    fn look_into(&self, piece: &Piece) -> io::Result<Hits<T>> {
+        let mut hits = Hits::new();
+        let looked = match piece {
+            Piece::Block(segment, block) => self.look_into_block(segment, block, &mut hits),
+            Piece::Range(segment, range) => self.look_into_range(segment, range, &mut hits),
+            Piece::Whole(segment) => self.look_into_whole(segment, &mut hits),
+        };
+        match looked {
+            // Deleted since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(hits),
+            other => other.map(|()| hits),
+        }
+    }
+
+    /// Keeps a hit; false once there are enough.
+    fn keep(&self, hits: &mut Hits<T>, (seq, line): (u64, &[u8])) -> bool {
+        let Some(kept) = (self.extract)(line) else { return true };
+        hits.push_back((seq, kept));
+        if self.query.newest {
+            if hits.len() > self.limit {
+                hits.pop_front();
+            }
+            true
+        } else {
+            hits.len() <= self.limit
+        }
+    }
+
+    fn scan(&self, lines: &[u8], hits: &mut Hits<T>) {
+        self.matcher.scan(lines, &mut |seq, line| self.keep(hits, (seq, line)));
+    }
+
+    fn look_into_block(
+        &self,
+        segment: &SegmentFile,
+        block: &Block,
+        hits: &mut Hits<T>,
+    ) -> io::Result<()> {
+        let opened = segment.open(&*self.shelf.disk, &self.shelf.directory)?;
+        let mut frame = vec![0; block.length as usize];
+        let filled = read_full(&*opened.file, &mut frame, block.offset)?;
+        match keeper::unpack(&frame[..filled], block.raw as usize) {
+            Some(lines) => self.scan(&lines, hits),
+            None => tracing::warn!(
+                segment = segment.name(),
+                "a block of a compressed audit segment does not open; run `lastkey audit verify`"
+            ),
+        }
+        Ok(())
+    }
+
+    fn look_into_range(
+        &self,
+        segment: &SegmentFile,
+        range: &std::ops::Range<u64>,
+        hits: &mut Hits<T>,
+    ) -> io::Result<()> {
+        let opened = segment.open(&*self.shelf.disk, &self.shelf.directory)?;
+        if opened.compressed {
+            // It was compressed since: whoever looks into its first piece looks into all of it.
+            return if range.start == 0 { self.look_through_lines(&opened, hits) } else { Ok(()) };
+        }
+        let lines = lines_of_range(&*opened.file, range)?;
+        self.scan(&lines, hits);
+        Ok(())
+    }
+
+    fn look_into_whole(&self, segment: &SegmentFile, hits: &mut Hits<T>) -> io::Result<()> {
+        let opened = segment.open(&*self.shelf.disk, &self.shelf.directory)?;
+        self.look_through_lines(&opened, hits)
+    }
+
+    fn look_through_lines(&self, opened: &Opened, hits: &mut Hits<T>) -> io::Result<()> {
+        let mut lines = opened.lines(u64::MAX, |_| {})?;
+        loop {
+            match lines.next() {
+                Ok(Some(Line::Whole(line) | Line::Torn(line))) => self.scan(line, hits),
+                Ok(None) => return Ok(()),
+                Err(error) if error.raw_os_error().is_some() => return Err(error),
+                // What does not decompress is for a verification to tell.
+                Err(_) => return Ok(()),
+            }
+            if !self.query.newest && hits.len() > self.limit {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The pieces of a segment that can hold an answer, in the order of the log.
+    fn pieces_of(&self, segment: &SegmentFile) -> io::Result<Vec<Piece>> {
+        if !segment.plain {
+            let Some(index) = self.shelf.index(segment) else {
+                return Ok(vec![Piece::Whole(*segment)]);
+            };
+            if let (Some(part), Some(all)) = (&self.query.principal, &index.principals) {
+                let named: Vec<&String> = all.iter().filter(|one| one.contains(part)).collect();
+                let may = |block: &Block| {
+                    named.iter().any(|name| block.may_hold(super::index::Field::Principal, name))
+                };
+                return Ok(self.blocks(segment, index.blocks.into_iter().filter(may)));
+            }
+            return Ok(self.blocks(segment, index.blocks.into_iter()));
+        }
+        let opened = match segment.open(&*self.shelf.disk, &self.shelf.directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            opened => opened?,
+        };
+        if opened.compressed {
+            return Ok(vec![Piece::Whole(*segment)]);
+        }
+        let length = opened.file.length()?;
+        let start = enter(&*opened.file, length, self.query.after)?;
+        let step = usize::try_from(PIECE).unwrap_or(usize::MAX);
+        let range = |from: u64| Piece::Range(*segment, from..(from + PIECE).min(length));
+        Ok((start..length).step_by(step).map(range).collect())
+    }
+
+    fn blocks(&self, segment: &SegmentFile, blocks: impl Iterator<Item = Block>) -> Vec<Piece> {
+        blocks
+            .filter(|block| self.matcher.may_match(block))
+            .map(|block| Piece::Block(*segment, block))
+            .collect()
+    }
+}
+
+/// Pieces, cut as they are needed.
+struct Pieces<'a, T> {
+    search: &'a Search<'a, T>,
+    segments: &'a [SegmentFile],
+    /// Segments still to be cut, the first one first.
+    order: Vec<usize>,
+    ready: VecDeque<Piece>,
+}
+
+impl<T: Send> Pieces<'_, T> {
+    fn take(&mut self, count: usize) -> io::Result<Vec<Piece>> {
+        while self.ready.len() < count && !self.order.is_empty() {
+            let mut pieces = self.search.pieces_of(&self.segments[self.order.remove(0)])?;
+            if self.search.query.newest {
+                pieces.reverse();
+            }
+            self.ready.extend(pieces);
+        }
+        let count = count.min(self.ready.len());
+        Ok(self.ready.drain(..count).collect())
+    }
+}
+
+/// An offset in a plain segment before which all records are at most `after`.
+fn enter(file: &dyn DiskFile, length: u64, after: u64) -> io::Result<u64> {
+    let (mut low, mut high) = (0, length);
+    let mut peek = vec![0; PEEK];
+    while high - low > NEAR {
+        let middle = low + (high - low) / 2;
+        let filled = read_full(file, &mut peek, middle)?;
+        let line = memchr::memchr(b'\n', &peek[..filled]).map(|newline| newline + 1);
+        let Some((at, link)) = line.and_then(|at| Some((at, segment::link(&peek[at..filled])?)))
+        else {
+            return Ok(low);
+        };
+        if link.seq <= after {
+            low = middle + at as u64;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
+}
+
+/// The lines that begin in a range, whole.
+fn lines_of_range(file: &dyn DiskFile, range: &std::ops::Range<u64>) -> io::Result<Vec<u8>> {
+    // One byte before tells whether a line begins at `from`.
+    let start = range.start.saturating_sub(1);
+    let mut bytes = vec![0; usize::try_from(range.end - start).unwrap_or(0)];
+    let filled = read_full(file, &mut bytes, start)?;
+    bytes.truncate(filled);
+    if range.start > 0 {
+        let Some(newline) = memchr::memchr(b'\n', &bytes) else { return Ok(Vec::new()) };
+        bytes.drain(..=newline);
+    }
+    // The end of the last line lies behind the range.
+    let mut at = start + filled as u64;
+    let mut more = vec![0; PEEK];
+    while bytes.last().is_some_and(|byte| *byte != b'\n') {
+        let filled = read_full(file, &mut more, at)?;
+        let end = memchr::memchr(b'\n', &more[..filled]);
+        bytes.extend_from_slice(&more[..end.map_or(filled, |newline| newline + 1)]);
+        at += filled as u64;
+        if end.is_some() {
+            break;
+        }
+        if filled == 0 {
+            // The writer is in the middle of it.
+            bytes.truncate(memrchr(b'\n', &bytes).map_or(0, |newline| newline + 1));
+            break;
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonces_are_read_where_records_have_them() {
+        let line =
+            br#"{"seq":1,"source":"x","nonce":"00000000000000ff","signed":-12,"outcome":"ok"}"#;
+        assert_eq!(nonce(line), Some((255, -12)));
+        assert_eq!(nonce(br#"{"target":"\",\"nonce\":\"00","outcome":"ok"}"#), None);
+        assert_eq!(nonce(br#"{"a":1,"nonce":"00"#), None);
+        assert_eq!(nonce(b""), None);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -15,22 +15,6 @@ const RESERVE: u64 = 4 << 20;
 /// The name of the segment that begins with record `first`.
 pub(super) fn name(first: u64) -> String {
     format!("segment-{first:020}.jsonl")
-}
-
-/// The segments of a directory by their first record, in order.
-pub(super) fn list(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let mut segments = Vec::new();
-    for name in disk.list(directory)? {
-        let first = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("segment-")?.strip_suffix(".jsonl"))
-            .and_then(|digits| digits.parse().ok());
-        if let Some(first) = first {
-            segments.push((first, directory.join(name)));
-        }
-    }
-    segments.sort_unstable();
-    Ok(segments)
 }
 
 /// The segment that is being written.
