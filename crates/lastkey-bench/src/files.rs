@@ -124,6 +124,7 @@ fn line(way: Way, at: usize, rounds: &[Vec<Speed>], mib: usize) -> FileLine {
         cpu_per_gib: median(rounds.iter().map(|round| round[at].1)),
         ratio: limit.map(|_| median(rounds.iter().map(|round| round[at].0 / slowest(round)))),
         limit: limit.map(|limit| limit.name()),
+        aims: way.floors().contains(&Way::Disk),
     }
 }
 

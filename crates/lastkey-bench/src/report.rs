@@ -82,6 +82,8 @@ pub(crate) struct FileLine {
     pub(crate) ratio: Option<f64>,
     /// The slower floor.
     pub(crate) limit: Option<&'static str>,
+    /// Whether the aim is about it.
+    pub(crate) aims: bool,
 }
 
 /// A start with many keys.

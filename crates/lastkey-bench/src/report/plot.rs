@@ -102,11 +102,16 @@ impl Chart {
     }
 
     fn width(&self) -> f64 {
-        let groups: usize = self.panels.iter().map(|panel| panel.groups.len()).sum();
-        let bars = groups as f64 * self.group_width();
+        let panels = self.panels.iter().map(|panel| self.panel_width(panel) + PANEL_GAP);
         let names: usize = self.series.iter().map(|name| name.chars().count() * 7 + 30).sum();
-        let plot = bars + self.panels.len() as f64 * PANEL_GAP;
-        LEFT + RIGHT + plot.max(names as f64).max(self.title.chars().count() as f64 * 8.0)
+        let title = self.title.chars().count() as f64 * 9.0;
+        LEFT + RIGHT + panels.sum::<f64>().max(names as f64).max(title)
+    }
+
+    /// Room for its groups, and for its title below them.
+    fn panel_width(&self, panel: &Panel) -> f64 {
+        let groups = panel.groups.len() as f64 * self.group_width();
+        groups.max(panel.title.chars().count() as f64 * 7.0)
     }
 
     /// The smallest and the largest value drawn.
@@ -132,9 +137,10 @@ impl Chart {
 
     /// Draws one panel from `x` on; where the next one begins.
     fn panel(&self, out: &mut String, panel: &Panel, (x, axis): (f64, &Axis)) -> f64 {
-        let width = panel.groups.len() as f64 * self.group_width();
+        let width = self.panel_width(panel);
+        let first = x + (width - panel.groups.len() as f64 * self.group_width()) / 2.0;
         for (at, group) in panel.groups.iter().enumerate() {
-            let left = x + at as f64 * self.group_width() + GROUP_GAP / 2.0;
+            let left = first + at as f64 * self.group_width() + GROUP_GAP / 2.0;
             self.group(out, group, (left, axis));
         }
         let below = TOP + PLOT + 38.0;

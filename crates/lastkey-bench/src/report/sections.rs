@@ -253,7 +253,10 @@ fn files(results: &Results) -> Grid {
         "aim",
     ]);
     for line in &results.files {
-        let aim = line.ratio.map(|ratio| if ratio >= 0.7 { "0.7 met" } else { "0.7 missed" });
+        let aim = line.ratio.filter(|_| line.aims).map(|ratio| match ratio >= 0.7 {
+            true => "0.7 met",
+            false => "0.7 missed",
+        });
         grid.row(vec![
             line.name.to_owned(),
             line.mib.to_string(),
