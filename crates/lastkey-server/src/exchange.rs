@@ -7,7 +7,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use lastkey_engine::{Principal, RequestId, Source, Timestamp};
 
-use crate::tls::PluginCertificate;
+use crate::{room::Gate, tls::PluginCertificate};
 
 /// Who is at the other end of a connection, as far as the connection proves it.
 #[derive(Clone, Debug)]
@@ -63,6 +63,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) peer: &'a Peer,
     /// Its id.
     pub(crate) request_id: RequestId,
+    /// Where its sender waits for a place, once it is known who that is.
+    pub(crate) gate: Gate<'a>,
 }
 
 impl Exchange<'_> {

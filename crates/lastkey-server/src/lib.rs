@@ -9,7 +9,7 @@
 //! decides nothing. What it trusts: rustls for the chain of a client certificate, the kernel for
 //! the peer of a unix socket, the engine for everything else. What it promises: no input panics
 //! it, no caller is anonymous, every buffer, wait and table is bounded, and what is over a bound
-//! is refused at once.
+//! is refused within two seconds.
 //!
 //! ```no_run
 //! # async fn run(engine: lastkey_engine::Engine) -> Result<(), lastkey_server::BindError> {
@@ -23,7 +23,9 @@
 //! ```
 
 pub mod alibaba;
+mod body;
 mod exchange;
+mod fair;
 mod identity;
 mod limits;
 mod listener;
@@ -31,6 +33,7 @@ mod metrics;
 mod native;
 pub mod params;
 mod pki;
+mod room;
 mod server;
 mod service;
 mod stopping;

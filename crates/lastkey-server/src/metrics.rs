@@ -16,6 +16,8 @@ use prometheus_client::{
 };
 use std::sync::Arc;
 
+use crate::room::Admission;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     action: &'static str,
@@ -27,6 +29,32 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+/// Every reason for which something is refused or closed; each shows from the start, so that an
+/// alert can be written before it fires. `docs/limits.md` explains them.
+const SHED_REASONS: &[&str] = &[
+    "address",
+    "answers",
+    "bodies",
+    "connections",
+    "credentials",
+    "descriptors",
+    "gone",
+    "heads",
+    "idle",
+    "lobby",
+    "log_readers",
+    "newcomers",
+    "queue_displaced",
+    "queue_full",
+    "queue_late",
+    "requests",
+    "slow_body",
+    "slow_head",
+    "slow_reader",
+    "stopping",
+    "waiting",
+];
+
 /// The counters of the front end.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -37,6 +65,9 @@ pub(crate) struct Metrics {
     shed: Family<ReasonLabels, Counter>,
     handshakes_failed: Counter,
     certificate_ends: Gauge<i64, AtomicI64>,
+    under_way: Gauge<i64, AtomicI64>,
+    places: Gauge<i64, AtomicI64>,
+    queue: Gauge<i64, AtomicI64>,
 }
 
 impl Metrics {
@@ -50,7 +81,13 @@ impl Metrics {
             shed: Family::default(),
             handshakes_failed: Counter::default(),
             certificate_ends: Gauge::default(),
+            under_way: Gauge::default(),
+            places: Gauge::default(),
+            queue: Gauge::default(),
         };
+        for &reason in SHED_REASONS {
+            drop(metrics.shed.get_or_create(&ReasonLabels { reason }));
+        }
         registry.register(
             "lastkey_requests",
             "Requests answered, by action and outcome",
@@ -69,7 +106,7 @@ impl Metrics {
         );
         registry.register(
             "lastkey_shed",
-            "Connections and requests refused because there was no room",
+            "Connections and requests refused or closed because of a bound",
             metrics.shed.clone(),
         );
         registry.register(
@@ -82,7 +119,31 @@ impl Metrics {
             "When the server's certificate ends, in seconds since 1970",
             metrics.certificate_ends.clone(),
         );
+        registry.register(
+            "lastkey_requests_under_way",
+            "Requests begun and not answered",
+            metrics.under_way.clone(),
+        );
+        registry.register(
+            "lastkey_places_taken",
+            "Requests of proven callers that are worked on",
+            metrics.places.clone(),
+        );
+        registry.register(
+            "lastkey_places_queue",
+            "Requests of proven callers that wait for their turn",
+            metrics.queue.clone(),
+        );
         metrics
+    }
+
+    /// Reads what is counted elsewhere.
+    pub(crate) fn look_at(&self, admission: &Admission) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let (taken, waiting) = admission.places.load();
+        self.places.set(number(taken));
+        self.queue.set(number(waiting));
+        self.under_way.set(number(admission.under_way()));
     }
 
     pub(crate) fn answered(
@@ -98,7 +159,12 @@ impl Metrics {
     }
 
     pub(crate) fn shed(&self, reason: &'static str) {
-        self.shed.get_or_create(&ReasonLabels { reason }).inc();
+        self.shed_many(reason, 1);
+    }
+
+    pub(crate) fn shed_many(&self, reason: &'static str, count: u64) {
+        debug_assert!(SHED_REASONS.contains(&reason), "{reason} is not in the list");
+        self.shed.get_or_create(&ReasonLabels { reason }).inc_by(count);
     }
 
     pub(crate) fn accepted(&self) {

@@ -5,9 +5,11 @@ use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use lastkey_engine::Engine;
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 
@@ -24,8 +26,13 @@ use crate::{
     tls::{CertificateError, CertificateSource},
 };
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
+/// Connections that wait to be accepted; more than a burst of clients that all come back at once.
+const BACKLOG: u32 = 4096;
+/// A peer that is silent for so long is asked whether it is still there, again after each of the
+/// second, and given up after the third: one that vanished without a word frees its place.
+const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
 /// How the server is to be reached and what it calls itself.
 #[derive(Clone, Debug)]
@@ -221,12 +228,23 @@ fn listen(listen: &str) -> Result<(TcpListener, SocketAddr), BindError> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // A restart must not wait for connections of the last run to be forgotten.
         socket.set_reuseaddr(true)?;
+        keep_alive(&socket)?;
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
         let bound = listener.local_addr()?;
         Ok((listener, bound))
     };
     open().map_err(refused)
+}
+
+/// Peers that vanished are noticed; accepted connections inherit this from their listener.
+fn keep_alive(socket: &TcpSocket) -> io::Result<()> {
+    socket.set_keepalive(true)?;
+    sockopt::set_tcp_keepidle(socket, KEEP_ALIVE_AFTER)?;
+    sockopt::set_tcp_keepintvl(socket, KEEP_ALIVE_EVERY)?;
+    let millis = u32::try_from(GIVE_UP_AFTER.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(socket, millis)?;
+    Ok(())
 }
 
 /// Adds the names that every server has.

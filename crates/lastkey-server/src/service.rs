@@ -4,19 +4,22 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::{Body as _, Incoming};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use lastkey_engine::{Engine, Error, RequestId};
 use parking_lot::Mutex;
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 
 use crate::{
     alibaba::{self, Place, Refusal, document::Format},
+    body,
     exchange::{Exchange, Peer, Reply},
-    limits::{Admission, Limits, Room},
+    limits::Limits,
+    listener::doorman::Doorman,
     metrics::{self, Metrics},
     native,
     pki::Pki,
+    room::{Admission, Gate, sized},
     stopping::Stopping,
 };
 
@@ -27,6 +30,7 @@ pub(crate) struct Service {
     pub(crate) place: Place,
     pub(crate) limits: Limits,
     pub(crate) admission: Admission,
+    pub(crate) doorman: Arc<Doorman>,
     pub(crate) metrics: Metrics,
     pub(crate) stopping: Stopping,
     registry: Mutex<Registry>,
@@ -47,6 +51,12 @@ enum Wire {
     Native,
 }
 
+impl Wire {
+    fn of(path: &str) -> Self {
+        if path == "/" { Self::Alibaba } else { Self::Native }
+    }
+}
+
 impl Service {
     pub(crate) fn new(
         engine: Engine,
@@ -58,8 +68,9 @@ impl Service {
         let metrics = Metrics::register(&mut registry);
         let gauges = EngineGauges::register(&mut registry);
         let admission = Admission::new(&limits);
+        let doorman = Arc::new(Doorman::new(&limits));
         let registry = Mutex::new(registry);
-        Self { engine, pki, place, limits, admission, metrics, stopping, registry, gauges }
+        Self { engine, pki, place, limits, admission, doorman, metrics, stopping, registry, gauges }
     }
 
     /// Answers one request.
@@ -70,7 +81,15 @@ impl Service {
     ) -> Response<Full<Bytes>> {
         let started = Instant::now();
         let waits = native::may_wait(request.uri().path());
-        let reply = self.reply(peer, request).await;
+        let wire = Wire::of(request.uri().path());
+        let mut reply = self.reply(peer, request).await;
+        match sized(std::mem::take(&mut reply.body), &self.admission) {
+            Ok(body) => reply.body = body,
+            Err(_) => {
+                self.metrics.shed("answers");
+                reply = refused(wire, self.engine.new_request_id(), &Error::Busy.into());
+            }
+        }
         // How long somebody chose to wait says nothing about how fast we are.
         let took = (!waits).then(|| started.elapsed());
         self.metrics.answered(reply.action, reply.outcome, took);
@@ -79,27 +98,27 @@ impl Service {
 
     async fn reply(&self, peer: &Peer, request: Request<Incoming>) -> Reply {
         let wire = match request.uri().path() {
-            "/" => Wire::Alibaba,
             "/healthz" => return Reply::text(StatusCode::OK, "healthz", "ok\n"),
             "/readyz" => return self.readyz(),
             "/metrics" => return self.metrics_page(),
-            _ => Wire::Native,
+            path => Wire::of(path),
         };
         let request_id = self.engine.new_request_id();
         let refuse = |refusal: Refusal| refused(wire, request_id, &refusal);
-        let Some(room) = self.room(request.uri().path()) else {
-            self.metrics.shed("requests");
-            return refuse(Error::Busy.into());
-        };
+        if self.stopping.is_now() {
+            self.metrics.shed("stopping");
+            return refuse(Error::Unavailable("the server is stopping".to_owned()).into());
+        }
         let (head, body) = request.into_parts();
-        let (body, body_room) = match self.read(body).await {
+        let (body, body_room) = match body::read(body, &self.body_bounds()).await {
             Ok(read) => read,
             Err(refusal) => return refuse(refusal),
         };
         let path_limit = self.time_for(head.uri.path());
-        let exchange = Exchange { head, body, peer, request_id };
+        let gate = Gate { admission: &self.admission, metrics: &self.metrics };
+        let exchange = Exchange { head, body, peer, request_id, gate };
         let reply = tokio::time::timeout(path_limit, self.handle(wire, &exchange)).await;
-        drop((room, body_room));
+        drop(body_room);
         reply.unwrap_or_else(|_| {
             tracing::warn!(%request_id, "a request took too long");
             refuse(Error::Unavailable("the request took too long".to_owned()).into())
@@ -117,11 +136,6 @@ impl Service {
         }
     }
 
-    /// Room for a request; those that may wait take none away from those that work.
-    fn room(&self, path: &str) -> Option<Room> {
-        if native::may_wait(path) { self.admission.waiting() } else { self.admission.request() }
-    }
-
     fn time_for(&self, path: &str) -> std::time::Duration {
         if native::may_take_long(path) {
             self.limits.answer + 10 * native::MAX_WAIT
@@ -130,31 +144,26 @@ impl Service {
         }
     }
 
-    /// Reads a body whole, within the limits of size and time.
-    async fn read(&self, body: Incoming) -> Result<(Bytes, Option<Room>), Refusal> {
-        if body.is_end_stream() {
-            return Ok((Bytes::new(), None));
-        }
-        let limit = self.limits.body;
-        let most = body
-            .size_hint()
-            .upper()
-            .map_or(limit, |most| usize::try_from(most).unwrap_or(usize::MAX));
-        if most > limit {
-            return Err(Refusal::TooLarge(limit));
-        }
-        let Some(room) = self.admission.body(most) else {
-            self.metrics.shed("bodies");
-            return Err(Error::Busy.into());
-        };
-        let read = Limited::new(body, limit).collect();
-        match tokio::time::timeout(self.limits.read_body, read).await {
-            Ok(Ok(body)) => Ok((body.to_bytes(), Some(room))),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                Err(Refusal::TooLarge(limit))
-            }
-            Ok(Err(_)) | Err(_) => Err(Refusal::Incomplete),
-        }
+    fn body_bounds(&self) -> body::Bounds<'_> {
+        let Self { limits, admission, metrics, stopping, .. } = self;
+        body::Bounds { limits, admission, metrics, stopping }
+    }
+
+    /// Whether a path is answered whatever else goes on.
+    pub(crate) fn is_health(path: &str) -> bool {
+        matches!(path, "/healthz" | "/readyz" | "/metrics")
+    }
+
+    /// Tells a client to come back, without having looked at its request, and to close its
+    /// connection.
+    pub(crate) fn turn_away(&self, path: &str, reason: &'static str) -> Response<Full<Bytes>> {
+        self.metrics.shed(reason);
+        let reply = refused(Wire::of(path), self.engine.new_request_id(), &Error::Busy.into());
+        self.metrics.answered(reply.action, reply.outcome, None);
+        let mut response = reply.into_response();
+        let close = http::HeaderValue::from_static("close");
+        response.headers_mut().insert(http::header::CONNECTION, close);
+        response
     }
 
     fn readyz(&self) -> Reply {
@@ -171,6 +180,7 @@ impl Service {
 
     fn metrics_page(&self) -> Reply {
         self.gauges.look_at(&self.engine);
+        self.metrics.look_at(&self.admission);
         match metrics::render(&self.registry.lock()) {
             Ok(text) => Reply {
                 content_type: metrics::CONTENT_TYPE,

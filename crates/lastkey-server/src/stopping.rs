@@ -26,4 +26,9 @@ impl Stopping {
     pub(crate) async fn wait(&mut self) {
         let _ = self.0.wait_for(|stopping| *stopping).await;
     }
+
+    /// Whether the server stops.
+    pub(crate) fn is_now(&self) -> bool {
+        *self.0.borrow()
+    }
 }

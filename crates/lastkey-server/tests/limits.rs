@@ -6,8 +6,12 @@ mod support;
 use std::time::{Duration, Instant};
 
 use lastkey_server::{BindError, Limits, Server, ServerConfig};
+use serde_json::Value;
 use support::{read_to_end, start, start_with};
-use tokio::io::AsyncWriteExt as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
 
 const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
@@ -76,21 +80,174 @@ async fn the_slow_are_let_go() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_room_sheds() {
-    let server = start_with(Limits { requests: 0, ..Limits::default() }).await;
+    let server = start_with(Limits { requests: 0, queue: 0, ..Limits::default() }).await;
     let busy = server.call("ListKeys", &[]).await;
     assert_eq!(busy.error(), (429, "Rejected.Throttling".to_owned()));
     assert_eq!(busy.headers["retry-after"], "1");
     assert!(server.raw(HEALTH).await.ends_with("ok\n"), "health needs no room");
+    assert_eq!(server.shed("queue_full").await, 1);
 
-    let server = start_with(Limits { connections: 1, ..Limits::default() }).await;
-    let first = server.tls(server.client_config(None)).await.unwrap();
-    assert_eq!(read_to_end(&mut server.tcp().await).await, "");
-    drop(first);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while server.tls(server.client_config(None)).await.is_err() {
-        assert!(Instant::now() < deadline, "room does not come back");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let patience = Duration::from_millis(100);
+    let server = start_with(Limits { requests: 0, patience, ..Limits::default() }).await;
+    let started = Instant::now();
+    let busy = server.native("GET", "/v1/status", &Value::Null).await;
+    assert_eq!(busy.error(), (429, "Rejected.Throttling".to_owned()));
+    assert_eq!(busy.headers["retry-after"], "1");
+    assert!((patience..20 * patience).contains(&started.elapsed()));
+
+    let server = start_with(Limits { under_way: 0, ..Limits::default() }).await;
+    let busy = server.call("ListKeys", &[]).await;
+    assert_eq!(busy.error(), (429, "Rejected.Throttling".to_owned()));
+    assert!(server.raw(HEALTH).await.ends_with("ok\n"), "health needs no room");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_and_heads_share_what_there_is() {
+    let server = start_with(Limits { bodies: 2048, heads: 1 << 10, ..Limits::default() }).await;
+    // What is only announced takes nothing.
+    let announced = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 50000\r\n\r\n";
+    let mut waits = server.tls(server.client_config(None)).await.unwrap();
+    waits.write_all(announced).await.unwrap();
+    let body = "x".repeat(2000);
+    let fits = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\r\n{body}");
+    let fits = server.raw_answer(fits.as_bytes()).await;
+    assert!(fits.starts_with("HTTP/1.1 400 ") && fits.contains("MissingParameter"), "{fits}");
+    // What has come, does.
+    waits.write_all(body.as_bytes()).await.unwrap();
+    waits.flush().await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let request =
+        format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{}", "x".repeat(1000));
+    while !server.raw_answer(request.as_bytes()).await.starts_with("HTTP/1.1 429 ") {
+        assert!(Instant::now() < deadline, "bodies are not counted");
     }
+    assert!(server.raw(HEALTH).await.ends_with("ok\n"));
+    drop(waits);
+
+    // Heads beyond 16 KiB: 1 KiB of them in all.
+    let head = format!("GET /?a={} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(15_000));
+    assert!(server.raw_answer(head.as_bytes()).await.starts_with("HTTP/1.1 400 "));
+    let head = format!("GET /?a={} HTTP/1.1\r\nhost: x\r\n", "x".repeat(20_000));
+    assert_eq!(server.raw(head.as_bytes()).await, "");
+    assert_eq!(server.shed("heads").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_idle_give_way_and_the_busy_do_not() {
+    let limits = Limits { connections: 2, lobby: 1, ..Limits::default() };
+    let server = start_with(limits).await;
+    let mut oldest = server.tls(server.client_config(None)).await.unwrap();
+    let _second = server.tls(server.client_config(None)).await.unwrap();
+    // The third one is let in, and the oldest leaves.
+    let third = server.raw(HEALTH).await;
+    assert!(third.ends_with("ok\n"), "{third}");
+    assert_eq!(read_to_end(&mut oldest).await, "");
+    assert!(server.shed("idle").await >= 1);
+
+    // All are busy: newcomers are told so, and health is answered.
+    let busy = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nabc";
+    let mut both = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(4);
+    for count in 1..=2 {
+        let mut stream = server.tls(server.client_config(None)).await.unwrap();
+        stream.write_all(busy).await.unwrap();
+        stream.flush().await.unwrap();
+        both.push(stream);
+        while server.metric("lastkey_requests_under_way").await < count {
+            assert!(Instant::now() < deadline, "request {count} does not begin");
+        }
+    }
+    let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    loop {
+        let told = server.raw_answer(request).await;
+        if told.starts_with("HTTP/1.1 429 ") {
+            assert!(
+                told.contains("retry-after: 1") && told.contains("connection: close"),
+                "{told}"
+            );
+            assert!(told.contains("Rejected.Throttling"), "{told}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "{told}");
+    }
+    assert!(server.raw(HEALTH).await.ends_with("ok\n"));
+    // The operator has a door of his own.
+    server.native("GET", "/v1/status", &Value::Null).await.ok();
+    // Whoever was busy is answered.
+    for stream in &mut both {
+        stream.write_all(b"123456").await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 400");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_no_answer_is_let_go() {
+    let limits = Limits { stall: Duration::from_millis(400), ..Limits::default() };
+    let server = start_with(limits).await;
+    let mut stream = server.tls(server.client_config(None)).await.unwrap();
+    // Answers to these fill whatever buffers there are, and nobody reads them.
+    let asked = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    let started = Instant::now();
+    while let Ok(Ok(())) =
+        tokio::time::timeout(Duration::from_secs(20), stream.write_all(&asked)).await
+    {
+        assert!(started.elapsed() < Duration::from_secs(15), "a slow reader is still open");
+    }
+    assert_eq!(server.shed("slow_reader").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_left_while_waiting_frees_the_place() {
+    let server = start_with(Limits { waiting: 1, ..Limits::default() }).await;
+    let poll = "/v1/audit/tail?after=1000000&wait=60";
+    let mut waits = UnixStream::connect(&server.admin).await.unwrap();
+    waits.write_all(format!("GET {poll} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let full = loop {
+        let path = "/v1/audit/tail?after=1000000&wait=0";
+        let answer = server.native("GET", path, &Value::Null).await;
+        if answer.status == 429 {
+            break answer;
+        }
+        assert!(Instant::now() < deadline, "the seat is not taken");
+    };
+    assert_eq!(full.error().1, "Rejected.Throttling");
+    drop(waits);
+    let left = Instant::now();
+    while server.native("GET", "/v1/audit/tail?wait=0", &Value::Null).await.status != 200 {
+        assert!(left.elapsed() < Duration::from_secs(3), "the seat is still taken");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(server.shed("gone").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_finishes_what_was_begun_and_waits_for_nobody_else() {
+    let mut server = start().await;
+    let silent = server.tcp().await;
+    let idle = server.tls(server.client_config(None)).await.unwrap();
+    let mut half = server.tls(server.client_config(None)).await.unwrap();
+    half.write_all(b"GET /healthz HTT").await.unwrap();
+    let mut begun = server.tls(server.client_config(None)).await.unwrap();
+    begun.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\nabc").await.unwrap();
+    begun.flush().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let finish = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        begun.write_all(b"def").await.unwrap();
+        read_to_end(&mut begun).await
+    };
+    let started = Instant::now();
+    let (answer, ()) = tokio::join!(finish, server.stop());
+    assert!(
+        answer.starts_with("HTTP/1.1 400 ") && answer.contains("connection: close"),
+        "{answer}"
+    );
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    drop((silent, idle, half));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,8 +4,9 @@
 //! 1. query and form are read ([`crate::params`]);
 //! 2. the caller is identified ([`crate::identity`]): a signature, or on the admin socket the
 //!    peer's user;
-//! 3. the action is looked up, and its parameters become one engine command;
-//! 4. the command's output, or the reason for its refusal, is written in JSON or XML.
+//! 3. it waits for its turn ([`crate::fair`]);
+//! 4. the action is looked up, and its parameters become one engine command;
+//! 5. the command's output, or the reason for its refusal, is written in JSON or XML.
 //!
 //! The official SDKs are the judges of everything here.
 
@@ -132,6 +133,10 @@ async fn answer(
     }
     let Claimed { mut caller, by_headers } = match identify(engine, exchange, params) {
         Ok(claimed) => claimed,
+        Err(refusal) => return refuse(refusal),
+    };
+    let _turn = match exchange.gate.turn(&caller.principal, exchange.path()).await {
+        Ok(turn) => turn,
         Err(refusal) => return refuse(refusal),
     };
     let answer = act(engine, place, params, (exchange, by_headers, &mut caller)).await;

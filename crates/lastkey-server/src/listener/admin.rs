@@ -16,8 +16,8 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{drain, pause_after, reap, serve};
-use crate::{exchange::Peer, limits::ConnectionRoom, service::Service};
+use super::{Door, doorman::Guest, drain, pace::Paced, reap, serve};
+use crate::{exchange::Peer, service::Service};
 
 /// The longest path of a socket that the system takes: `sun_path` is 108 bytes with its NUL.
 const MAX_PATH: usize = 107;
@@ -95,6 +95,7 @@ impl AdminSocket {
     pub(crate) async fn run(self, service: Arc<Service>) {
         let mut connections = JoinSet::new();
         let mut stopping = service.stopping.clone();
+        let mut door = Door::default();
         loop {
             tokio::select! {
                 () = stopping.wait() => break,
@@ -102,13 +103,14 @@ impl AdminSocket {
                     Ok((stream, _)) => {
                         reap(&mut connections);
                         service.metrics.accepted();
-                        let Some(room) = service.admission.connection(None) else {
-                            service.metrics.shed("connections");
+                        let Some(guest) = service.doorman.admit_admin(&service.metrics) else {
                             continue;
                         };
-                        connections.spawn(connect(Arc::clone(&service), stream, room));
+                        let number = guest.number();
+                        let task = connections.spawn(connect(Arc::clone(&service), stream, guest));
+                        service.doorman.served_by(number, task);
                     }
-                    Err(error) => pause_after(&error).await,
+                    Err(error) => door.failed(&error, &service, || self.listener.accept()).await,
                 },
             }
         }
@@ -136,12 +138,13 @@ fn remove_stale(path: &Path) -> Result<(), AdminSocketError> {
     }
 }
 
-async fn connect(service: Arc<Service>, stream: UnixStream, _room: ConnectionRoom) {
+async fn connect(service: Arc<Service>, stream: UnixStream, guest: Guest) {
     let Some(peer) = admitted(&stream) else {
         service.metrics.shed("credentials");
         return;
     };
-    serve(service, TokioIo::new(stream), peer, false).await;
+    let paced = Paced::new(stream, Arc::clone(&guest.pulse), Arc::clone(&service));
+    serve(service, (TokioIo::new(paced), false), peer, guest).await;
 }
 
 /// The peer, if it is the server's own user or root.

@@ -1,82 +1,136 @@
-//! One connection: HTTP/1.1 or HTTP/2, watched for idleness.
+//! One connection: HTTP/1.1 or HTTP/2, watched for idleness, slow peers and the server's end.
 
-use std::{
-    convert::Infallible,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{convert::Infallible, future::pending, pin::pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
 use hyper::{
+    body::Incoming,
     rt::{Read, Write},
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::{exchange::Peer, limits::Limits, service::Service};
+use super::{
+    doorman::{Guest, Lane},
+    pulse::Pulse,
+};
+use crate::{exchange::Peer, limits::Limits, native, service::Service};
 
 /// Streams of one HTTP/2 connection at a time.
-const MAX_STREAMS: u32 = 128;
+const MAX_STREAMS: u32 = 64;
+/// Streams that a client began and reset before we looked at them; more, and it is sent away.
+const MAX_RESETS: usize = 20;
+/// Streams that we reset for a client's mistakes; more, and it is sent away.
+const MAX_OWN_RESETS: usize = 64;
+/// Bytes that a client may send unasked, on a stream and in all.
+const H2_STREAM_WINDOW: u32 = 64 << 10;
+const H2_WINDOW: u32 = 1 << 20;
 const H2_PING_EVERY: Duration = Duration::from_secs(30);
 const H2_PONG_WITHIN: Duration = Duration::from_secs(20);
+/// How often a connection is looked at once the server stops.
+const LOOK_AT_END: Duration = Duration::from_millis(50);
+/// A request whose head was on its way when the server began to stop has so long to arrive.
+const LAST_CALL: Duration = Duration::from_millis(500);
 
-/// Serves a connection until it ends, idles, or the server stops.
-pub(crate) async fn serve<I>(service: Arc<Service>, io: I, peer: Peer, is_http2: bool)
-where
+/// Serves a connection until it ends, idles, stalls, or the server stops.
+pub(crate) async fn serve<I>(
+    service: Arc<Service>,
+    (io, is_http2): (I, bool),
+    peer: Peer,
+    guest: Guest,
+) where
     I: Read + Write + Unpin + Send + 'static,
 {
-    service.metrics.connected();
-    let pulse = Arc::new(Pulse::new());
-    let (peer, limits) = (Arc::new(peer), service.limits.clone());
+    let _counted = Counted::new(&service);
+    let limits = &service.limits;
     let mut stopping = service.stopping.clone();
     let answer = {
-        let (service, pulse) = (Arc::clone(&service), Arc::clone(&pulse));
+        let (service, pulse) = (Arc::clone(&service), Arc::clone(&guest.pulse));
+        let (peer, lane) = (Arc::new(peer), guest.lane);
         service_fn(move |request| {
-            let (service, peer) = (Arc::clone(&service), Arc::clone(&peer));
-            let beat = pulse.begin();
-            async move {
-                let response = service.answer(&peer, request).await;
-                drop(beat);
-                Ok::<_, Infallible>(response)
-            }
+            answer((Arc::clone(&service), Arc::clone(&peer)), (Arc::clone(&pulse), lane), request)
         })
     };
     macro_rules! drive {
         ($connection:expr) => {{
             let mut connection = pin!($connection);
-            let mut looks = tokio::time::interval(look_every(&limits));
-            let (mut closing, mut stop_seen) = (false, false);
+            let mut watch = Watch::new(&guest.pulse, limits, is_http2);
+            let mut looks = looks(look_every(limits));
             loop {
                 tokio::select! {
                     // Errors are the peer's: it went away, or did not speak HTTP.
                     _ = connection.as_mut() => break,
-                    () = stopping.wait(), if !stop_seen => {
-                        stop_seen = true;
+                    () = stopping.wait(), if watch.stopped.is_none() => {
+                        watch.stopped = Some(Instant::now());
+                        looks = self::looks(LOOK_AT_END);
                         connection.as_mut().graceful_shutdown();
                     }
-                    _ = looks.tick() => match (pulse.is_idle(&limits), closing) {
-                        (false, _) => {}
-                        (true, false) => {
-                            closing = true;
-                            connection.as_mut().graceful_shutdown();
+                    _ = looks.tick() => match watch.look(Instant::now()) {
+                        Verdict::Stay => {}
+                        Verdict::Leave => connection.as_mut().graceful_shutdown(),
+                        Verdict::Cut(reason) => {
+                            if let Some(reason) = reason {
+                                service.metrics.shed(reason);
+                            }
+                            break;
                         }
-                        // It did not go when it was asked to.
-                        (true, true) => break,
                     },
                 }
             }
         }};
     }
     if is_http2 {
-        drive!(http2_builder(&limits).serve_connection(io, answer));
+        drive!(http2_builder(limits).serve_connection(io, answer));
     } else {
-        drive!(http1_builder(&limits).serve_connection(io, answer));
+        drive!(http1_builder(limits).serve_connection(io, answer));
     }
-    service.metrics.disconnected();
+}
+
+/// Answers one request, if there is room for it. Health needs none.
+async fn answer(
+    (service, peer): (Arc<Service>, Arc<Peer>),
+    (pulse, lane): (Arc<Pulse>, Lane),
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let path = request.uri().path();
+    let already = pulse.in_flight() as usize;
+    let Some(beat) = pulse.begin(native::may_wait(path)) else {
+        // The connection was let go just before; its task is about to end.
+        return pending().await;
+    };
+    let response = if Service::is_health(path) {
+        service.answer(&peer, request).await
+    } else if lane == Lane::Lobby {
+        service.turn_away(path, "lobby")
+    } else if let Some(begun) = service.admission.begin(already) {
+        let response = service.answer(&peer, request).await;
+        drop(begun);
+        response
+    } else {
+        service.turn_away(path, "requests")
+    };
+    drop(beat);
+    Ok(response)
+}
+
+/// A connection in the metrics.
+struct Counted(Arc<Service>);
+
+impl Counted {
+    fn new(service: &Arc<Service>) -> Self {
+        service.metrics.connected();
+        Self(Arc::clone(service))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.metrics.disconnected();
+    }
 }
 
 fn http1_builder(limits: &Limits) -> http1::Builder {
@@ -84,10 +138,10 @@ fn http1_builder(limits: &Limits) -> http1::Builder {
     builder
         .max_headers(limits.headers)
         .max_buf_size(limits.head.max(8192))
-        // Nobody reads on while a request is worked on: that would take a second buffer each time,
-        // only to learn a little earlier that the client has gone.
+        // Nobody reads on while a request is worked on: that would take a second buffer each time.
+        // Who waits for something to happen is looked after by `Paced`.
         .half_close(true)
-        // Idleness and slow heads are the pulse's business, without a timer for each request.
+        // Idleness and slow heads are the watch's business, without a timer for each request.
         .header_read_timeout(None);
     builder
 }
@@ -97,88 +151,175 @@ fn http2_builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_OWN_RESETS)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_WINDOW)
         .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
         .keep_alive_interval(H2_PING_EVERY)
         .keep_alive_timeout(H2_PONG_WITHIN);
     builder
 }
 
+fn looks(every: Duration) -> tokio::time::Interval {
+    let mut looks = tokio::time::interval(every);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
+}
+
 /// Often enough to be a quarter late at most.
 fn look_every(limits: &Limits) -> Duration {
-    (limits.first_request.min(limits.idle) / 4).max(Duration::from_millis(10))
+    let shortest = [limits.first_request, limits.idle, limits.read_head, limits.stall]
+        .into_iter()
+        .min()
+        .unwrap_or_default();
+    (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
 }
 
-/// When a connection's last request began or ended. A head that never ends is no request, so who
-/// sends one byte a minute is idle all the same; so is who does not read an answer.
-struct Pulse {
-    opened: Instant,
-    in_flight: AtomicU32,
-    served: AtomicBool,
-    /// Milliseconds since `opened`.
-    last: AtomicU64,
+/// What is to become of a connection.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Stay,
+    /// It is to end by itself.
+    Leave,
+    /// It ends now, for this reason of shedding, if it is one.
+    Cut(Option<&'static str>),
 }
 
-impl Pulse {
-    fn new() -> Self {
-        Self {
-            opened: Instant::now(),
-            in_flight: AtomicU32::new(0),
-            served: AtomicBool::new(false),
-            last: AtomicU64::new(0),
+/// Looks at a connection's pulse every now and then.
+struct Watch<'a> {
+    pulse: &'a Pulse,
+    limits: &'a Limits,
+    is_http2: bool,
+    /// Since when the server stops.
+    stopped: Option<Instant>,
+    /// Since when it was seen to take nothing, and what it had taken by then.
+    blocked: Option<(Instant, u64)>,
+    /// Since when there was seen a head that is not whole.
+    mid_head: Option<Instant>,
+    leaving: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(pulse: &'a Pulse, limits: &'a Limits, is_http2: bool) -> Self {
+        let (stopped, blocked, mid_head) = (None, None, None);
+        Self { pulse, limits, is_http2, stopped, blocked, mid_head, leaving: false }
+    }
+
+    fn look(&mut self, now: Instant) -> Verdict {
+        if self.takes_too_slowly(now) {
+            return Verdict::Cut(Some("slow_reader"));
+        }
+        if self.asks_too_slowly(now) {
+            return Verdict::Cut(Some("slow_head"));
+        }
+        let is_quiet = self.pulse.in_flight() == 0 && self.blocked.is_none();
+        if !is_quiet {
+            return Verdict::Stay;
+        }
+        if self.stopped.is_some_and(|since| now - since > LAST_CALL) {
+            return Verdict::Cut(None);
+        }
+        let served = self.pulse.has_served();
+        let limit = if served { self.limits.idle } else { self.limits.first_request };
+        match (self.pulse.idle() > limit, self.leaving) {
+            (false, _) => Verdict::Stay,
+            (true, false) => {
+                self.leaving = true;
+                Verdict::Leave
+            }
+            // It did not go when it was asked to.
+            (true, true) => Verdict::Cut(None),
         }
     }
 
-    fn begin(self: &Arc<Self>) -> Beat {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.served.store(true, Ordering::Relaxed);
-        Beat(Arc::clone(self))
-    }
-
-    fn is_idle(&self, limits: &Limits) -> bool {
-        if self.in_flight.load(Ordering::Relaxed) > 0 {
+    /// Whether it takes what it asked for below the least rate.
+    fn takes_too_slowly(&mut self, now: Instant) -> bool {
+        let (written, is_blocked) = self.pulse.writing();
+        if !is_blocked {
+            self.blocked = None;
             return false;
         }
-        let served = self.served.load(Ordering::Relaxed);
-        let limit = if served { limits.idle } else { limits.first_request };
-        let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
-        self.opened.elapsed().saturating_sub(last) > limit
+        let (since, before) = *self.blocked.get_or_insert((now, written));
+        let elapsed = now - since;
+        if elapsed < self.limits.stall {
+            return false;
+        }
+        self.blocked = Some((now, written));
+        let taken = u128::from(written - before) * 1000;
+        taken < elapsed.as_millis() * self.limits.rate as u128
     }
-}
 
-/// A request under way.
-struct Beat(Arc<Pulse>);
-
-impl Drop for Beat {
-    fn drop(&mut self) {
-        let since = u64::try_from(self.0.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.0.last.store(since, Ordering::Relaxed);
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    /// Whether a head has begun, and does not end. Over HTTP/2 other things than heads come
+    /// between requests, and the library bounds heads by their size.
+    fn asks_too_slowly(&mut self, now: Instant) -> bool {
+        if self.is_http2 || !self.pulse.is_mid_head() {
+            self.mid_head = None;
+            return false;
+        }
+        let since = *self.mid_head.get_or_insert(now);
+        now - since > self.limits.read_head
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listener::pulse::Phase;
+
+    fn limits() -> Limits {
+        Limits {
+            first_request: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            read_head: Duration::from_secs(5),
+            stall: Duration::from_secs(4),
+            rate: 1000,
+            ..Limits::default()
+        }
+    }
 
     #[test]
-    fn a_request_keeps_a_connection_awake() {
-        let limits = Limits {
-            first_request: Duration::from_millis(1),
-            idle: Duration::from_secs(60),
-            ..Limits::default()
-        };
-        let pulse = Arc::new(Pulse::new());
-        std::thread::sleep(Duration::from_millis(5));
-        assert!(pulse.is_idle(&limits));
-        let beat = pulse.begin();
-        assert!(!pulse.is_idle(&limits));
+    fn a_slow_reader_is_cut_and_one_that_is_fast_enough_stays() {
+        let (pulse, limits, start) = (Pulse::new(Phase::Open), limits(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut watch = Watch::new(&pulse, &limits, false);
+        pulse.block();
+        assert_eq!(watch.look(after(0)), Verdict::Stay);
+        pulse.wrote(4000);
+        pulse.block();
+        assert_eq!(watch.look(after(4)), Verdict::Stay);
+        pulse.wrote(3999);
+        pulse.block();
+        assert_eq!(watch.look(after(7)), Verdict::Stay);
+        assert_eq!(watch.look(after(8)), Verdict::Cut(Some("slow_reader")));
+        pulse.wrote(1);
+        assert_eq!(watch.look(after(9)), Verdict::Stay);
+    }
+
+    #[test]
+    fn a_head_has_its_time_over_http1() {
+        let (pulse, limits, start) = (Pulse::new(Phase::Open), limits(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut watch = Watch::new(&pulse, &limits, false);
+        let mut second = Watch::new(&pulse, &limits, true);
+        pulse.read(1);
+        for seconds in [1, 6] {
+            assert_eq!(watch.look(after(seconds)), Verdict::Stay);
+            assert_eq!(second.look(after(seconds)), Verdict::Stay);
+        }
+        assert_eq!(watch.look(after(7)), Verdict::Cut(Some("slow_head")));
+        assert_eq!(second.look(after(7)), Verdict::Stay);
+    }
+
+    #[test]
+    fn who_has_nothing_under_way_leaves_when_the_server_stops() {
+        let (pulse, limits, start) = (Arc::new(Pulse::new(Phase::Open)), limits(), Instant::now());
+        let mut watch = Watch::new(&pulse, &limits, false);
+        watch.stopped = Some(start);
+        let beat = pulse.begin(false);
+        assert_eq!(watch.look(start + 2 * LAST_CALL), Verdict::Stay);
         drop(beat);
-        assert!(!pulse.is_idle(&limits));
-        assert!(
-            pulse.is_idle(&Limits { idle: Duration::ZERO, ..limits }) || {
-                std::thread::sleep(Duration::from_millis(5));
-                pulse.is_idle(&Limits { idle: Duration::ZERO, ..Limits::default() })
-            }
-        );
+        assert_eq!(watch.look(start + LAST_CALL / 2), Verdict::Stay);
+        assert_eq!(watch.look(start + 2 * LAST_CALL), Verdict::Cut(None));
     }
 }

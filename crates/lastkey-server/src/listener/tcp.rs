@@ -8,12 +8,11 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{drain, pause_after, reap, serve};
+use super::{Door, doorman::Guest, drain, pace::Paced, pulse::Phase, reap, serve};
 use crate::{
     exchange::Peer,
-    limits::ConnectionRoom,
     service::Service,
     tls::{ALPN_H2, plugin_of},
 };
@@ -27,6 +26,7 @@ const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\
 pub(crate) async fn run(service: Arc<Service>, listener: TcpListener, acceptor: TlsAcceptor) {
     let mut connections = JoinSet::new();
     let mut stopping = service.stopping.clone();
+    let mut door = Door::default();
     loop {
         tokio::select! {
             () = stopping.wait() => break,
@@ -34,14 +34,15 @@ pub(crate) async fn run(service: Arc<Service>, listener: TcpListener, acceptor: 
                 Ok((stream, address)) => {
                     reap(&mut connections);
                     service.metrics.accepted();
-                    let Some(room) = service.admission.connection(Some(address.ip())) else {
-                        service.metrics.shed("connections");
+                    let Some(guest) = service.doorman.admit(address.ip(), &service.metrics) else {
                         continue;
                     };
-                    let (service, acceptor) = (Arc::clone(&service), acceptor.clone());
-                    connections.spawn(connect(service, acceptor, (stream, address), room));
+                    let number = guest.number();
+                    let shared = (Arc::clone(&service), acceptor.clone());
+                    let task = connections.spawn(connect(shared, (stream, address), guest));
+                    service.doorman.served_by(number, task);
                 }
-                Err(error) => pause_after(&error).await,
+                Err(error) => door.failed(&error, &service, || listener.accept()).await,
             },
         }
     }
@@ -50,18 +51,26 @@ pub(crate) async fn run(service: Arc<Service>, listener: TcpListener, acceptor: 
 }
 
 async fn connect(
-    service: Arc<Service>,
-    acceptor: TlsAcceptor,
+    (service, acceptor): (Arc<Service>, TlsAcceptor),
     (stream, address): (TcpStream, SocketAddr),
-    _room: ConnectionRoom,
+    guest: Guest,
 ) {
     // Answers are small and each of them is waited for.
     let _ = stream.set_nodelay(true);
-    let handshake = tokio::time::timeout(service.limits.handshake, handshake(stream, &acceptor));
-    let Ok(Some(stream)) = handshake.await else {
+    let mut stopping = service.stopping.clone();
+    let handshake = handshake(&service, (stream, &acceptor), &guest);
+    let handshake = tokio::time::timeout(service.limits.handshake, handshake);
+    let stream = tokio::select! {
+        stream = handshake => stream.ok().flatten(),
+        // Nothing has begun yet.
+        () = stopping.wait() => return,
+    };
+    let Some(stream) = stream else {
         service.metrics.handshake_failed();
         return;
     };
+    guest.ticket.known();
+    guest.pulse.reach(Phase::Open);
     let (_, session) = stream.get_ref();
     let is_http2 = session.alpn_protocol() == Some(ALPN_H2);
     let plugin = session
@@ -69,13 +78,14 @@ async fn connect(
         .and_then(|chain| chain.first())
         .and_then(|certificate| plugin_of(certificate, service.engine.clock().now()));
     let peer = Peer::Tls { address, plugin };
-    serve(service, TokioIo::new(stream), peer, is_http2).await;
+    serve(service, (TokioIo::new(stream), is_http2), peer, guest).await;
 }
 
 async fn handshake(
-    mut stream: TcpStream,
-    acceptor: &TlsAcceptor,
-) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    service: &Arc<Service>,
+    (mut stream, acceptor): (TcpStream, &TlsAcceptor),
+    guest: &Guest,
+) -> Option<TlsStream<Paced<TcpStream>>> {
     let mut first = [0];
     if stream.peek(&mut first).await.ok()? == 1 && first[0].is_ascii_uppercase() {
         // A method's first letter; TLS begins with 0x16.
@@ -83,7 +93,9 @@ async fn handshake(
         let _ = stream.shutdown().await;
         return None;
     }
-    acceptor.accept(stream).await.ok()
+    guest.pulse.reach(Phase::Handshake);
+    let paced = Paced::new(stream, Arc::clone(&guest.pulse), Arc::clone(service));
+    acceptor.accept(paced).await.ok()
 }
 
 #[cfg(test)]

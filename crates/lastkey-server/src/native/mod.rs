@@ -99,7 +99,12 @@ pub(crate) fn may_wait(path: &str) -> bool {
 
 /// Whether a request may take longer than others, because it reads all there is.
 pub(crate) fn may_take_long(path: &str) -> bool {
-    matches!(path, "/v1/audit/verify" | "/v1/audit") || may_wait(path)
+    reads_the_log(path) || may_wait(path)
+}
+
+/// Whether a request reads all of the audit log, or as much as it may.
+pub(crate) fn reads_the_log(path: &str) -> bool {
+    matches!(path, "/v1/audit/verify" | "/v1/audit")
 }
 
 /// A route's name for metrics, what to do, and which method it takes.
@@ -206,6 +211,10 @@ async fn answer(context: &Context<'_>, exchange: &Exchange<'_>) -> (&'static str
     // Strangers do not learn which paths there are.
     let Claimed { caller, .. } = match identify(context.engine, exchange, &params) {
         Ok(claimed) => claimed,
+        Err(refusal) => return refuse("unknown", refusal),
+    };
+    let _turn = match exchange.gate.turn(&caller.principal, exchange.path()).await {
+        Ok(turn) => turn,
         Err(refusal) => return refuse("unknown", refusal),
     };
     let (name, caller, refusal) = match Route::find(&exchange.head.method, exchange.path()) {

@@ -187,6 +187,41 @@ impl Running {
         read_to_end(&mut stream).await
     }
 
+    /// As [`Self::raw`], of a connection that may stay open: the head of the answer, and of its
+    /// body what came with it.
+    pub(crate) async fn raw_answer(&self, bytes: &[u8]) -> String {
+        let mut stream = self.tls(self.client_config(None)).await.unwrap();
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.flush().await;
+        let mut answer = vec![0; 8192];
+        let mut length = 0;
+        let complete = |text: &[u8]| {
+            let text = String::from_utf8_lossy(text);
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            let announced = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+            (body.len() >= announced.parse().ok()?).then_some(())
+        };
+        while complete(&answer[..length]).is_none() {
+            match stream.read(&mut answer[length..]).await {
+                Ok(0) | Err(_) => break,
+                Ok(more) => length += more,
+            }
+        }
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+
+    /// The value of a metric, asked for over the admin socket.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let text = self.native("GET", "/metrics", &Value::Null).await.text;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
+    /// How often something was refused or closed for this reason.
+    pub(crate) async fn shed(&self, reason: &str) -> u64 {
+        self.metric(&format!("lastkey_shed_total{{reason=\"{reason}\"}}")).await
+    }
+
     pub(crate) fn audit_text(&self) -> String {
         let mut text = String::new();
         for entry in std::fs::read_dir(self.directory.path().join("audit")).unwrap() {

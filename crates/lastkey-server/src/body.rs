@@ -1,0 +1,139 @@
+//! Reads a request's body: bounded in size, in time, in rate, and together with all others in
+//! memory.
+
+use std::{
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Frame, Incoming};
+use lastkey_engine::Error;
+use tokio::time::Instant;
+
+use crate::{
+    alibaba::Refusal,
+    limits::Limits,
+    metrics::Metrics,
+    room::{Admission, BodyRoom},
+    stopping::Stopping,
+};
+
+/// A body may still arrive for so long after the server began to stop.
+const AFTER_STOP: Duration = Duration::from_secs(2);
+
+/// What bounds a body.
+pub(crate) struct Bounds<'a> {
+    pub(crate) limits: &'a Limits,
+    pub(crate) admission: &'a Admission,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) stopping: &'a Stopping,
+}
+
+/// Reads `body` whole.
+///
+/// # Errors
+/// It is too large, too slow, incomplete, or there is no room for it.
+pub(crate) async fn read(
+    mut body: Incoming,
+    bounds: &Bounds<'_>,
+) -> Result<(Bytes, Option<BodyRoom>), Refusal> {
+    if body.is_end_stream() {
+        return Ok((Bytes::new(), None));
+    }
+    let limit = bounds.limits.body;
+    // What is announced is refused by its announcement; what is not, when it comes.
+    if body.size_hint().lower() > limit as u64 {
+        return Err(Refusal::TooLarge(limit));
+    }
+    let mut room = bounds.admission.body();
+    let mut clock = Clock::new(bounds);
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    let mut length = 0_usize;
+    while let Some(piece) = clock.next(&mut body, length).await? {
+        let Ok(data) = piece.map_err(|_| Refusal::Incomplete)?.into_data() else { continue };
+        length += data.len();
+        if length > limit {
+            return Err(Refusal::TooLarge(limit));
+        }
+        if !room.reach(length) {
+            bounds.metrics.shed("bodies");
+            return Err(Error::Busy.into());
+        }
+        // Most bodies are one piece, which is kept as it came.
+        if first.is_empty() && all.is_empty() {
+            first = data;
+        } else {
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&data);
+        }
+    }
+    let whole = if all.is_empty() { first } else { all.freeze() };
+    Ok((whole, Some(room)))
+}
+
+/// How long the next piece may take.
+struct Clock<'a> {
+    bounds: &'a Bounds<'a>,
+    /// Since when a piece was waited for, and who says that the server stops; hardly any body
+    /// is ever waited for.
+    waits: Option<Waits>,
+}
+
+struct Waits {
+    started: Instant,
+    stopping: Stopping,
+    stopped: Option<Instant>,
+}
+
+type Piece = Option<Result<Frame<Bytes>, hyper::Error>>;
+
+impl<'a> Clock<'a> {
+    fn new(bounds: &'a Bounds<'a>) -> Self {
+        Self { bounds, waits: None }
+    }
+
+    async fn next(&mut self, body: &mut Incoming, length: usize) -> Result<Piece, Refusal> {
+        let mut frame = body.frame();
+        let at_once = poll_fn(|cx| Poll::Ready(Pin::new(&mut frame).poll(cx))).await;
+        if let Poll::Ready(piece) = at_once {
+            return Ok(piece);
+        }
+        let bounds = self.bounds;
+        let waits = self.waits.get_or_insert_with(|| Waits {
+            started: Instant::now(),
+            stopping: bounds.stopping.clone(),
+            stopped: None,
+        });
+        loop {
+            let deadline = waits.deadline(bounds.limits, length);
+            tokio::select! {
+                biased;
+                piece = &mut frame => return Ok(piece),
+                () = waits.stopping.wait(), if waits.stopped.is_none() => {
+                    waits.stopped = Some(Instant::now());
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    bounds.metrics.shed("slow_body");
+                    return Err(Refusal::Incomplete);
+                }
+            }
+        }
+    }
+}
+
+impl Waits {
+    /// When the next piece must have come: at any moment, what has come so far must have come at
+    /// the least rate, except for a first while.
+    fn deadline(&self, limits: &Limits, length: usize) -> Instant {
+        let rate = u64::try_from(limits.rate.max(1)).unwrap_or(1);
+        let millis = (length as u64).saturating_mul(1000) / rate;
+        let earned = Duration::from_millis(millis).max(limits.stall).min(limits.read_body);
+        let deadline = self.started + earned;
+        self.stopped.map_or(deadline, |stopped| deadline.min(stopped + AFTER_STOP))
+    }
+}
