@@ -37,7 +37,7 @@ actions! {
     AddCluster, ListClusters, AddPlugin, PluginStatus, PluginEncrypt, PluginDecrypt,
     // the service itself
     DescribeService, QueryAudit, VerifyAudit, ReadCertificate, RenewCertificate,
-    CreateAccessKey, WriteSealed, RotateDueKey, DestroyKey, RedrawEpochs, RefuseCallers, Heartbeat,
+    CreateAccessKey, WriteSealed, RotateDueKey, DestroyKey, RedrawEpochs, AcceptRestore, RefuseCallers, Heartbeat,
 }
 
 impl fmt::Display for Action {

@@ -1,26 +1,38 @@
 //! The barrier: nothing reaches the store but through here, and nothing leaves it unopened.
 //!
 //! Every record is sealed by a keyring key, with its path and a counter of its own as associated
-//! data, so that a record moved to another path, or given another counter, does not open. The
-//! keyring itself is stored wrapped under the root key, which the seal keeps.
+//! data, so that a record moved to another path, or given another counter, does not open. That
+//! none is put back in an older version is what [`heads`] are for: they are written with
+//! each commit ([`batch`]), and compared with all records when the store is opened ([`check`]). The
+//! keyring itself is stored wrapped under the root key, which the seal keeps ([`keyring`]).
 
-use std::{collections::BTreeMap, sync::Arc};
+mod batch;
+mod check;
+mod keyring;
+
+use std::sync::{Arc, OnceLock};
 
 use lastkey_crypto::{
     Entropy, KeyMaterial, SecretBytes,
     record::{self, SealedRecord},
-    wrap,
 };
-use lastkey_store::{Entry, Revision, Store, Transaction};
+use lastkey_store::{CommitError, Entry, Revision, Store, Transaction};
 use parking_lot::RwLock;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::Error;
-
-const KEYRING_PATH: &str = "meta/keyring";
-const KEYRING_PURPOSE: &str = "keyring";
-const KEYRING_FORMAT: u8 = 1;
-const KEYRING_KEY_BYTES: usize = 32;
+use self::{
+    batch::Pipeline,
+    keyring::{Identity, Keyring},
+};
+pub(crate) use self::{
+    batch::{Batch, Written},
+    check::Inspection,
+    keyring::{KEYRING_PATH, Witness, parse as parse_keyring},
+};
+use crate::{
+    Error, audit,
+    heads::{Counts, Sum},
+};
 
 /// Why the barrier did not open.
 #[derive(Debug, thiserror::Error)]
@@ -37,50 +49,9 @@ pub enum BarrierError {
     /// The store refused the first write.
     #[error(transparent)]
     Commit(#[from] lastkey_store::CommitError),
-}
-
-/// The versioned keys that seal records. The newest seals, each of them opens.
-struct Keyring {
-    keys: BTreeMap<u32, Arc<KeyMaterial>>,
-}
-
-impl Keyring {
-    fn new(entropy: &dyn Entropy) -> Self {
-        let key = Arc::new(KeyMaterial::generate(KEYRING_KEY_BYTES, entropy));
-        Self { keys: BTreeMap::from([(1, key)]) }
-    }
-
-    /// `format 1 ‖ (id 4 bytes ‖ key 32 bytes)*`, big-endian.
-    fn encode(&self) -> zeroize::Zeroizing<Vec<u8>> {
-        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(1 + 36 * self.keys.len()));
-        bytes.push(KEYRING_FORMAT);
-        for (id, key) in &self.keys {
-            bytes.extend_from_slice(&id.to_be_bytes());
-            bytes.extend_from_slice(key.expose());
-        }
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let entries = bytes.strip_prefix(&[KEYRING_FORMAT])?;
-        let (chunks, rest) = entries.as_chunks::<{ 4 + KEYRING_KEY_BYTES }>();
-        if chunks.is_empty() || !rest.is_empty() {
-            return None;
-        }
-        let keys = chunks
-            .iter()
-            .map(|chunk| {
-                let (id, key) = chunk.split_at(4);
-                let id = u32::from_be_bytes(id.try_into().unwrap_or_default());
-                (id, Arc::new(KeyMaterial::from_slice(key)))
-            })
-            .collect();
-        Some(Self { keys })
-    }
-
-    fn newest(&self) -> Option<(u32, Arc<KeyMaterial>)> {
-        self.keys.last_key_value().map(|(id, key)| (*id, Arc::clone(key)))
-    }
+    /// The store cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
 }
 
 /// A record as it was read: its value, and what a change of it must expect.
@@ -91,18 +62,20 @@ pub(crate) struct Stored<T> {
     pub(crate) counter: u64,
     /// The store's revision of the last write.
     pub(crate) revision: Revision,
+    /// What the record adds to its shard's sum.
+    pub(crate) code: Sum,
 }
 
 /// What a write expects of the path's present state.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Expect {
     Absent,
-    Unchanged { revision: Revision, counter: u64 },
+    Unchanged { revision: Revision, counter: u64, code: Sum },
 }
 
 impl<T> Stored<T> {
     pub(crate) fn expect(&self) -> Expect {
-        Expect::Unchanged { revision: self.revision, counter: self.counter }
+        Expect::Unchanged { revision: self.revision, counter: self.counter, code: self.code }
     }
 }
 
@@ -110,7 +83,20 @@ impl<T> Stored<T> {
 pub(crate) struct Barrier {
     store: Arc<dyn Store>,
     keyring: RwLock<Keyring>,
+    /// Under which the keyring rests.
+    root: RwLock<Arc<KeyMaterial>>,
     entropy: Arc<dyn Entropy>,
+    /// Set once the heads were checked, or made.
+    pipeline: OnceLock<Pipeline>,
+    /// Why the store cannot be trusted any more, once it cannot.
+    distrust: OnceLock<String>,
+}
+
+/// The keyring under another root key, for a transaction that puts it in place.
+pub(crate) struct Rewrapped {
+    /// What the store has to hold still.
+    pub(crate) revision: Revision,
+    pub(crate) wrapped: Vec<u8>,
 }
 
 impl Barrier {
@@ -119,36 +105,122 @@ impl Barrier {
         Ok(store.get(KEYRING_PATH).await?.is_some())
     }
 
-    /// Opens the store's keyring with the root key; a new store gets a new keyring.
+    /// Gives a new store its keyring, together with what else belongs to its first transaction.
+    pub(crate) async fn create(
+        store: &dyn Store,
+        root: &KeyMaterial,
+        entropy: &dyn Entropy,
+        also: Transaction,
+    ) -> Result<(), BarrierError> {
+        let wrapped = Keyring::new(entropy).wrap(root, entropy);
+        store.commit(also.expect_absent(KEYRING_PATH).put(KEYRING_PATH, wrapped)).await?;
+        Ok(())
+    }
+
+    /// Opens the store's keyring with the root key. Records can be read then; before anything can
+    /// be written, the heads have to be checked or made ([`check`]).
     pub(crate) async fn open(
         store: Arc<dyn Store>,
-        root: &KeyMaterial,
+        root: Arc<KeyMaterial>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, BarrierError> {
-        let keyring = match store.get(KEYRING_PATH).await? {
-            Some(entry) => {
-                let opened = wrap::unwrap(root, KEYRING_PURPOSE, &entry.value)
-                    .map_err(|_| BarrierError::WrongRootKey)?;
-                Keyring::decode(opened.expose()).ok_or(BarrierError::Malformed)?
-            }
-            None => {
-                let keyring = Keyring::new(&*entropy);
-                let wrapped = wrap::wrap(root, KEYRING_PURPOSE, &keyring.encode(), &*entropy);
-                let first =
-                    Transaction::new().expect_absent(KEYRING_PATH).put(KEYRING_PATH, wrapped);
-                store.commit(first).await?;
-                keyring
-            }
-        };
-        Ok(Self { store, keyring: RwLock::new(keyring), entropy })
+        let entry = store.get(KEYRING_PATH).await?.ok_or(BarrierError::Malformed)?;
+        let keyring = Keyring::unwrap(&root, &entry.value)?;
+        Ok(Self {
+            store,
+            keyring: RwLock::new(keyring),
+            root: RwLock::new(root),
+            entropy,
+            pipeline: OnceLock::new(),
+            distrust: OnceLock::new(),
+        })
+    }
+
+    /// The root key under which the keyring rests.
+    pub(crate) fn root(&self) -> Arc<KeyMaterial> {
+        Arc::clone(&self.root.read())
+    }
+
+    /// The keyring as it rests now, wrapped under `root` instead.
+    pub(crate) async fn rewrap(&self, root: &KeyMaterial) -> Result<Rewrapped, Error> {
+        let corrupt = || Error::CorruptRecord { path: KEYRING_PATH.to_owned() };
+        let entry = self.store.get(KEYRING_PATH).await?.ok_or_else(corrupt)?;
+        let keyring = Keyring::unwrap(&self.root(), &entry.value).map_err(|_| corrupt())?;
+        let wrapped = keyring.wrap(root, &*self.entropy);
+        Ok(Rewrapped { revision: entry.revision, wrapped })
+    }
+
+    /// Goes on with `root`, under which the keyring rests from now on.
+    pub(crate) fn adopt_root(&self, root: Arc<KeyMaterial>) {
+        *self.root.write() = root;
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
+    /// Why nothing may be served from this store any more, if so.
+    pub(crate) fn trust(&self) -> Result<(), Error> {
+        match self.distrust.get() {
+            Some(what) => Err(Error::StoreRolledBack(what.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops serving from this store.
+    fn distrust(&self, what: String) -> CommitError {
+        tracing::error!(what, "the store was changed by somebody else");
+        CommitError::Corrupt(self.distrust.get_or_init(|| what).clone())
+    }
+
+    fn pipeline(&self) -> Result<&Pipeline, CommitError> {
+        if let Some(what) = self.distrust.get() {
+            return Err(CommitError::Corrupt(what.clone()));
+        }
+        self.pipeline.get().ok_or(CommitError::Closed)
+    }
+
+    /// For each shard, a sequence that is durable in the store.
+    pub(crate) fn committed(&self) -> Option<Counts> {
+        self.pipeline.get().map(Pipeline::committed)
+    }
+
+    /// Where the log ends, as the store remembers it.
+    pub(crate) fn remembered(&self) -> Option<audit::Head> {
+        self.pipeline.get().map(Pipeline::remembered)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.keyring.read().identity.clone()
+    }
+
+    /// What proves to belong to this history of the store.
+    pub(crate) fn witness(&self, purpose: &str) -> Option<Witness> {
+        self.identity().map(|identity| identity.witness(purpose))
+    }
+
+    /// What a record adds to its shard's sum. Nothing has a code before the store has heads; what
+    /// was read then must not be changed on the strength of it.
+    fn code(&self, path: &str, stored: &[u8]) -> Result<Sum, Error> {
+        let codes =
+            self.keyring.read().identity.as_ref().map(|identity| Arc::clone(&identity.codes));
+        Ok(codes.map_or_else(Sum::default, |codes| Sum::of(&codes, path, stored)))
+    }
+
+    /// Whether that keyring key seals now.
+    fn seals_with(&self, keyring_key: u32) -> bool {
+        self.keyring.read().newest().is_some_and(|(id, _)| id == keyring_key)
+    }
+
+    /// Reads what is stored in clear, and what a change of it has to expect.
+    pub(crate) async fn read_clear(&self, path: &str) -> Result<Option<(Revision, Sum)>, Error> {
+        let Some(entry) = self.store.get(path).await? else { return Ok(None) };
+        Ok(Some((entry.revision, self.code(path, &entry.value)?)))
+    }
+
     /// Reads and opens one record.
     pub(crate) async fn read(&self, path: &str) -> Result<Option<Stored<SecretBytes>>, Error> {
+        self.trust()?;
         match self.store.get(path).await? {
             Some(entry) => self.open_entry(&entry).map(Some),
             None => Ok(None),
@@ -165,12 +237,19 @@ impl Barrier {
 
     /// Opens a record that was read otherwise.
     pub(crate) fn open_entry(&self, entry: &Entry) -> Result<Stored<SecretBytes>, Error> {
-        let corrupt = || Error::CorruptRecord { path: entry.path.clone() };
-        let sealed = SealedRecord::parse(&entry.value).map_err(|_| corrupt())?;
-        let key = self.keyring.read().keys.get(&sealed.keyring_key()).cloned();
-        let key = key.ok_or_else(corrupt)?;
-        let value = sealed.open(&key, &entry.path).map_err(|_| corrupt())?;
-        Ok(Stored { value, counter: sealed.counter(), revision: entry.revision })
+        let (counter, value) = self.open_stored(&entry.path, &entry.value)?;
+        let code = self.code(&entry.path, &entry.value)?;
+        Ok(Stored { value, counter, revision: entry.revision, code })
+    }
+
+    /// Opens what is stored at the path: its counter and its value.
+    fn open_stored(&self, path: &str, stored: &[u8]) -> Result<(u64, SecretBytes), Error> {
+        let corrupt = || Error::CorruptRecord { path: path.to_owned() };
+        let sealed = SealedRecord::parse(stored).map_err(|_| corrupt())?;
+        let id = sealed.keyring_key();
+        let key = self.keyring.read().keys.get(&id).map(|key| Arc::clone(&key.material));
+        let value = sealed.open(&*key.ok_or_else(corrupt)?, path).map_err(|_| corrupt())?;
+        Ok((sealed.counter(), value))
     }
 
     /// Opens and parses a JSON record that was read otherwise.
@@ -178,29 +257,11 @@ impl Barrier {
         parse_json(&entry.path, &self.open_entry(entry)?)
     }
 
-    /// Adds a sealed write to a transaction, and what it expects.
-    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
-    pub(crate) fn put(
-        &self,
-        transaction: Transaction,
-        path: &str,
-        value: &[u8],
-        expect: Expect,
-    ) -> Result<Transaction, Error> {
-        let (transaction, counter) = match expect {
-            Expect::Absent => (transaction.expect_absent(path), 1),
-            Expect::Unchanged { revision, counter } => {
-                (transaction.expect_revision(path, revision), counter + 1)
-            }
-        };
-        let sealed = self.seal(path, counter, value)?;
-        Ok(transaction.put(path, sealed))
-    }
-
-    /// Seals a value for a path that only one writer ever writes, with a counter it keeps.
-    pub(crate) fn seal(&self, path: &str, counter: u64, value: &[u8]) -> Result<Vec<u8>, Error> {
-        let (id, key) = self.keyring.read().newest().ok_or(Error::Internal)?;
-        Ok(record::seal(id, &key, path, counter, value, &*self.entropy))
+    /// Seals a value for a path under the newest keyring key, whose id comes with it.
+    fn seal(&self, path: &str, counter: u64, value: &[u8]) -> Result<(u32, Vec<u8>), Error> {
+        let newest = self.keyring.read().newest().map(|(id, key)| (id, Arc::clone(&key.material)));
+        let (id, key) = newest.ok_or(Error::Internal)?;
+        Ok((id, record::seal(id, &key, path, counter, value, &*self.entropy)))
     }
 }
 
@@ -210,7 +271,8 @@ fn parse_json<T: DeserializeOwned>(
 ) -> Result<Stored<T>, Error> {
     let value = serde_json::from_slice(stored.value.expose())
         .map_err(|_| Error::CorruptRecord { path: path.to_owned() })?;
-    Ok(Stored { value, counter: stored.counter, revision: stored.revision })
+    let Stored { counter, revision, code, .. } = *stored;
+    Ok(Stored { value, counter, revision, code })
 }
 
 /// The JSON of a record.

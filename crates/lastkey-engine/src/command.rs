@@ -47,6 +47,7 @@ use crate::{
     caller::RequestId,
     engine::Core,
     key::KeyRef,
+    outbox::Parcel,
     policy::Resource,
     records::{Change, Conflict},
 };
@@ -171,6 +172,8 @@ impl Core {
             return Err(Error::Denied);
         }
         command.validate()?;
+        // Nothing is served from a store that somebody else has changed, not from caches either.
+        self.records.barrier.trust()?;
         let mark = record.mark();
         for _ in 0..MAX_ATTEMPTS {
             record.back_to(mark);
@@ -181,7 +184,10 @@ impl Core {
             }
             let Some(change) = done.change else { return Ok((done.output, false)) };
             let latency = self.clock.running().saturating_sub(started);
-            let body = record.clone().finish("ok", latency);
+            let mut changed = record.clone();
+            // Tells the next start which records have to be known to the store.
+            changed.number("writes", change.len() as u64);
+            let body = changed.finish("ok", latency);
             // On a task of its own: a caller who hangs up must not leave half of it done.
             let (core, request) = (Arc::clone(self), caller.request_id);
             let committed = tokio::spawn(async move { core.commit(request, change, body).await });
@@ -202,18 +208,17 @@ impl Core {
     ) -> Result<Result<(), Conflict>, Error> {
         // A log that cannot be written must not collect changes that are not in it.
         self.audit.health()?;
-        let parcel =
-            self.outbox.parcel(&self.records.barrier, request, &body, self.audit.head())?;
+        let parcel = Parcel::new(request, body.clone(), self.audit.head());
         if let Err(conflict) = self.records.commit(change, Some(&parcel)).await? {
             return Ok(Err(conflict));
         }
-        match self.audit.append(body.clone()).await {
+        match self.audit.append(body).await {
             Ok(_) => {
-                self.outbox.delivered(parcel.path);
+                self.outbox.delivered(parcel);
                 Ok(Ok(()))
             }
             Err(error) => {
-                self.outbox.owe(parcel.path, body);
+                self.outbox.owe(parcel);
                 Err(error.into())
             }
         }

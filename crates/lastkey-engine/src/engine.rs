@@ -18,12 +18,15 @@ use tokio::task::JoinHandle;
 use crate::{
     Caller, Clock, Command, Error, Timestamp,
     action::Action,
+    anchor::{self, Anchor},
     audit::{AuditOpenError, AuditSink, Head, Query, Record},
     barrier::{Barrier, BarrierError, Expect, Stored, to_json},
     caller::{NoncePrint, Principal, RequestId, Source},
     command::RedrawEpochs,
+    heads,
     identity::AccessKey,
     nonce::{NonceRefusal, NonceTable, SKEW},
+    opening::{self, Opened},
     outbox::Outbox,
     policy::Policy,
     records::{Change, Records},
@@ -31,7 +34,7 @@ use crate::{
     time_guard::{Kept, TimeGuard},
 };
 
-const AUDIT_KEY_PATH: &str = "meta/audit-key";
+pub(crate) const AUDIT_KEY_PATH: &str = "meta/audit-key";
 const TIME_PATH: &str = "meta/time";
 const INCARNATION_PATH: &str = "meta/incarnation";
 /// Delivered outbox parcels wait at most this long for their deletion.
@@ -40,19 +43,21 @@ const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const DUE_EVERY: Duration = Duration::from_secs(60);
 /// An unhealthy log is tried this often.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+/// The anchor follows the store this often.
+const ANCHOR_EVERY: Duration = Duration::from_secs(1);
 /// Refused callers are summed up this often.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 /// At most this many sources are named in one summary.
 const REFUSAL_SOURCES: usize = 8;
-/// Keys that get a new epoch in one transaction, with room for the record.
-const REDRAW_STEP: usize = 100;
+/// Keys that get a new epoch in one transaction, with room for as many heads and the record.
+const REDRAW_STEP: usize = 60;
 
-/// Opens the audit log with the key that authenticates its head.
+/// Opens the audit log with the key that authenticates its head; once each time the engine opens.
 pub type OpenAudit =
-    Box<dyn FnOnce(KeyMaterial) -> Result<Arc<dyn AuditSink>, AuditOpenError> + Send>;
+    Box<dyn Fn(KeyMaterial) -> Result<Arc<dyn AuditSink>, AuditOpenError> + Send + Sync>;
 
 /// Tells which medium the store lies on.
-pub type Incarnation = Box<dyn FnOnce() -> std::io::Result<String> + Send>;
+pub type Incarnation = Box<dyn Fn() -> std::io::Result<String> + Send + Sync>;
 
 /// What the engine works with. Every test can bring its own.
 pub struct Parts {
@@ -68,6 +73,8 @@ pub struct Parts {
     pub policy: Arc<dyn Policy>,
     /// The audit log.
     pub audit: OpenAudit,
+    /// What remembers, apart from the store, how far the store had come.
+    pub anchor: Arc<dyn Anchor>,
     /// Identifies the medium the store lies on (not what is on it): when it is another than last
     /// time, the store was copied or restored from a backup, and every key gets a new epoch.
     /// Asked once the store and the seal's files are there.
@@ -89,6 +96,12 @@ pub enum StartError {
     /// A record did not open, or the first writes failed.
     #[error(transparent)]
     Engine(#[from] Error),
+    /// The store is older than it should be. Whether to go on with it is the operator's decision.
+    #[error("{reason}")]
+    Held {
+        /// What was found.
+        reason: String,
+    },
 }
 
 /// The engine. Cheap to clone; all clones are one.
@@ -112,6 +125,8 @@ pub struct Core {
     refusals: Mutex<HashMap<&'static str, Refusals>>,
     time_guard: tokio::sync::Mutex<TimeGuard>,
     background: Mutex<Vec<JoinHandle<()>>>,
+    anchor: Arc<dyn Anchor>,
+    anchored: Mutex<heads::Counts>,
     stopped: AtomicBool,
 }
 
@@ -127,20 +142,39 @@ impl Engine {
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { store, seal, clock, entropy, policy, audit, incarnation } = parts;
+        Self::open(&parts, None).await
+    }
+
+    /// Starts the engine although its store is older than it should be, or was changed: the
+    /// operator's decision, which goes into the audit log with its reason. Every key gets a new
+    /// epoch. A store that is as it should be starts as always.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn start_accepting(parts: Parts, reason: &str) -> Result<Self, StartError> {
+        Self::open(&parts, Some(reason)).await
+    }
+
+    async fn open(parts: &Parts, accepted: Option<&str>) -> Result<Self, StartError> {
+        let (store, clock) = (Arc::clone(&parts.store), Arc::clone(&parts.clock));
+        let (entropy, policy) = (Arc::clone(&parts.entropy), Arc::clone(&parts.policy));
         // 1. The seal gives the root key; a new store gets a new one.
         let root = if Barrier::is_initialised(&*store).await? {
-            seal.unseal().await?
+            parts.seal.unseal().await?
         } else {
-            seal.initialise(&*entropy).await?
+            let root = parts.seal.initialise(&*entropy).await?;
+            Barrier::create(&*store, &root, &*entropy, lastkey_store::Transaction::new()).await?;
+            root
         };
         // 2. The root key opens the keyring, the keyring opens records.
-        let barrier = Barrier::open(store, &root, Arc::clone(&entropy)).await?;
-        drop(root);
-        // 3. The audit log opens, and what a crash kept from it is delivered.
-        let audit = audit(audit_key(&barrier, &*entropy).await?)?;
+        let barrier = Barrier::open(store, Arc::new(root), Arc::clone(&entropy)).await?;
+        // 3. The store is compared with its heads, its anchor and the audit log, or held; what a
+        //    crash kept from the log is delivered.
+        let Opened { audit, remembered, accepted } =
+            opening::open(parts, &barrier, accepted).await?;
         let outbox = Outbox::default();
-        let log_warnings = compare_heads(outbox.recall(&barrier).await?, audit.head());
+        outbox.recall(remembered);
+        let log_warnings = compare_heads(remembered, audit.head());
         let delivered = outbox.recover(&barrier, &*audit).await?;
         if delivered > 0 {
             tracing::warn!(delivered, "audit records of changes were delivered after a crash");
@@ -153,7 +187,7 @@ impl Engine {
             outbox,
             policy,
             started: clock.now(),
-            seal_kind: seal.kind(),
+            seal_kind: parts.seal.kind(),
             log_warnings,
             nonces: NonceTable::new(),
             refusals: Mutex::default(),
@@ -163,11 +197,13 @@ impl Engine {
             audit,
             clock,
             entropy,
+            anchor: Arc::clone(&parts.anchor),
+            anchored: Mutex::new(heads::zeros()),
         });
         core.recall_nonces().await?;
         // 5. A store that was restored from a backup gets new epochs.
-        let incarnation = incarnation().map_err(|e| Error::Unavailable(e.to_string()))?;
-        core.check_incarnation(&incarnation).await?;
+        let incarnation = (parts.incarnation)().map_err(|e| Error::Unavailable(e.to_string()))?;
+        core.check_incarnation(&incarnation, accepted).await?;
         // 6. What fell due while nobody ran is done now.
         core.run_due(true).await?;
         core.outbox.sweep(&core.records.barrier, &*core.audit).await?;
@@ -308,22 +344,13 @@ impl Engine {
             tracing::warn!(%error, "the running time was not kept");
         }
         core.outbox.pay(&*core.audit).await;
-        core.sweep().await;
+        if let Err(error) = core.outbox.remember_end(&core.records.barrier, &*core.audit).await {
+            tracing::warn!(%error, "delivered records wait in the outbox");
+        }
+        core.anchor().await;
         let audit = Arc::clone(&core.audit);
         let _ = tokio::task::spawn_blocking(move || audit.close()).await;
     }
-}
-
-/// The key of the log's authentication codes: made once, kept behind the barrier.
-async fn audit_key(barrier: &Barrier, entropy: &dyn Entropy) -> Result<KeyMaterial, Error> {
-    if let Some(stored) = barrier.read(AUDIT_KEY_PATH).await? {
-        return Ok(KeyMaterial::from_slice(stored.value.expose()));
-    }
-    let key = KeyMaterial::generate(32, entropy);
-    let first = lastkey_store::Transaction::new();
-    let first = barrier.put(first, AUDIT_KEY_PATH, key.expose(), Expect::Absent)?;
-    barrier.store().commit(first).await?;
-    Ok(key)
 }
 
 /// A log that ends before what the store remembers was cut.
@@ -381,12 +408,20 @@ impl Core {
     }
 
     /// Notices that the store lies on another medium than last time.
-    async fn check_incarnation(self: &Arc<Self>, incarnation: &str) -> Result<(), Error> {
+    /// An accepted store is another one, too, whatever medium it lies on.
+    async fn check_incarnation(
+        self: &Arc<Self>,
+        medium: &str,
+        accepted: bool,
+    ) -> Result<(), Error> {
         let known = self.records.barrier.read_json::<String>(INCARNATION_PATH).await?;
+        let incarnation = self.incarnation_on(medium);
         if known.as_ref().is_some_and(|known| known.value == incarnation) {
             return Ok(());
         }
-        if known.is_some() {
+        // Releases without heads knew the medium only.
+        let same = known.as_ref().is_some_and(|known| known.value == medium) && !accepted;
+        if known.is_some() && !same {
             tracing::warn!("the store was copied or restored from a backup: key ids change");
             let ids: Vec<KeyId> = self.records.with_key_ids(|ids| ids.iter().copied().collect());
             for keys in ids.chunks(REDRAW_STEP) {
@@ -395,6 +430,12 @@ impl Core {
             }
         }
         self.keep(INCARNATION_PATH, &incarnation, known.as_ref()).await
+    }
+
+    /// The medium, and which history of the store lies on it.
+    fn incarnation_on(&self, medium: &str) -> String {
+        let store = self.records.barrier.witness("incarnation").map(|witness| witness.store);
+        format!("{medium} {}", store.map(hex::encode).unwrap_or_default())
     }
 
     /// Writes a small record of the engine's own.
@@ -457,6 +498,7 @@ impl Core {
             self.every(DUE_EVERY, |core| Box::pin(async { core.look_for_due_work().await })),
             self.every(HEARTBEAT_EVERY, |core| Box::pin(async { core.heartbeat().await })),
             self.every(REFUSALS_EVERY, |core| Box::pin(async { core.flush_refusals().await })),
+            self.every(ANCHOR_EVERY, |core| Box::pin(async { core.anchor().await })),
         ];
         self.background.lock().extend(tasks);
     }
@@ -464,6 +506,23 @@ impl Core {
     async fn sweep(&self) {
         if let Err(error) = self.outbox.sweep(&self.records.barrier, &*self.audit).await {
             tracing::warn!(%error, "delivered records wait in the outbox");
+        }
+    }
+
+    /// Lets the anchor know how far the store has come, if it came further.
+    async fn anchor(self: &Arc<Self>) {
+        let Some(committed) = self.records.barrier.committed() else { return };
+        if *self.anchored.lock() == committed {
+            return;
+        }
+        let core = Arc::clone(self);
+        let wrote = tokio::task::spawn_blocking(move || {
+            anchor::write(&*core.anchor, &core.records.barrier)
+        });
+        match wrote.await {
+            Ok(Ok(())) => *self.anchored.lock() = committed,
+            Ok(Err(error)) => tracing::warn!(%error, "the anchor fell behind the store"),
+            Err(_) => {}
         }
     }
 

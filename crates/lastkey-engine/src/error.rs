@@ -108,6 +108,12 @@ pub enum Error {
     /// The service cannot work.
     #[error("the service is unavailable: {0}")]
     Unavailable(String),
+    /// The store was changed by somebody else while the server ran.
+    #[error(
+        "the store is not the one that this server has written ({0}); restart it, and see \
+         `lastkey operator status`"
+    )]
+    StoreRolledBack(String),
     /// A stored record did not open: it was changed, swapped or damaged.
     #[error("the stored record {path} is not authentic; restore it from a backup")]
     CorruptRecord {
@@ -148,6 +154,7 @@ impl Error {
             Self::DryRun => "DryRunOperationError",
             Self::Busy => "Rejected.Throttling",
             Self::StorageFull | Self::Unavailable(_) => "ServiceUnavailableTemporary",
+            Self::StoreRolledBack(_) => "Unavailable.StoreRolledBack",
             Self::CorruptRecord { .. } | Self::Internal => "InternalFailure",
         }
     }
@@ -174,7 +181,9 @@ impl Error {
             | Self::Unsupported(_)
             | Self::DryRun => ErrorKind::Invalid,
             Self::Busy => ErrorKind::Busy,
-            Self::StorageFull | Self::Unavailable(_) => ErrorKind::Unavailable,
+            Self::StorageFull | Self::Unavailable(_) | Self::StoreRolledBack(_) => {
+                ErrorKind::Unavailable
+            }
             Self::CorruptRecord { .. } | Self::Internal => ErrorKind::Internal,
         }
     }

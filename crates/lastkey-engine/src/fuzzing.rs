@@ -52,3 +52,10 @@ pub fn names(text: &str) {
         assert_eq!(Timestamp::parse(&time.to_string()).ok(), Some(time), "{time}");
     }
 }
+
+/// What notices a rollback: heads, the mark, the anchor and the keyring, all without their seals.
+pub fn heads(bytes: &[u8]) {
+    crate::heads::parse(bytes);
+    crate::anchor::parse(bytes);
+    crate::barrier::parse_keyring(bytes);
+}

@@ -10,6 +10,7 @@
 //! stored record is authentic or refused, and that nobody without a rule that allows it gets in.
 
 mod action;
+mod anchor;
 pub mod audit;
 mod barrier;
 mod caller;
@@ -19,9 +20,11 @@ mod engine;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+mod heads;
 mod identity;
 mod key;
 mod nonce;
+mod opening;
 mod outbox;
 mod policy;
 mod records;
@@ -30,6 +33,7 @@ mod time;
 mod time_guard;
 
 pub use action::Action;
+pub use anchor::{Anchor, FileAnchor, MemoryAnchor, NoAnchor};
 pub use caller::{Caller, NoncePrint, Principal, RequestId, Source};
 pub use cluster::{Cluster, ClusterName, PluginIdentity};
 pub use command::Command;

@@ -3,32 +3,91 @@
 //! A change and its record are one store transaction. The record is then appended to the log,
 //! and only when it is durable there is the change answered and its parcel swept. What a crash
 //! leaves in the outbox is delivered at the next start, once.
+//!
+//! A parcel that somebody puts back, or takes away, no longer fits the counts of the heads
+//! ([`crate::heads`]). And since a parcel leaves the outbox in the very transaction that lets the
+//! store remember a later end of the log, a log that has a change behind the remembered end whose
+//! parcel is not in the outbox belongs to a newer store ([`Outbox::newer_changes`]).
 
-use lastkey_store::{Revision, Transaction};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::OnceLock,
+};
+
+use lastkey_store::Transaction;
 use parking_lot::Mutex;
 
 use crate::{
     Error,
     audit::{AuditSink, Head, Query},
-    barrier::Barrier,
+    barrier::{Barrier, Batch},
     caller::RequestId,
 };
 
 const PREFIX: &str = "outbox/";
-const HEAD_PATH: &str = "audit/head";
-const FORMAT: u8 = 1;
+/// Releases without heads: `format 1 ‖ log head's seq 8 ‖ record body`.
+const OLD_FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// The store remembers the log's end once it is this many records further, also when nothing
+/// changed: a start reads the log from there.
+const REMEMBER_AFTER: u64 = 20_000;
+/// Records of the log that are looked at together.
+const LOG_PAGE: usize = 20_000;
 /// Deletions in one sweep, with room for the head.
 const SWEEP: usize = Transaction::MAX_OPERATIONS - 1;
 
 /// A record on its way into the store.
 pub(crate) struct Parcel {
     pub(crate) path: String,
-    pub(crate) sealed: Vec<u8>,
+    body: Vec<u8>,
+    /// Where the log ended when it was packed: its record is not before.
+    after: u64,
+    /// The shards that its change touches, once that is known.
+    shards: OnceLock<Vec<u8>>,
+}
+
+impl Parcel {
+    pub(crate) fn new(request: RequestId, body: Vec<u8>, head: Head) -> Self {
+        let path = format!("{PREFIX}{request}");
+        Self { path, body, after: head.seq, shards: OnceLock::new() }
+    }
+
+    /// Addresses the parcel: what lies in the store for it.
+    ///
+    /// Parcel (behind the barrier, big-endian):
+    /// ```text
+    /// 00  1  format 2
+    /// 01  8  the log's last record when it was packed
+    /// 09  1  how many shards the change touches
+    /// 0a  …  one byte for each, then the body of the record
+    /// ```
+    pub(crate) fn pack(&self, shards: Vec<u8>) -> Vec<u8> {
+        let mut plain = Vec::with_capacity(10 + shards.len() + self.body.len());
+        plain.push(FORMAT);
+        plain.extend_from_slice(&self.after.to_be_bytes());
+        // A transaction has at most 128 operations.
+        plain.push(u8::try_from(shards.len()).unwrap_or(u8::MAX));
+        plain.extend_from_slice(&shards);
+        plain.extend_from_slice(&self.body);
+        let _ = self.shards.set(shards);
+        plain
+    }
+
+    fn addressed(self) -> (Address, Vec<u8>) {
+        let shards = self.shards.into_inner().unwrap_or_default();
+        (Address { path: self.path, shards }, self.body)
+    }
+}
+
+/// A parcel in the store.
+struct Address {
+    path: String,
+    shards: Vec<u8>,
 }
 
 /// A record found in the store at start.
 struct Left {
-    path: String,
+    address: Address,
     /// Where the log ended when the parcel was packed: its record is not before.
     after: u64,
     body: Vec<u8>,
@@ -37,11 +96,11 @@ struct Left {
 #[derive(Default)]
 struct Swept {
     /// In the log, and to be deleted from the store.
-    delivered: Vec<String>,
+    delivered: Vec<Address>,
     /// The newest head that the store remembers.
     remembered: Option<Head>,
     /// Committed, but the log could not take them; to be tried again.
-    owed: Vec<(String, Vec<u8>)>,
+    owed: Vec<(Address, Vec<u8>)>,
 }
 
 #[derive(Default)]
@@ -50,43 +109,27 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Packs a record; the caller puts it into the change's transaction.
-    ///
-    /// Parcel (behind the barrier): `format 1 ‖ log head's seq 8 ‖ record body`, big-endian.
-    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
-    pub(crate) fn parcel(
-        &self,
-        barrier: &Barrier,
-        request: RequestId,
-        body: &[u8],
-        head: Head,
-    ) -> Result<Parcel, Error> {
-        let mut plain = Vec::with_capacity(9 + body.len());
-        plain.push(FORMAT);
-        plain.extend_from_slice(&head.seq.to_be_bytes());
-        plain.extend_from_slice(body);
-        let path = format!("{PREFIX}{request}");
-        let sealed = barrier.seal(&path, 1, &plain)?;
-        Ok(Parcel { path, sealed })
+    /// The parcel's record is in the log.
+    pub(crate) fn delivered(&self, parcel: Parcel) {
+        self.settle(parcel.addressed().0);
     }
 
-    /// The parcel's record is in the log.
-    pub(crate) fn delivered(&self, path: String) {
-        self.swept.lock().delivered.push(path);
+    fn settle(&self, address: Address) {
+        self.swept.lock().delivered.push(address);
     }
 
     /// The parcel's change was made, but the log did not take its record.
-    pub(crate) fn owe(&self, path: String, body: Vec<u8>) {
-        self.swept.lock().owed.push((path, body));
+    pub(crate) fn owe(&self, parcel: Parcel) {
+        self.swept.lock().owed.push(parcel.addressed());
     }
 
     /// Tries again to bring into the log what is owed to it.
     pub(crate) async fn pay(&self, audit: &dyn AuditSink) {
         let owed = std::mem::take(&mut self.swept.lock().owed);
-        for (path, body) in owed {
+        for (address, body) in owed {
             match audit.append(body.clone()).await {
-                Ok(_) => self.delivered(path),
-                Err(_) => self.owe(path, body),
+                Ok(_) => self.settle(address),
+                Err(_) => self.swept.lock().owed.push((address, body)),
             }
         }
     }
@@ -103,43 +146,83 @@ impl Outbox {
         audit: &dyn AuditSink,
     ) -> Result<(), Error> {
         loop {
-            let batch: Vec<String> = {
+            let parcels: Vec<Address> = {
                 let delivered = &mut self.swept.lock().delivered;
                 let count = delivered.len().min(SWEEP);
                 delivered.drain(..count).collect()
             };
-            if batch.is_empty() {
+            let log = audit.head();
+            let remembered = barrier.remembered().map_or(0, |head| head.seq);
+            if parcels.is_empty() && log.seq < remembered + REMEMBER_AFTER {
                 return Ok(());
             }
-            let head = audit.head();
-            let mut plain = head.seq.to_be_bytes().to_vec();
-            plain.extend_from_slice(&head.hash);
-            let sealed = barrier.seal(HEAD_PATH, head.seq, &plain)?;
-            let transaction = batch
-                .iter()
-                .fold(Transaction::new(), |transaction, path| transaction.delete(path.as_str()))
-                .put(HEAD_PATH, sealed);
-            let committed: Result<Revision, _> = barrier.store().commit(transaction).await;
-            let mut swept = self.swept.lock();
-            match committed {
-                Ok(_) => swept.remembered = Some(head),
-                Err(error) => {
-                    swept.delivered.extend(batch);
-                    return Err(error.into());
-                }
+            self.remember(barrier, parcels, log).await?;
+        }
+    }
+
+    /// Lets the store remember where the log ends, before everything stops.
+    pub(crate) async fn remember_end(
+        &self,
+        barrier: &Barrier,
+        audit: &dyn AuditSink,
+    ) -> Result<(), Error> {
+        self.sweep(barrier, audit).await?;
+        let log = audit.head();
+        if barrier.remembered() == Some(log) {
+            return Ok(());
+        }
+        self.remember(barrier, Vec::new(), log).await
+    }
+
+    async fn remember(
+        &self,
+        barrier: &Barrier,
+        parcels: Vec<Address>,
+        log: Head,
+    ) -> Result<(), Error> {
+        let mut batch = Batch::default();
+        batch.sweep(parcels.iter().map(|to| (to.path.as_str(), to.shards.as_slice())), log);
+        let committed = barrier.commit(&batch).await;
+        let mut swept = self.swept.lock();
+        match committed {
+            Ok(_) => {
+                swept.remembered = Some(log);
+                Ok(())
+            }
+            Err(error) => {
+                swept.delivered.extend(parcels);
+                Err(error.into())
             }
         }
     }
 
-    /// Reads what the store remembers of the log's end.
-    pub(crate) async fn recall(&self, barrier: &Barrier) -> Result<Option<Head>, Error> {
-        let Some(stored) = barrier.read(HEAD_PATH).await? else { return Ok(None) };
-        let corrupt = || Error::CorruptRecord { path: HEAD_PATH.to_owned() };
-        let (seq, hash) = stored.value.expose().split_first_chunk::<8>().ok_or_else(corrupt)?;
-        let hash = <[u8; 32]>::try_from(hash).map_err(|_| corrupt())?;
-        let head = Head { seq: u64::from_be_bytes(*seq), hash };
-        self.swept.lock().remembered = Some(head);
-        Ok(Some(head))
+    /// Takes over what the store remembered of the log's end when it was opened.
+    pub(crate) fn recall(&self, remembered: Option<Head>) {
+        self.swept.lock().remembered = remembered;
+    }
+
+    /// The first change behind the remembered end of the log whose parcel the store does not
+    /// have: it was made in a newer store than this one.
+    pub(crate) fn newer_changes(
+        audit: &dyn AuditSink,
+        remembered: u64,
+        parcels: &BTreeSet<String>,
+    ) -> Result<Option<u64>, Error> {
+        let mut after = remembered;
+        loop {
+            let query = Query { after, limit: LOG_PAGE, ..Query::default() };
+            let page = audit.query(&query).map_err(unreadable)?;
+            for record in &page.records {
+                let id = record["id"].as_str().unwrap_or_default();
+                if record["writes"].is_u64() && !parcels.contains(id) {
+                    return Ok(record["seq"].as_u64());
+                }
+            }
+            match page.next {
+                Some(next) if next > after => after = next,
+                _ => return Ok(None),
+            }
+        }
     }
 
     /// Delivers what a crash has left: appends each record that the log does not have.
@@ -150,7 +233,7 @@ impl Outbox {
     ) -> Result<usize, Error> {
         let mut left = Vec::new();
         loop {
-            let after = left.last().map(|left: &Left| left.path.clone());
+            let after = left.last().map(|left: &Left| left.address.path.clone());
             let page = barrier.store().list(PREFIX, after.as_deref(), 1_000).await?;
             for entry in &page {
                 let stored = barrier.open_entry(entry)?;
@@ -162,29 +245,56 @@ impl Outbox {
         }
         let Some(after) = left.iter().map(|left| left.after).min() else { return Ok(0) };
         let query = Query { after, limit: usize::MAX, ..Query::default() };
-        let page = audit.query(&query).map_err(|error| {
-            Error::Unavailable(format!("the audit log cannot be read: {error}"))
-        })?;
-        let known: std::collections::HashSet<&str> =
+        let page = audit.query(&query).map_err(unreadable)?;
+        let known: HashSet<&str> =
             page.records.iter().filter_map(|record| record["id"].as_str()).collect();
         let mut delivered = 0;
         for parcel in left {
-            let id = parcel.path.strip_prefix(PREFIX).unwrap_or_default();
+            let id = request_of(&parcel.address.path).unwrap_or_default();
             if !known.contains(id) {
                 audit.append(parcel.body).await?;
                 delivered += 1;
             }
-            self.delivered(parcel.path);
+            self.settle(parcel.address);
         }
         Ok(delivered)
     }
 }
 
+fn unreadable(error: std::io::Error) -> Error {
+    Error::Unavailable(format!("the audit log cannot be read: {error}"))
+}
+
+/// The request whose parcel lies at the path.
+pub(crate) fn request_of(path: &str) -> Option<&str> {
+    path.strip_prefix(PREFIX)
+}
+
+/// The shards that a parcel names.
+pub(crate) fn shards_of(plain: &[u8]) -> Option<Vec<u8>> {
+    open(plain).map(|(_, shards, _)| shards.to_vec())
+}
+
+/// The log's end when it was packed, the shards, the record's body.
+fn open(plain: &[u8]) -> Option<(u64, &[u8], &[u8])> {
+    let (format, rest) = plain.split_first()?;
+    let (after, rest) = rest.split_first_chunk::<8>()?;
+    let (shards, body) = match *format {
+        OLD_FORMAT => rest.split_at(0),
+        FORMAT => {
+            let (count, rest) = rest.split_first()?;
+            rest.split_at_checked(usize::from(*count))?
+        }
+        _ => return None,
+    };
+    Some((u64::from_be_bytes(*after), shards, body))
+}
+
 fn unpack(path: &str, plain: &[u8]) -> Result<Left, Error> {
     let corrupt = || Error::CorruptRecord { path: path.to_owned() };
-    let rest = plain.strip_prefix(&[FORMAT]).ok_or_else(corrupt)?;
-    let (after, body) = rest.split_first_chunk::<8>().ok_or_else(corrupt)?;
-    Ok(Left { path: path.to_owned(), after: u64::from_be_bytes(*after), body: body.to_vec() })
+    let (after, shards, body) = open(plain).ok_or_else(corrupt)?;
+    let address = Address { path: path.to_owned(), shards: shards.to_vec() };
+    Ok(Left { address, after, body: body.to_vec() })
 }
 
 /// For the fuzz target: reads one parcel.

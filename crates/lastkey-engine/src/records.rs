@@ -10,7 +10,7 @@ use std::{
 };
 
 use lastkey_crypto::{Algorithm, ClusterId, KeyId, KeyMaterial, KeyVersionId, SecretBytes, Suite};
-use lastkey_store::{CommitError, Entry, Event, Revision, Transaction};
+use lastkey_store::{CommitError, Entry, Event, Revision};
 use parking_lot::RwLock;
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Error, Timestamp,
-    barrier::{Barrier, Expect, Stored, to_json},
+    barrier::{Barrier, Batch, Expect, Stored, Written, to_json},
     cluster::Cluster,
     identity::AccessKey,
     key::{AliasName, Key},
@@ -101,10 +101,20 @@ enum Write {
     Alias(AliasRecord, Expect),
     Cluster(Box<Cluster>, Expect),
     AccessKey(AccessKey),
-    DropKey(KeyId, Revision),
+    DropKey(KeyId, Expect),
     DropVersion(KeyVersionId),
-    DropAlias(AliasName, Revision),
-    Raw { path: String, value: Zeroizing<Vec<u8>>, expect: Expect },
+    DropAlias(AliasName, Expect),
+    Raw {
+        path: String,
+        value: Zeroizing<Vec<u8>>,
+        expect: Expect,
+    },
+    /// Not sealed by the barrier: what it takes to open the barrier.
+    Clear {
+        path: &'static str,
+        value: Vec<u8>,
+        expect: Option<Revision>,
+    },
 }
 
 /// What a command wants to be true afterwards, all of it or none.
@@ -145,7 +155,7 @@ impl Change {
     }
 
     pub(crate) fn delete_alias(self, old: &Stored<AliasRecord>) -> Self {
-        self.with(Write::DropAlias(old.value.name.clone(), old.revision))
+        self.with(Write::DropAlias(old.value.name.clone(), old.expect()))
     }
 
     pub(crate) fn create_cluster(self, cluster: Cluster) -> Self {
@@ -161,15 +171,30 @@ impl Change {
     }
 
     pub(crate) fn delete_key(self, old: &Stored<Key>) -> Self {
-        self.with(Write::DropKey(old.value.id, old.revision))
+        self.with(Write::DropKey(old.value.id, old.expect()))
     }
 
     pub(crate) fn delete_version(self, id: KeyVersionId) -> Self {
         self.with(Write::DropVersion(id))
     }
 
+    /// How many records it writes or deletes.
+    pub(crate) fn len(&self) -> usize {
+        self.writes.len()
+    }
+
     pub(crate) fn put(self, path: String, value: Zeroizing<Vec<u8>>, expect: Expect) -> Self {
         self.with(Write::Raw { path, value, expect })
+    }
+
+    /// Writes what rests outside of the barrier; `None` expects that there is nothing yet.
+    pub(crate) fn put_clear(
+        self,
+        path: &'static str,
+        value: Vec<u8>,
+        expect: Option<Revision>,
+    ) -> Self {
+        self.with(Write::Clear { path, value, expect })
     }
 }
 
@@ -447,14 +472,19 @@ impl Records {
         change: Change,
         parcel: Option<&Parcel>,
     ) -> Result<Result<(), Conflict>, Error> {
-        let mut transaction = Transaction::new();
-        if let Some(parcel) = parcel {
-            transaction = transaction.put(parcel.path.clone(), parcel.sealed.clone());
-        }
+        let mut batch = Batch::default();
+        let mut written = Vec::with_capacity(change.writes.len());
         for write in &change.writes {
-            transaction = self.stage(transaction, write)?;
+            match self.stage(&mut batch, write).await? {
+                Ok(one) => written.push(one),
+                Err(conflict) => return Ok(Err(conflict)),
+            }
         }
-        let revision = match self.barrier.store().commit(transaction).await {
+        if let Some(parcel) = parcel {
+            let plain = parcel.pack(batch.shards());
+            batch.put_parcel(&self.barrier, &parcel.path, &plain)?;
+        }
+        let revision = match self.barrier.commit(&batch).await {
             Ok(revision) => revision,
             Err(CommitError::Conflict { path }) => {
                 if let Some(id) = key_of(&path) {
@@ -463,10 +493,13 @@ impl Records {
                 return Ok(Err(Conflict));
             }
             Err(CommitError::Uncertain(cause)) => self.was_made(&change, parcel, &cause).await?,
-            Err(other) => return Err(other.into()),
+            Err(other) => {
+                self.barrier.trust()?;
+                return Err(other.into());
+            }
         };
-        for write in change.writes {
-            self.apply(write, revision);
+        for (write, written) in change.writes.into_iter().zip(written) {
+            self.apply(write, written, revision);
         }
         self.changed();
         Ok(Ok(()))
@@ -494,42 +527,60 @@ impl Records {
         }
     }
 
-    fn stage(&self, transaction: Transaction, write: &Write) -> Result<Transaction, Error> {
-        let put = |transaction, path: &str, value: &[u8], expect| {
-            self.barrier.put(transaction, path, value, expect)
-        };
-        match write {
-            Write::Key(key, expect) => put(transaction, &key_path(key.id), &to_json(key)?, *expect),
+    /// Adds one write to a batch. Tells what became of the path, where something is there then.
+    async fn stage(
+        &self,
+        batch: &mut Batch,
+        write: &Write,
+    ) -> Result<Result<Option<Written>, Conflict>, Error> {
+        let barrier = &self.barrier;
+        let mut put = |path: &str, value: &[u8], expect| batch.put(barrier, path, value, expect);
+        let written = match write {
+            Write::Key(key, expect) => put(&key_path(key.id), &to_json(key)?, *expect)?,
             Write::Version(version) => {
-                put(transaction, &version_path(version.id), &version.encode(), Expect::Absent)
+                put(&version_path(version.id), &version.encode(), Expect::Absent)?
             }
-            Write::Alias(alias, expect) => {
-                put(transaction, alias_path(&alias.name), &to_json(alias)?, *expect)
-            }
+            Write::Alias(alias, expect) => put(alias_path(&alias.name), &to_json(alias)?, *expect)?,
             Write::Cluster(cluster, expect) => {
-                put(transaction, &format!("{CLUSTERS}{}", cluster.id), &to_json(cluster)?, *expect)
+                put(&format!("{CLUSTERS}{}", cluster.id), &to_json(cluster)?, *expect)?
             }
             Write::AccessKey(key) => {
-                put(transaction, &format!("{ACCESS_KEYS}{}", key.id), &key.encode(), Expect::Absent)
+                put(&format!("{ACCESS_KEYS}{}", key.id), &key.encode(), Expect::Absent)?
             }
-            Write::Raw { path, value, expect } => put(transaction, path, value, *expect),
-            Write::DropKey(id, revision) => {
-                let path = key_path(*id);
-                Ok(transaction.expect_revision(path.clone(), *revision).delete(path))
+            Write::Raw { path, value, expect } => put(path, value, *expect)?,
+            Write::Clear { path, value, expect } => {
+                let found = barrier.read_clear(path).await?;
+                if found.map(|(revision, _)| revision) != *expect {
+                    return Ok(Err(Conflict));
+                }
+                batch.put_clear(barrier, path, value.clone(), found)?;
+                return Ok(Ok(None));
             }
-            Write::DropVersion(id) => Ok(transaction.delete(version_path(*id))),
-            Write::DropAlias(name, revision) => {
-                let path = alias_path(name);
-                Ok(transaction.expect_revision(path, *revision).delete(path))
+            Write::DropKey(id, expect) => {
+                batch.delete(&key_path(*id), *expect);
+                return Ok(Ok(None));
             }
-        }
+            Write::DropVersion(id) => {
+                let path = version_path(*id);
+                if let Some(stored) = barrier.read(&path).await? {
+                    batch.delete(&path, stored.expect());
+                }
+                return Ok(Ok(None));
+            }
+            Write::DropAlias(name, expect) => {
+                batch.delete(alias_path(name), *expect);
+                return Ok(Ok(None));
+            }
+        };
+        Ok(Ok(Some(written)))
     }
 
-    fn apply(&self, write: Write, revision: Revision) {
+    fn apply(&self, write: Write, written: Option<Written>, revision: Revision) {
+        let Written { counter, code } = written.unwrap_or_default();
         match write {
             Write::Key(value, expect) => {
                 let id = value.id;
-                let stored = Stored { value: *value, counter: next_counter(expect), revision };
+                let stored = Stored { value: *value, counter, revision, code };
                 if matches!(expect, Expect::Absent) {
                     self.key_ids.write().insert(id);
                 }
@@ -539,9 +590,8 @@ impl Records {
             Write::Alias(alias, _) => {
                 self.aliases.write().insert(alias.name, alias.key, revision);
             }
-            Write::Cluster(value, expect) => {
-                let counter = next_counter(expect);
-                self.know_cluster(Stored { value: *value, counter, revision });
+            Write::Cluster(value, _) => {
+                self.know_cluster(Stored { value: *value, counter, revision, code });
             }
             Write::AccessKey(key) => {
                 self.access_keys.write().insert(Arc::clone(&key.id), Arc::new(key));
@@ -556,7 +606,7 @@ impl Records {
             Write::DropAlias(name, _) => {
                 self.aliases.write().remove(&name);
             }
-            Write::Raw { .. } => {}
+            Write::Raw { .. } | Write::Clear { .. } => {}
         }
     }
 }
@@ -564,13 +614,6 @@ impl Records {
 /// A change lost a race.
 #[derive(Debug)]
 pub(crate) struct Conflict;
-
-fn next_counter(expect: Expect) -> u64 {
-    match expect {
-        Expect::Absent => 1,
-        Expect::Unchanged { counter, .. } => counter + 1,
-    }
-}
 
 fn key_path(id: KeyId) -> String {
     format!("{KEYS}{id}")

@@ -152,9 +152,8 @@ async fn transactions_are_judged_in_the_order_of_their_commits(new: New) {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let mut answers = Vec::new();
     for n in 0..600u32 {
-        let mut change = Transaction::new()
-            .expect_value("n", n.to_be_bytes())
-            .put("n", (n + 1).to_be_bytes());
+        let mut change =
+            Transaction::new().expect_value("n", n.to_be_bytes()).put("n", (n + 1).to_be_bytes());
         if n == 300 {
             // It fails, and with it all that were built on it.
             change = change.expect_exists("nothing");

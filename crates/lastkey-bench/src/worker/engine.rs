@@ -77,6 +77,7 @@ pub(super) async fn start(dir: &Path, store: Arc<dyn Store>) -> Result<Engine, E
         audit: Box::new(move |key| {
             AuditLog::open(&audit, &journal, key).map(|log| Arc::new(log) as Arc<dyn AuditSink>)
         }),
+        anchor: std::sync::Arc::new(lastkey_engine::FileAnchor::new(dir.join("anchor"))),
         incarnation: Box::new(|| Ok("the benchmark's".to_owned())),
     };
     Ok(Engine::start(parts).await?)

@@ -21,8 +21,8 @@ use crate::{
 
 /// At most this many versions of one key.
 const MAX_VERSIONS: usize = 10_000;
-/// Versions destroyed in one transaction.
-const DESTROY_STEP: usize = 100;
+/// Versions destroyed in one transaction, which has room for as many heads.
+const DESTROY_STEP: usize = 60;
 
 /// Rotates a key at once: a new version becomes primary as soon as it is durable.
 #[derive(Clone, Debug)]

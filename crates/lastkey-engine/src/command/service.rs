@@ -110,6 +110,7 @@ impl Core {
     /// Why requests cannot be worked on at present, if they cannot.
     pub(crate) fn readiness(&self) -> Result<(), Error> {
         self.audit.health()?;
+        self.records.barrier.trust()?;
         match self.records.barrier.store().health() {
             StoreHealth::Serving => Ok(()),
             StoreHealth::Full => Err(Error::StorageFull),

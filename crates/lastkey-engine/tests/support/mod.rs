@@ -5,8 +5,8 @@ use std::{path::Path, sync::Arc};
 
 use lastkey_crypto::{EncryptionContext, SecretBytes, SystemEntropy};
 use lastkey_engine::{
-    BuiltinPolicy, Caller, Engine, FileSeal, Key, KeyRef, ManualClock, Parts, Principal, Source,
-    StartError, Timestamp, audit::AuditLog, command::CreateKey,
+    Anchor, BuiltinPolicy, Caller, Engine, FileSeal, Key, KeyRef, ManualClock, NoAnchor, Parts,
+    Principal, Source, StartError, Timestamp, audit::AuditLog, command::CreateKey,
 };
 use lastkey_store::{MemoryStore, Store};
 
@@ -49,8 +49,19 @@ pub(crate) async fn start(
     directory: &Path,
     incarnation: &str,
 ) -> Result<Engine, StartError> {
+    Engine::start(parts(store, clock, directory, incarnation, Arc::new(NoAnchor))).await
+}
+
+#[allow(clippy::too_many_arguments, reason = "each is a thing of its own")]
+pub(crate) fn parts(
+    store: Arc<dyn Store>,
+    clock: Arc<ManualClock>,
+    directory: &Path,
+    incarnation: &str,
+    anchor: Arc<dyn Anchor>,
+) -> Parts {
     let (audit, journal) = (directory.join("audit"), directory.join("journal"));
-    Engine::start(Parts {
+    Parts {
         store,
         seal: Arc::new(FileSeal::new(directory.join("root.key"))),
         clock,
@@ -59,12 +70,12 @@ pub(crate) async fn start(
         audit: Box::new(move |key| {
             AuditLog::open(&audit, &journal, key).map(|log| Arc::new(log) as _)
         }),
+        anchor,
         incarnation: {
             let incarnation = incarnation.to_owned();
-            Box::new(move || Ok(incarnation))
+            Box::new(move || Ok(incarnation.clone()))
         },
-    })
-    .await
+    }
 }
 
 pub(crate) fn root(engine: &Engine) -> Caller {

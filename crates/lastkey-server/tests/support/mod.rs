@@ -55,6 +55,7 @@ pub(crate) async fn engine(directory: &std::path::Path, clock: Arc<ManualClock>)
         audit: Box::new(move |key| {
             AuditLog::open(&audit, &journal, key).map(|log| Arc::new(log) as _)
         }),
+        anchor: std::sync::Arc::new(lastkey_engine::NoAnchor),
         incarnation: Box::new(|| Ok("here".to_owned())),
     })
     .await

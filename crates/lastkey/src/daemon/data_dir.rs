@@ -62,6 +62,10 @@ impl DataDir {
         self.file("store.redb")
     }
 
+    pub(super) fn anchor(&self) -> PathBuf {
+        self.file("anchor")
+    }
+
     pub(super) fn root_key(&self) -> PathBuf {
         self.file("root.key")
     }

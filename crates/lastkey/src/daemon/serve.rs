@@ -129,6 +129,7 @@ async fn start_engine(data: &DataDir, store: RedbStore) -> Result<Engine, Failur
             let log = AuditLog::open(&audit, &journal, key)?;
             Ok(Arc::new(log) as Arc<dyn AuditSink>)
         }),
+        anchor: Arc::new(lastkey_engine::FileAnchor::new(data.anchor())),
         incarnation: Box::new(move || medium.incarnation()),
     };
     Engine::start(parts).await.map_err(failed)
