@@ -29,6 +29,8 @@ enum Recipe {
     Python,
     /// npm packages from package-lock.json.
     Node,
+    /// A Debian package, and the file of it that is linked to where the peer is expected.
+    Apt { file: &'static str },
 }
 
 struct Peer {
@@ -53,7 +55,13 @@ const KUBE_131: &str = "-X k8s.io/component-base/version.gitVersion=v1.31.0 \
     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=31";
 
 /// All peers, quickest first, so that a broken set-up shows early.
-const PEERS: [Peer; 8] = [
+const PEERS: [Peer; 9] = [
+    Peer {
+        name: "softhsm2",
+        manifest: "softhsm2",
+        makes: "bin/softhsm2-util",
+        recipe: Recipe::Apt { file: "/usr/bin/softhsm2-util" },
+    },
     Peer { name: "python", manifest: "python", makes: "python/bin/python", recipe: Recipe::Python },
     Peer { name: "node", manifest: "node", makes: "node/node_modules", recipe: Recipe::Node },
     Peer::go("etcd", "etcd-3.6.7", ["bin/etcd", "go.etcd.io/etcd/server/v3", ""]),
@@ -171,6 +179,7 @@ impl Peer {
             }
             Recipe::Python => (["requirements.txt"].as_slice(), String::new()),
             Recipe::Node => (["package.json", "package-lock.json"].as_slice(), String::new()),
+            Recipe::Apt { file } => ([].as_slice(), format!("{file}\n")),
         };
         for file in files {
             let path = dir.join(file);
@@ -197,6 +206,12 @@ impl Peer {
             }
             Recipe::Python => self.install_python(place, &log)?,
             Recipe::Node => self.install_node(place, &log)?,
+            Recipe::Apt { file } => {
+                // `system::prepare` has installed the package.
+                let link = place.join(self.makes);
+                let _ = fs::remove_file(&link);
+                std::os::unix::fs::symlink(file, &link).map_err(file_error("link", &link))?;
+            }
         }
         let stamp = self.stamp_file(place);
         fs::write(&stamp, self.stamp()?).map_err(file_error("write", &stamp))

@@ -154,6 +154,12 @@ impl Client {
         self.get("/v1/status", &[]).await
     }
 
+    /// An operator's order: `init`, `unseal`, `seal`, …. It may take as long as a start does.
+    pub async fn operator(&self, route: &str, body: &Value) -> Result<Value, Error> {
+        let request = self.request(Method::POST, format!("/v1/operator/{route}"));
+        request.json(body).timeout(Duration::from_secs(300)).send().await?.json()
+    }
+
     /// The installation's CA, in PEM.
     pub async fn ca(&self) -> Result<String, Error> {
         self.request(Method::GET, "/v1/ca").send().await?.text()

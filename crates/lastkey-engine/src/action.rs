@@ -38,6 +38,9 @@ actions! {
     // the service itself
     DescribeService, QueryAudit, VerifyAudit, ReadCertificate, RenewCertificate,
     CreateAccessKey, WriteSealed, RotateDueKey, DestroyKey, RedrawEpochs, AcceptRestore, RefuseCallers, Heartbeat,
+    // the seal
+    SealServer, UnsealServer, ManageSeal, RekeySeal, ConfirmSeal, CancelSeal, MigrateSeal,
+    RotateRootKey,
 }
 
 impl fmt::Display for Action {

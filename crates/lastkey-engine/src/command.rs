@@ -7,6 +7,7 @@ mod keys;
 mod log;
 mod plugin;
 mod rotation;
+pub(crate) mod seal;
 mod service;
 mod tags;
 

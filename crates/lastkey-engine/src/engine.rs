@@ -21,7 +21,7 @@ use crate::{
     anchor::{self, Anchor},
     audit::{AuditOpenError, AuditSink, Head, Query, Record},
     barrier::{Barrier, BarrierError, Expect, Stored, to_json},
-    caller::{NoncePrint, Principal, RequestId, Source},
+    caller::{NoncePrint, Principal, RequestId, RequestIds, Source},
     command::RedrawEpochs,
     heads,
     identity::AccessKey,
@@ -30,7 +30,7 @@ use crate::{
     outbox::Outbox,
     policy::Policy,
     records::{Change, Records},
-    seal::{Seal, SealError},
+    seal::{self, Seal, SealError, SealKind, SealRecord},
     time_guard::{Kept, TimeGuard},
 };
 
@@ -102,6 +102,9 @@ pub enum StartError {
         /// What was found.
         reason: String,
     },
+    /// What a front end needs could not be made.
+    #[error("{0}")]
+    Prepare(String),
 }
 
 /// The engine. Cheap to clone; all clones are one.
@@ -119,9 +122,10 @@ pub struct Core {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) started: Timestamp,
-    pub(crate) seal_kind: &'static str,
+    pub(crate) seal_kind: Mutex<SealKind>,
     pub(crate) log_warnings: Vec<String>,
     nonces: NonceTable,
+    request_ids: RequestIds,
     refusals: Mutex<HashMap<&'static str, Refusals>>,
     time_guard: tokio::sync::Mutex<TimeGuard>,
     background: Mutex<Vec<JoinHandle<()>>>,
@@ -142,7 +146,9 @@ impl Engine {
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start(parts: Parts) -> Result<Self, StartError> {
-        Self::open(&parts, None).await
+        // 1. The seal gives the root key; a new store gets a new one.
+        let root = seal::obtain(&*parts.store, &*parts.seal, &*parts.entropy).await?;
+        Self::open(&parts, root, None).await
     }
 
     /// Starts the engine although its store is older than it should be, or was changed: the
@@ -152,22 +158,22 @@ impl Engine {
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start_accepting(parts: Parts, reason: &str) -> Result<Self, StartError> {
-        Self::open(&parts, Some(reason)).await
+        let root = seal::obtain(&*parts.store, &*parts.seal, &*parts.entropy).await?;
+        Self::open(&parts, root, Some(reason)).await
     }
 
-    async fn open(parts: &Parts, accepted: Option<&str>) -> Result<Self, StartError> {
+    /// Opens the engine with its root key, which a seal or shares gave. `accepted` is the
+    /// operator's reason to go on with a store that is older than it should be.
+    pub(crate) async fn open(
+        parts: &Parts,
+        root: Arc<KeyMaterial>,
+        accepted: Option<&str>,
+    ) -> Result<Self, StartError> {
         let (store, clock) = (Arc::clone(&parts.store), Arc::clone(&parts.clock));
         let (entropy, policy) = (Arc::clone(&parts.entropy), Arc::clone(&parts.policy));
-        // 1. The seal gives the root key; a new store gets a new one.
-        let root = if Barrier::is_initialised(&*store).await? {
-            parts.seal.unseal().await?
-        } else {
-            let root = parts.seal.initialise(&*entropy).await?;
-            Barrier::create(&*store, &root, &*entropy, lastkey_store::Transaction::new()).await?;
-            root
-        };
+        let seal_kind = seal::Kept::load(&*store).await?.record.kind();
         // 2. The root key opens the keyring, the keyring opens records.
-        let barrier = Barrier::open(store, Arc::new(root), Arc::clone(&entropy)).await?;
+        let barrier = Barrier::open(store, root, Arc::clone(&entropy)).await?;
         // 3. The store is compared with its heads, its anchor and the audit log, or held; what a
         //    crash kept from the log is delivered.
         let Opened { audit, remembered, accepted } =
@@ -187,9 +193,10 @@ impl Engine {
             outbox,
             policy,
             started: clock.now(),
-            seal_kind: parts.seal.kind(),
+            seal_kind: Mutex::new(seal_kind),
             log_warnings,
             nonces: NonceTable::new(),
+            request_ids: RequestIds::default(),
             refusals: Mutex::default(),
             time_guard: tokio::sync::Mutex::new(TimeGuard::new(&*clock, kept)),
             background: Mutex::default(),
@@ -277,7 +284,7 @@ impl Engine {
 
     /// Draws a request id.
     pub fn new_request_id(&self) -> RequestId {
-        RequestId::random(&*self.core.entropy)
+        self.core.request_ids.next(&*self.core.entropy)
     }
 
     /// The clock the engine goes by.
@@ -330,15 +337,70 @@ impl Engine {
         self.core.run_due(false).await
     }
 
+    /// What protects the root key.
+    pub fn seal_kind(&self) -> SealKind {
+        *self.core.seal_kind.lock()
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        self.core.records.barrier.store()
+    }
+
+    /// The root key under which the keyring rests.
+    pub(crate) fn root_key(&self) -> Arc<KeyMaterial> {
+        self.core.records.barrier.root()
+    }
+
+    /// A change of the seal is durable: goes on with its root key, and lets the seal clear up.
+    pub(crate) async fn sealed_anew(
+        &self,
+        record: &SealRecord,
+        root: Option<Arc<KeyMaterial>>,
+        incarnation: &Incarnation,
+        seal: &dyn Seal,
+    ) {
+        if let Some(root) = root {
+            self.core.records.barrier.adopt_root(root);
+        }
+        *self.core.seal_kind.lock() = record.kind();
+        seal.settle(record).await;
+        // The seal's files are part of what tells this medium from a copy of it.
+        let kept = async {
+            let incarnation = incarnation().map_err(|e| Error::Unavailable(e.to_string()))?;
+            self.core.keep_incarnation(&incarnation).await
+        };
+        if let Err(error) = kept.await {
+            tracing::warn!(%error, "key ids will change with the next start");
+        }
+    }
+
+    /// Ends the engine as [`shutdown`](Self::shutdown) does, but lets commands under way end first,
+    /// for at most `patience`. Answers how many still hold it: with the last of them, its keys go.
+    pub(crate) async fn retire(self, patience: Duration) -> usize {
+        self.stop_background().await;
+        let asked = std::time::Instant::now();
+        while Arc::strong_count(&self.core) > 1 && asked.elapsed() < patience {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.shutdown().await;
+        Arc::strong_count(&self.core) - 1
+    }
+
+    async fn stop_background(&self) {
+        let tasks: Vec<_> = self.core.background.lock().drain(..).collect();
+        for task in tasks {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
     /// Ends the background work and closes the log cleanly. Commands fail from here on.
     pub async fn shutdown(&self) {
         let core = &self.core;
         if core.stopped.swap(true, Ordering::SeqCst) {
             return;
         }
-        for task in core.background.lock().drain(..) {
-            task.abort();
-        }
+        self.stop_background().await;
         core.flush_refusals().await;
         if let Err(error) = core.keep_time().await {
             tracing::warn!(%error, "the running time was not kept");
@@ -436,6 +498,13 @@ impl Core {
     fn incarnation_on(&self, medium: &str) -> String {
         let store = self.records.barrier.witness("incarnation").map(|witness| witness.store);
         format!("{medium} {}", store.map(hex::encode).unwrap_or_default())
+    }
+
+    /// Remembers this medium as the store's.
+    async fn keep_incarnation(&self, medium: &str) -> Result<(), Error> {
+        let incarnation = self.incarnation_on(medium);
+        let known = self.records.barrier.read_json::<String>(INCARNATION_PATH).await?;
+        self.keep(INCARNATION_PATH, &incarnation, known.as_ref()).await
     }
 
     /// Writes a small record of the engine's own.

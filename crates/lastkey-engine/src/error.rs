@@ -2,6 +2,8 @@
 
 use lastkey_store::{CommitError, StoreError};
 
+use crate::Life;
+
 /// What kind of refusal an [`Error`] is; front ends and the CLI map this to statuses and exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -108,6 +110,9 @@ pub enum Error {
     /// The service cannot work.
     #[error("the service is unavailable: {0}")]
     Unavailable(String),
+    /// The server has no root key, or not in memory.
+    #[error("{}", sealed_advice(*.0))]
+    Sealed(Life),
     /// The store was changed by somebody else while the server ran.
     #[error(
         "the store is not the one that this server has written ({0}); restart it, and see \
@@ -123,6 +128,17 @@ pub enum Error {
     /// A fault of ours.
     #[error("internal failure; the server's log has more under the request id")]
     Internal,
+}
+
+fn sealed_advice(life: Life) -> &'static str {
+    match life {
+        Life::Uninitialised => "the server has no root key yet; run `lastkey operator init`",
+        Life::Held => {
+            "the server does not serve, because its store is older than it should be; \
+             `lastkey operator status` says more"
+        }
+        Life::Sealed | Life::Unsealed => "the server is sealed; run `lastkey operator unseal`",
+    }
 }
 
 impl Error {
@@ -154,6 +170,7 @@ impl Error {
             Self::DryRun => "DryRunOperationError",
             Self::Busy => "Rejected.Throttling",
             Self::StorageFull | Self::Unavailable(_) => "ServiceUnavailableTemporary",
+            Self::Sealed(_) => "Unavailable.Sealed",
             Self::StoreRolledBack(_) => "Unavailable.StoreRolledBack",
             Self::CorruptRecord { .. } | Self::Internal => "InternalFailure",
         }
@@ -181,9 +198,10 @@ impl Error {
             | Self::Unsupported(_)
             | Self::DryRun => ErrorKind::Invalid,
             Self::Busy => ErrorKind::Busy,
-            Self::StorageFull | Self::Unavailable(_) | Self::StoreRolledBack(_) => {
-                ErrorKind::Unavailable
-            }
+            Self::StorageFull
+            | Self::Unavailable(_)
+            | Self::Sealed(_)
+            | Self::StoreRolledBack(_) => ErrorKind::Unavailable,
             Self::CorruptRecord { .. } | Self::Internal => ErrorKind::Internal,
         }
     }

@@ -53,6 +53,14 @@ pub fn names(text: &str) {
     }
 }
 
+/// The record of the seal.
+pub fn seal_record(bytes: &[u8]) {
+    if let Ok(record) = crate::seal::parse_record(bytes) {
+        let again = crate::seal::parse_record(&record.encode());
+        assert_eq!(again.ok().as_ref(), Some(&record), "a record is read as it was written");
+    }
+}
+
 /// What notices a rollback: heads, the mark, the anchor and the keyring, all without their seals.
 pub fn heads(bytes: &[u8]) {
     crate::heads::parse(bytes);

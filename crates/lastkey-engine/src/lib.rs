@@ -18,10 +18,11 @@ mod cluster;
 pub mod command;
 mod engine;
 mod error;
+mod heads;
 #[doc(hidden)]
 pub mod fuzzing;
-mod heads;
 mod identity;
+mod instance;
 mod key;
 mod nonce;
 mod opening;
@@ -31,6 +32,7 @@ mod records;
 mod seal;
 mod time;
 mod time_guard;
+mod uses;
 
 pub use action::Action;
 pub use anchor::{Anchor, FileAnchor, MemoryAnchor, NoAnchor};
@@ -40,11 +42,17 @@ pub use command::Command;
 pub use engine::{Engine, Incarnation, OpenAudit, Parts, StartError};
 pub use error::{Error, ErrorKind};
 pub use identity::AccessKey;
+pub use instance::{
+    Attendant, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError, Order, Outcome,
+};
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,
     Page, Primary, ProtectionLevel, RotationPolicy,
 };
 pub use nonce::{NonceRefusal, SKEW};
 pub use policy::{BuiltinPolicy, Policy, Resource};
-pub use seal::{FileSeal, ROOT_KEY_BYTES, Seal, SealError};
+pub use seal::{
+    FileSeal, ROOT_KEY_BYTES, RootPrint, Seal, SealEntry, SealError, SealKind, SealRecord,
+    SealSummary, Seals, ShareRefused, Threshold, TokenConfig, TokenEntry, TokenSeal,
+};
 pub use time::{Clock, InvalidTimestamp, ManualClock, SystemClock, Timestamp};

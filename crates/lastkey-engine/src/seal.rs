@@ -1,15 +1,44 @@
 //! What protects the root key at rest.
+//!
+//! The store keeps a small record in clear, [`SealRecord`] at `meta/seal`: which seals the root
+//! key rests under, and what each needs to give it back. The keyring rests wrapped under the root
+//! key beside it, so whoever changes the record wins nothing: another root key opens no keyring.
+//!
+//! | kind | what gives the root key back | where that is |
+//! |---|---|---|
+//! | `file` | whoever can read the file | `root.key`, mode 0600 |
+//! | `shamir` | any k of n shares, which people enter | with their keepers |
+//! | `pkcs11` | an AES key that never leaves its token | the token, behind a PIN |
+//!
+//! A seal that opens by itself implements [`Seal`]; shares are gathered by
+//! [`Instance`](crate::Instance). A new seal that needs shares is only *added* to the record: the
+//! old one goes on working until the new shares were entered once, and goes with the old root key
+//! then.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+mod choice;
+mod file;
+pub(crate) mod gathering;
+mod record;
+mod token;
+
+use std::{io, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use lastkey_crypto::{Entropy, KeyMaterial};
-use zeroize::Zeroize;
+use lastkey_store::{Store, Transaction};
+
+pub use choice::Seals;
+pub use file::FileSeal;
+pub(crate) use gathering::Gathering;
+pub use gathering::{Refused as ShareRefused, Threshold};
+pub(crate) use record::{Kept, SEAL_PATH, ShamirEntry, parse as parse_record};
+pub use record::{RootPrint, SealEntry, SealKind, SealRecord, SealSummary, TokenEntry};
+pub use token::{TokenConfig, TokenSeal};
+
+use crate::{
+    barrier::{Barrier, BarrierError},
+    engine::StartError,
+};
 
 /// The length of a root key in bytes.
 pub const ROOT_KEY_BYTES: usize = 32;
@@ -48,6 +77,12 @@ pub enum SealError {
         /// The file.
         path: PathBuf,
     },
+    /// There is a root key file already, of another store.
+    #[error("{path} holds the root key of another store; move it to a safe place first")]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file system refused.
     #[error("{path}: {source}")]
     Io {
@@ -56,161 +91,128 @@ pub enum SealError {
         /// Why.
         source: io::Error,
     },
+    /// Nothing but shares gives this root key back.
+    #[error("the server is sealed: `lastkey operator unseal` takes a share")]
+    NeedsShares,
+    /// This process was not told how to reach the seal.
+    #[error("the root key of this store is kept by a {kind} seal; {advice}")]
+    NotConfigured {
+        /// What is missing.
+        kind: SealKind,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The token cannot be used.
+    #[error("the PKCS#11 token cannot be used: {0}")]
+    Token(String),
+    /// The token refuses, and will go on to until somebody changes something.
+    #[error("the PKCS#11 token refuses: {0}")]
+    TokenRefused(String),
+    /// The seal gave a root key, but not this store's.
+    #[error("the {0} seal gave back a key that is not this store's root key")]
+    WrongRoot(SealKind),
+    /// `meta/seal` cannot be understood.
+    #[error(
+        "the store's record of its seal is damaged, or of a newer release; restore the store from \
+         a backup"
+    )]
+    Record,
 }
 
-/// Keeps the root key.
+impl SealError {
+    /// Whether the same attempt may succeed later, without anybody changing anything here.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Token(_))
+    }
+}
+
+/// A seal that gives the root key back without anybody's help.
 #[async_trait]
 pub trait Seal: Send + Sync + 'static {
-    /// `file`, `shamir`, `pkcs11`, …: the kind as status shows it.
-    fn kind(&self) -> &'static str;
+    /// What protects the root key of a new store.
+    fn kind(&self) -> SealKind;
 
-    /// Makes and keeps a new root key, for a new store.
+    /// Makes a root key for a new store, or takes up the one of a first start that was
+    /// interrupted, and keeps it.
+    ///
+    /// # Errors
+    /// [`SealError::NeedsShares`] if people have to take part; nothing was kept then.
+    async fn begin(&self, entropy: &dyn Entropy) -> Result<(KeyMaterial, SealEntry), SealError>;
+
+    /// Keeps `root` under the seal of that kind, beside whatever is kept already.
     ///
     /// # Errors
     /// [`SealError`]; nothing was kept then.
-    async fn initialise(&self, entropy: &dyn Entropy) -> Result<KeyMaterial, SealError>;
+    async fn wrap(
+        &self,
+        kind: SealKind,
+        root: &KeyMaterial,
+        entropy: &dyn Entropy,
+    ) -> Result<SealEntry, SealError>;
 
-    /// The root key that is kept.
+    /// The root key that is kept under this entry. `print` tells it from others, where it is
+    /// known.
     ///
     /// # Errors
     /// [`SealError`].
-    async fn unseal(&self) -> Result<KeyMaterial, SealError>;
+    async fn unwrap(
+        &self,
+        entry: &SealEntry,
+        print: Option<RootPrint>,
+    ) -> Result<KeyMaterial, SealError>;
+
+    /// Names the token to use from now on.
+    fn use_token(&self, _token: Arc<dyn Seal>) {}
+
+    /// The store holds `record` now: what the seal kept for earlier root keys may go.
+    async fn settle(&self, record: &SealRecord);
 }
 
-/// The root key in a file of mode 0600, as hexadecimal text after a version mark.
-///
-/// ```text
-/// lastkey-root-key-1 <64 hex digits>\n
-/// ```
-///
-/// Whoever can read the file can read every key: fit for a first look and for machines whose
-/// disk is protected otherwise.
-#[derive(Debug)]
-pub struct FileSeal {
-    path: PathBuf,
+/// The root key of a store by a seal that opens by itself; a new store gets a new one.
+pub(crate) async fn obtain(
+    store: &dyn Store,
+    seal: &dyn Seal,
+    entropy: &dyn Entropy,
+) -> Result<Arc<KeyMaterial>, StartError> {
+    if !Barrier::is_initialised(store).await? {
+        let (root, entry) = seal.begin(entropy).await?;
+        create(store, &root, entry, entropy).await?;
+        return Ok(Arc::new(root));
+    }
+    let kept = Kept::load(store).await?;
+    let root = unwrap_any(seal, &kept.record).await?;
+    if kept.revision.is_some() {
+        seal.settle(&kept.record).await;
+    }
+    Ok(Arc::new(root))
 }
 
-impl FileSeal {
-    const MARK: &'static str = "lastkey-root-key-1 ";
+/// Makes the first record and the keyring of a new store, in one transaction.
+pub(crate) async fn create(
+    store: &dyn Store,
+    root: &KeyMaterial,
+    entry: SealEntry,
+    entropy: &dyn Entropy,
+) -> Result<SealRecord, BarrierError> {
+    let record = SealRecord::first(RootPrint::of(root), entry);
+    let also = Transaction::new().expect_absent(SEAL_PATH).put(SEAL_PATH, record.encode());
+    Barrier::create(store, root, entropy, also).await?;
+    Ok(record)
+}
 
-    /// A seal in the file `path`.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn io(&self, source: io::Error) -> SealError {
-        SealError::Io { path: self.path.clone(), source }
-    }
-
-    fn write_new(&self, root: &KeyMaterial) -> io::Result<()> {
-        let mut text = String::with_capacity(Self::MARK.len() + 2 * ROOT_KEY_BYTES + 1);
-        text.push_str(Self::MARK);
-        for byte in root.expose() {
-            for nibble in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
+/// The root key from the first entry that gives it.
+async fn unwrap_any(seal: &dyn Seal, record: &SealRecord) -> Result<KeyMaterial, SealError> {
+    let mut refused = SealError::Record;
+    for (at, entry) in record.seals.iter().enumerate() {
+        match seal.unwrap(entry, record.root).await {
+            Ok(root) if record.root.is_some_and(|print| print != RootPrint::of(&root)) => {
+                refused = SealError::WrongRoot(entry.kind());
             }
-        }
-        text.push('\n');
-        let written =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path).and_then(
-                |mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()),
-            );
-        text.zeroize();
-        written?;
-        let directory = self.path.parent().unwrap_or(Path::new("."));
-        File::open(directory)?.sync_all()
-    }
-
-    fn check_permissions(&self, metadata: &fs::Metadata) -> Result<(), SealError> {
-        let mode = metadata.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(SealError::Exposed { path: self.path.clone(), mode });
-        }
-        let owner = metadata.uid();
-        if owner != rustix::process::geteuid().as_raw() && owner != 0 {
-            return Err(SealError::Foreign { path: self.path.clone(), owner });
-        }
-        Ok(())
-    }
-
-    fn parse(&self, text: &str) -> Result<KeyMaterial, SealError> {
-        let malformed = || SealError::Malformed { path: self.path.clone() };
-        let digits = text
-            .strip_prefix(Self::MARK)
-            .map(|rest| rest.strip_suffix('\n').unwrap_or(rest))
-            .filter(|digits| digits.len() == 2 * ROOT_KEY_BYTES)
-            .ok_or_else(malformed)?;
-        let mut bytes = [0u8; ROOT_KEY_BYTES];
-        let decoded = hex::decode_to_slice(digits, &mut bytes);
-        let root = KeyMaterial::from_slice(&bytes);
-        bytes.zeroize();
-        decoded.map_err(|_| malformed())?;
-        Ok(root)
-    }
-}
-
-#[async_trait]
-impl Seal for FileSeal {
-    fn kind(&self) -> &'static str {
-        "file"
-    }
-
-    async fn initialise(&self, entropy: &dyn Entropy) -> Result<KeyMaterial, SealError> {
-        match self.unseal().await {
-            // A first start that was interrupted before the store knew the key.
             Ok(root) => return Ok(root),
-            Err(SealError::Missing { .. }) => {}
-            Err(other) => return Err(other),
+            // The first is the one that everybody knows of; but people can help where it fails.
+            Err(error) if at == 0 || matches!(error, SealError::NeedsShares) => refused = error,
+            Err(_) => {}
         }
-        let root = KeyMaterial::generate(ROOT_KEY_BYTES, entropy);
-        self.write_new(&root).map_err(|e| {
-            // A file that holds half a key helps nobody and would block the next start.
-            let _ = fs::remove_file(&self.path);
-            self.io(e)
-        })?;
-        Ok(root)
     }
-
-    async fn unseal(&self) -> Result<KeyMaterial, SealError> {
-        let file = File::open(&self.path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => SealError::Missing { path: self.path.clone() },
-            _ => self.io(e),
-        })?;
-        self.check_permissions(&file.metadata().map_err(|e| self.io(e))?)?;
-        let mut text = String::with_capacity(128);
-        let read = file.take(128).read_to_string(&mut text).map_err(|e| self.io(e));
-        let root = read.and_then(|_| self.parse(&text));
-        text.zeroize();
-        root
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use lastkey_crypto::SystemEntropy;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn what_was_kept_comes_back_and_exposure_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let seal = FileSeal::new(directory.path().join("root.key"));
-        assert!(matches!(seal.unseal().await, Err(SealError::Missing { .. })));
-        let made = seal.initialise(&SystemEntropy).await.unwrap();
-        assert_eq!(seal.unseal().await.unwrap().expose(), made.expose());
-        assert_eq!(seal.initialise(&SystemEntropy).await.unwrap().expose(), made.expose());
-
-        fs::set_permissions(seal.path(), fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(seal.unseal().await, Err(SealError::Exposed { mode: 0o640, .. })));
-        fs::set_permissions(seal.path(), fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(seal.path(), "lastkey-root-key-1 00\n").unwrap();
-        assert!(matches!(seal.unseal().await, Err(SealError::Malformed { .. })));
-    }
+    Err(refused)
 }

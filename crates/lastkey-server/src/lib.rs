@@ -16,7 +16,7 @@
 //! use lastkey_server::{Server, ServerConfig};
 //!
 //! let bound = Server::bind(ServerConfig::on("127.0.0.1:7343"), engine).await?;
-//! println!("{} {}", bound.url(), bound.pki().ca_pem());
+//! println!("{}", bound.url());
 //! bound.run(async { tokio::signal::ctrl_c().await.unwrap_or(()) }).await;
 //! # Ok(())
 //! # }
@@ -34,6 +34,7 @@ mod native;
 pub mod params;
 mod pki;
 mod room;
+mod sealing;
 mod server;
 mod service;
 mod stopping;
@@ -42,5 +43,5 @@ mod tls;
 pub use limits::Limits;
 pub use listener::admin::AdminSocketError;
 pub use pki::Pki;
-pub use server::{BindError, Bound, Server, ServerConfig};
+pub use server::{BindError, Bound, BoxFuture, OnOpen, Opening, Server, ServerConfig};
 pub use tls::{Authority, AuthorityError, CertificateError, CertificateSource, Csr, Issued, Terms};

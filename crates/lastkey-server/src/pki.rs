@@ -8,13 +8,13 @@ use lastkey_engine::{Engine, Timestamp};
 use crate::{
     metrics::Metrics,
     tls::{
-        Authority, AuthorityError, CertificateError, CertificateSource, Csr, Issued,
+        Authority, AuthorityError, CertificateError, CertificateSource, Csr, Issued, Leaf,
         ServerCertificate, Terms, server_config,
     },
 };
 
 /// How often the certificate is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// The certificates of this installation.
 #[derive(Debug)]
@@ -80,24 +80,26 @@ impl Pki {
         server_config(&self.authority, Arc::clone(&self.certificate))
     }
 
-    /// Renews the certificate whenever it is time to. Never ends.
-    pub(crate) async fn keep_fresh(&self, engine: &Engine, metrics: &Metrics) {
-        loop {
-            match self.certificate.renew_if_due(&self.authority, terms(engine)) {
-                Ok(true) => tracing::info!(
-                    not_after = %self.certificate_not_after(),
-                    "the server's certificate was renewed"
-                ),
-                Ok(false) => {}
-                Err(error) => tracing::error!(
-                    %error,
-                    not_after = %self.certificate_not_after(),
-                    "the server's certificate could not be renewed; the old one stays in use"
-                ),
-            }
-            metrics.certificate_ends(self.certificate_not_after().as_seconds());
-            tokio::time::sleep(LOOK_EVERY).await;
+    /// Where each certificate of ours is left from now on; answers whether it is left already.
+    pub(crate) fn keep_in(&self, leaf: Option<Leaf>) -> bool {
+        self.certificate.keep_in(leaf)
+    }
+
+    /// Renews the certificate if it is time to.
+    pub(crate) fn look(&self, engine: &Engine, metrics: &Metrics) {
+        match self.certificate.renew_if_due(&self.authority, terms(engine)) {
+            Ok(true) => tracing::info!(
+                not_after = %self.certificate_not_after(),
+                "the server's certificate was renewed"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::error!(
+                %error,
+                not_after = %self.certificate_not_after(),
+                "the server's certificate could not be renewed; the old one stays in use"
+            ),
         }
+        metrics.certificate_ends(self.certificate_not_after().as_seconds());
     }
 }
 

@@ -8,10 +8,9 @@ use std::{
     time::Duration,
 };
 
-use lastkey_engine::Engine;
+use lastkey_engine::{Engine, Instance};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     alibaba::Place,
@@ -21,6 +20,7 @@ use crate::{
         tcp,
     },
     pki::Pki,
+    sealing::Sealing,
     service::Service,
     stopping::{Stop, stop},
     tls::{CertificateError, CertificateSource},
@@ -48,9 +48,26 @@ pub struct ServerConfig {
     pub region: String,
     /// The account's id in ARNs.
     pub account: String,
+    /// Where the server's certificate and key lie for a start that is sealed: `server.pem` and
+    /// `server.key` in this directory. Nowhere, under a seal that is only a file.
+    pub certificate_dir: Option<PathBuf>,
     /// Bounds of everything.
     pub limits: Limits,
 }
+
+/// What an opening brings.
+pub struct Opening {
+    /// The engine that runs. Whoever keeps it keeps the server's keys in memory.
+    pub engine: Engine,
+    /// The certificates.
+    pub pki: Arc<Pki>,
+}
+
+/// What is to be prepared when the server is unsealed, before requests are answered.
+pub type OnOpen = Arc<dyn Fn(Opening) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// A future of any kind.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl ServerConfig {
     /// A server on `listen` with our own authority's certificate and without admin socket.
@@ -59,6 +76,7 @@ impl ServerConfig {
             listen: listen.into(),
             certificate: CertificateSource::Authority { names: Vec::new() },
             admin_socket: None,
+            certificate_dir: None,
             region: "local".to_owned(),
             account: "lastkey".to_owned(),
             limits: Limits::default(),
@@ -129,7 +147,6 @@ pub struct Bound {
     service: Arc<Service>,
     stop: Stop,
     listener: TcpListener,
-    acceptor: TlsAcceptor,
     admin: Option<AdminSocket>,
     address: SocketAddr,
     host: String,
@@ -140,18 +157,21 @@ impl Server {
     ///
     /// # Errors
     /// [`BindError`], as a sentence that says what to do; nothing is left open then.
-    pub async fn bind(config: ServerConfig, engine: Engine) -> Result<Bound, BindError> {
+    pub async fn bind(
+        config: ServerConfig,
+        instance: impl Into<Instance>,
+    ) -> Result<Bound, BindError> {
+        let instance = instance.into();
         let host = host_of(&config.listen)?;
         let (listener, address) = listen(&config.listen)?;
         let admin = config.admin_socket.as_deref().map(AdminSocket::open).transpose()?;
         let source = with_own_names(config.certificate, &host);
-        let pki = Arc::new(Pki::open(&engine, source).await?);
-        let acceptor = TlsAcceptor::from(Arc::new(pki.server_config()?));
+        let sealing = Sealing::new(instance, source, config.certificate_dir).await?;
         let place = Place { region: config.region, account: config.account };
         let (stop, stopping) = stop();
         let limits = config.limits.within_descriptors();
-        let service = Arc::new(Service::new(engine, pki, (place, limits), stopping));
-        Ok(Bound { service, stop, listener, acceptor, admin, address, host })
+        let service = Arc::new(Service::new(sealing, (place, limits), stopping));
+        Ok(Bound { service, stop, listener, admin, address, host })
     }
 }
 
@@ -171,9 +191,18 @@ impl Bound {
         self.address
     }
 
-    /// The certificates, for what `up` issues to its own plugin.
-    pub fn pki(&self) -> Arc<Pki> {
-        Arc::clone(&self.service.pki)
+    /// The certificates, while the server is unsealed.
+    pub fn pki(&self) -> Option<Arc<Pki>> {
+        self.service.sealing.open().map(|open| Arc::clone(&open.pki))
+    }
+
+    /// Lets `on_open` prepare what the process needs: now, if the server is unsealed, and whenever
+    /// it is unsealed again.
+    ///
+    /// # Errors
+    /// What `on_open` says.
+    pub async fn on_open(&self, on_open: OnOpen) -> Result<(), String> {
+        self.service.sealing.on_open(on_open).await
     }
 
     /// Where the admin socket is.
@@ -184,8 +213,8 @@ impl Bound {
     /// Answers requests until `shutdown` resolves; then lets those under way end, for at most
     /// [`Limits::drain`]. The engine keeps running.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { service, stop, listener, acceptor, admin, .. } = self;
-        let network = tcp::run(Arc::clone(&service), listener, acceptor);
+        let Self { service, stop, listener, admin, .. } = self;
+        let network = tcp::run(Arc::clone(&service), listener);
         let local = async {
             if let Some(admin) = admin {
                 admin.run(Arc::clone(&service)).await;
@@ -195,8 +224,9 @@ impl Bound {
         let end = async {
             shutdown.await;
             stop.now();
+            service.sealing.stop();
         };
-        let fresh = service.pki.keep_fresh(&service.engine, &service.metrics);
+        let fresh = service.sealing.keep_fresh(&service.metrics);
         tokio::select! {
             _ = async { tokio::join!(doors, end) } => {}
             () = fresh => {}

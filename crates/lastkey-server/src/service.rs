@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use lastkey_engine::{Engine, Error, RequestId};
+use lastkey_engine::{Engine, Error, Life, RequestId};
 use parking_lot::Mutex;
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 
@@ -18,15 +18,14 @@ use crate::{
     listener::doorman::Doorman,
     metrics::{self, Metrics},
     native,
-    pki::Pki,
     room::{Admission, Gate, sized},
+    sealing::Sealing,
     stopping::Stopping,
 };
 
 /// What all connections share.
 pub(crate) struct Service {
-    pub(crate) engine: Engine,
-    pub(crate) pki: Arc<Pki>,
+    pub(crate) sealing: Arc<Sealing>,
     pub(crate) place: Place,
     pub(crate) limits: Limits,
     pub(crate) admission: Admission,
@@ -40,6 +39,7 @@ pub(crate) struct Service {
 /// What is read from the engine when somebody looks.
 struct EngineGauges {
     ready: Gauge,
+    unsealed: Gauge,
     keys: Gauge,
     audit_records: Gauge,
 }
@@ -59,8 +59,7 @@ impl Wire {
 
 impl Service {
     pub(crate) fn new(
-        engine: Engine,
-        pki: Arc<Pki>,
+        sealing: Arc<Sealing>,
         (place, limits): (Place, Limits),
         stopping: Stopping,
     ) -> Self {
@@ -70,7 +69,7 @@ impl Service {
         let admission = Admission::new(&limits);
         let doorman = Arc::new(Doorman::new(&limits));
         let registry = Mutex::new(registry);
-        Self { engine, pki, place, limits, admission, doorman, metrics, stopping, registry, gauges }
+        Self { sealing, place, limits, admission, doorman, metrics, stopping, registry, gauges }
     }
 
     /// Answers one request.
@@ -87,7 +86,7 @@ impl Service {
             Ok(body) => reply.body = body,
             Err(_) => {
                 self.metrics.shed("answers");
-                reply = refused(wire, self.engine.new_request_id(), &Error::Busy.into());
+                reply = refused(wire, self.sealing.instance.new_request_id(), &Error::Busy.into());
             }
         }
         // How long somebody chose to wait says nothing about how fast we are.
@@ -98,12 +97,12 @@ impl Service {
 
     async fn reply(&self, peer: &Peer, request: Request<Incoming>) -> Reply {
         let wire = match request.uri().path() {
-            "/healthz" => return Reply::text(StatusCode::OK, "healthz", "ok\n"),
+            "/healthz" => return self.healthz(),
             "/readyz" => return self.readyz(),
             "/metrics" => return self.metrics_page(),
             path => Wire::of(path),
         };
-        let request_id = self.engine.new_request_id();
+        let request_id = self.sealing.instance.new_request_id();
         let refuse = |refusal: Refusal| refused(wire, request_id, &refusal);
         if self.stopping.is_now() {
             self.metrics.shed("stopping");
@@ -126,11 +125,17 @@ impl Service {
     }
 
     async fn handle(&self, wire: Wire, exchange: &Exchange<'_>) -> Reply {
+        if native::operator::is_operator(exchange.path()) {
+            return native::operator::handle(&self.sealing, exchange).await;
+        }
+        let Some(open) = self.sealing.open() else {
+            return refused(wire, exchange.request_id, &self.sealed().into());
+        };
         match wire {
-            Wire::Alibaba => alibaba::handle(&self.engine, &self.place, exchange).await,
+            Wire::Alibaba => alibaba::handle(&open.engine, &self.place, exchange).await,
             Wire::Native => {
-                let stopping = self.stopping.clone();
-                let context = native::Context { engine: &self.engine, pki: &self.pki, stopping };
+                let stopping = open.stopping.clone();
+                let context = native::Context { engine: &open.engine, pki: &open.pki, stopping };
                 native::handle(&context, exchange).await
             }
         }
@@ -158,7 +163,8 @@ impl Service {
     /// connection.
     pub(crate) fn turn_away(&self, path: &str, reason: &'static str) -> Response<Full<Bytes>> {
         self.metrics.shed(reason);
-        let reply = refused(Wire::of(path), self.engine.new_request_id(), &Error::Busy.into());
+        let reply =
+            refused(Wire::of(path), self.sealing.instance.new_request_id(), &Error::Busy.into());
         self.metrics.answered(reply.action, reply.outcome, None);
         let mut response = reply.into_response();
         let close = http::HeaderValue::from_static("close");
@@ -166,8 +172,30 @@ impl Service {
         response
     }
 
+    /// The process works; whether requests are answered is another question.
+    fn healthz(&self) -> Reply {
+        let state = match self.sealing.instance.life() {
+            Life::Unsealed => "ok\n".to_owned(),
+            other => format!("{other}\n"),
+        };
+        Reply::text(StatusCode::OK, "healthz", state)
+    }
+
+    /// Why there is no engine.
+    fn sealed(&self) -> Error {
+        match self.sealing.instance.life() {
+            // It is about to open, or to be sealed.
+            Life::Unsealed => Error::Sealed(Life::Sealed),
+            other => Error::Sealed(other),
+        }
+    }
+
     fn readyz(&self) -> Reply {
-        match self.engine.readiness() {
+        let ready = match self.sealing.open() {
+            Some(open) => open.engine.readiness(),
+            None => Err(self.sealed()),
+        };
+        match ready {
             Ok(()) => Reply::text(StatusCode::OK, "readyz", "ready\n"),
             // The code alone: whoever asks has shown no credential.
             Err(error) => Reply::text(
@@ -179,7 +207,7 @@ impl Service {
     }
 
     fn metrics_page(&self) -> Reply {
-        self.gauges.look_at(&self.engine);
+        self.gauges.look_at(self.sealing.open().as_ref().map(|open| &open.engine));
         self.metrics.look_at(&self.admission);
         match metrics::render(&self.registry.lock()) {
             Ok(text) => Reply {
@@ -195,6 +223,7 @@ impl EngineGauges {
     fn register(registry: &mut Registry) -> Self {
         let gauges = Self {
             ready: Gauge::default(),
+            unsealed: Gauge::default(),
             keys: Gauge::default(),
             audit_records: Gauge::default(),
         };
@@ -202,6 +231,11 @@ impl EngineGauges {
             "lastkey_ready",
             "1 while requests can be recorded and changes kept",
             gauges.ready.clone(),
+        );
+        registry.register(
+            "lastkey_unsealed",
+            "1 while the server has its root key",
+            gauges.unsealed.clone(),
         );
         registry.register("lastkey_keys", "Keys", gauges.keys.clone());
         registry.register(
@@ -212,7 +246,12 @@ impl EngineGauges {
         gauges
     }
 
-    fn look_at(&self, engine: &Engine) {
+    fn look_at(&self, engine: Option<&Engine>) {
+        self.unsealed.set(engine.is_some().into());
+        let Some(engine) = engine else {
+            self.ready.set(0);
+            return;
+        };
         self.ready.set(engine.readiness().is_ok().into());
         self.keys.set(i64::try_from(engine.key_count()).unwrap_or(i64::MAX));
         self.audit_records.set(i64::try_from(engine.audit_records()).unwrap_or(i64::MAX));

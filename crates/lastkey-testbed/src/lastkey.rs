@@ -174,10 +174,14 @@ impl Lastkey {
         Daemon::start(name, &self.command(args), &self.logs)
     }
 
-    fn long_running<'a>(
+    /// A long-running command with these options, once it has said that it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn long_running<'a>(
         &self,
         name: &str,
-        args: impl Iterator<Item = &'a OsStr>,
+        args: impl IntoIterator<Item = &'a OsStr>,
     ) -> Result<Running, Error> {
         let mut process = Daemon::start_piped(name, &self.command(args), &self.logs)?;
         let (sender, lines) = mpsc::channel();

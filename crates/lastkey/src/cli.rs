@@ -4,6 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+mod operator;
+
+pub(crate) use self::operator::{
+    MaybeSplitting, OperatorAction, RotateWhat, SealChoice, SealOptions, Splitting, TokenOptions,
+};
 use crate::output::Format;
 
 /// The key-management service for Kubernetes.
@@ -63,6 +68,9 @@ pub(crate) enum Command {
     /// Print the CA, renew the server's certificate.
     #[command(subcommand)]
     Ca(CaAction),
+    /// Make, enter and change what protects the root key.
+    #[command(subcommand)]
+    Operator(OperatorAction),
     /// Show how the server is.
     Status,
     /// Print the completions for a shell.
@@ -106,6 +114,9 @@ pub(crate) struct ServerOptions {
     /// Lastkey's own.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_ca: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) seal: SealOptions,
 }
 
 /// Options of `kms-plugin`.

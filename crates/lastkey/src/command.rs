@@ -6,5 +6,6 @@ pub(crate) mod cluster;
 pub(crate) mod file;
 pub(crate) mod generate;
 pub(crate) mod key;
+pub(crate) mod operator;
 pub(crate) mod status;
 mod wire;

@@ -74,6 +74,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Audit(action) => command::audit::run(&cli.connect, action, output),
         Command::Cluster(action) => command::cluster::run(&cli.connect, action, output),
         Command::Ca(action) => command::ca::run(&cli.connect, action, output),
+        Command::Operator(action) => command::operator::run(&cli.connect, action, output),
         Command::Status => command::status::run(&cli.connect, output),
     }
 }

@@ -63,9 +63,25 @@ impl Failure {
         Self::new(Exit::Failed, message)
     }
 
+    /// Says what it is about.
+    pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
+        Self { message: format!("{what}: {}", self.message), ..self }
+    }
+
+    /// Says what has to be known beside it.
+    pub(crate) fn and(self, more: impl std::fmt::Display) -> Self {
+        Self { message: format!("{}; {more}", self.message), ..self }
+    }
+
     /// Ends with [`Exit::Failed`]: a file could not be used.
     pub(crate) fn file(path: &std::path::Path, error: &io::Error) -> Self {
         Self::failed(format_args!("{}: {error}", path.display()))
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
     }
 }
 
@@ -79,6 +95,13 @@ impl From<lastkey_client::Error> for Failure {
             Category::Failed => Exit::Failed,
         };
         Self { exit, code: error.code().map(str::to_owned), message: chain(&error) }
+    }
+}
+
+impl Failure {
+    /// Its exit code.
+    pub(crate) fn exit(&self) -> Exit {
+        self.exit
     }
 }
 
@@ -123,6 +146,17 @@ impl Output {
         match self.format {
             Format::Json => line(&value.to_string()),
             Format::Table => line(&human()),
+        }
+    }
+
+    /// Prints one event of a longer piece of work, or what a person reads instead, if anything;
+    /// on standard error while standard output carries data.
+    pub(crate) fn event(&self, value: &Value, human: Option<&str>, data_out: bool) {
+        let json = self.is_json().then(|| value.to_string());
+        match json.as_deref().or(human) {
+            Some(text) if data_out => eprintln!("{text}"),
+            Some(text) => line(text),
+            None => {}
         }
     }
 

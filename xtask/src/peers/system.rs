@@ -19,14 +19,20 @@ const VENV: Tool = Tool {
     packages: &["python3", "python3-venv"],
 };
 const NODE: Tool = Tool { name: "node", probe: &["node", "--version"], packages: &["nodejs"] };
+const SOFTHSM: Tool = Tool {
+    name: "softhsm2-util",
+    probe: &["softhsm2-util", "--version"],
+    packages: &["softhsm2"],
+};
 const NPM: Tool = Tool { name: "npm", probe: &["npm", "--version"], packages: &["npm"] };
 
 /// Makes sure that the tools for these peers are there.
 pub(super) fn prepare(peers: &[&Peer]) -> Result<(), Error> {
     let needed = peers.iter().flat_map(|peer| match peer.recipe {
-        Recipe::Go { .. } => [GO, GCC],
-        Recipe::Python => [VENV, GCC],
-        Recipe::Node => [NODE, NPM],
+        Recipe::Go { .. } => vec![GO, GCC],
+        Recipe::Python => vec![VENV, GCC],
+        Recipe::Node => vec![NODE, NPM],
+        Recipe::Apt { .. } => vec![SOFTHSM],
     });
     let missing: Vec<Tool> = needed.filter(|tool| !tool.is_there()).collect();
     if missing.is_empty() {

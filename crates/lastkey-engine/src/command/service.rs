@@ -67,11 +67,13 @@ impl Core {
     fn service_status(&self) -> ServiceStatus {
         let head = self.audit.head();
         let memory = memory::stats();
+        // Not held while the warnings look at it.
+        let seal = self.seal_kind.lock().name();
         ServiceStatus {
             version: env!("CARGO_PKG_VERSION"),
             started: self.started,
             now: self.clock.now(),
-            seal: self.seal_kind,
+            seal,
             ready: self.readiness().is_ok(),
             keys: self.records.with_key_ids(std::collections::BTreeSet::len),
             clusters: self.records.clusters().len(),
@@ -85,7 +87,7 @@ impl Core {
 
     fn warnings(&self, unlocked: usize) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.seal_kind == "file" {
+        if *self.seal_kind.lock() == crate::seal::SealKind::File {
             warnings.push(
                 "the root key is kept in a file beside the store: whoever can read the data \
                  directory can read every key"

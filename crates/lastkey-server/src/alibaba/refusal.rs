@@ -1,7 +1,7 @@
 //! One table from every reason for refusing a request to what this wire says about it.
 
 use http::StatusCode;
-use lastkey_engine::{Error, ErrorKind, NonceRefusal};
+use lastkey_engine::{Error, ErrorKind, NonceRefusal, OperatorError};
 
 use super::signature::SignatureError;
 use crate::{
@@ -65,6 +65,21 @@ pub(crate) enum Refusal {
     /// The body did not arrive in time, or not whole.
     #[error("the body did not arrive")]
     Incomplete,
+    /// An operator's order was not carried out.
+    #[error("{message}")]
+    Operator {
+        /// The kind of refusal.
+        kind: ErrorKind,
+        /// Its stable code.
+        code: &'static str,
+        /// Why.
+        message: String,
+    },
+    /// Over the network nobody can be proven for this.
+    #[error(
+        "this is answered on the admin socket alone; use --admin-socket on the server's machine"
+    )]
+    AdminSocketOnly,
     /// The certificate authority did not issue.
     #[error("{message}")]
     Certificate {
@@ -85,6 +100,18 @@ impl From<AuthorityError> for Refusal {
 impl From<CertificateError> for Refusal {
     fn from(error: CertificateError) -> Self {
         Self::Certificate { request: false, message: error.to_string() }
+    }
+}
+
+impl From<OperatorError> for Refusal {
+    fn from(error: OperatorError) -> Self {
+        match error {
+            OperatorError::Engine(error) => Self::Engine(error),
+            other => {
+                let (kind, code) = (other.kind(), other.code());
+                Self::Operator { kind, code, message: other.to_string() }
+            }
+        }
     }
 }
 
@@ -109,6 +136,8 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::Engine(error) => engine_status(error),
+            Self::Operator { kind, .. } => kind_status(*kind),
+            Self::AdminSocketOnly => StatusCode::FORBIDDEN,
             Self::HttpMethod => StatusCode::FORBIDDEN,
             Self::UnknownAccessKey | Self::UnknownAction | Self::NoSuchPath => {
                 StatusCode::NOT_FOUND
@@ -132,6 +161,8 @@ impl Refusal {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Engine(error) => error.code(),
+            Self::Operator { code, .. } => code,
+            Self::AdminSocketOnly => "Forbidden.AdminSocketOnly",
             Self::Params(_) => "ParseRequestParameterException",
             Self::Signature(SignatureError::Unsigned | SignatureError::Missing(_)) => {
                 "MissingParameter"
@@ -161,16 +192,22 @@ impl Refusal {
 
 /// The HTTP status of an engine's refusal on this wire and on the native one.
 pub(crate) fn engine_status(error: &Error) -> StatusCode {
-    match (error, error.kind()) {
+    match error {
         // The name is older than the habit of 409.
-        (Error::AliasExists, _) => StatusCode::BAD_REQUEST,
-        (_, ErrorKind::Invalid) => StatusCode::BAD_REQUEST,
-        (_, ErrorKind::Denied) => StatusCode::FORBIDDEN,
-        (_, ErrorKind::NotFound) => StatusCode::NOT_FOUND,
-        (_, ErrorKind::Conflict | ErrorKind::Dependency) => StatusCode::CONFLICT,
-        (_, ErrorKind::Busy) => StatusCode::TOO_MANY_REQUESTS,
-        (_, ErrorKind::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
-        (_, ErrorKind::Internal) => StatusCode::INTERNAL_SERVER_ERROR,
+        Error::AliasExists => StatusCode::BAD_REQUEST,
+        _ => kind_status(error.kind()),
+    }
+}
+
+fn kind_status(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+        ErrorKind::Denied => StatusCode::FORBIDDEN,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::Conflict | ErrorKind::Dependency => StatusCode::CONFLICT,
+        ErrorKind::Busy => StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -144,7 +144,8 @@ async fn connect(service: Arc<Service>, stream: UnixStream, guest: Guest) {
         return;
     };
     let paced = Paced::new(stream, Arc::clone(&guest.pulse), Arc::clone(&service));
-    serve(service, (TokioIo::new(paced), false), peer, guest).await;
+    let stopping = service.stopping.clone();
+    serve(service, (TokioIo::new(paced), false, stopping), peer, guest).await;
 }
 
 /// The peer, if it is the server's own user or root.

@@ -18,7 +18,7 @@ use super::{
     doorman::{Guest, Lane},
     pulse::Pulse,
 };
-use crate::{exchange::Peer, limits::Limits, native, service::Service};
+use crate::{exchange::Peer, limits::Limits, native, service::Service, stopping::Stopping};
 
 /// Streams of one HTTP/2 connection at a time.
 const MAX_STREAMS: u32 = 64;
@@ -39,7 +39,7 @@ const LAST_CALL: Duration = Duration::from_millis(500);
 /// Serves a connection until it ends, idles, stalls, or the server stops.
 pub(crate) async fn serve<I>(
     service: Arc<Service>,
-    (io, is_http2): (I, bool),
+    (io, is_http2, mut stopping): (I, bool, Stopping),
     peer: Peer,
     guest: Guest,
 ) where
@@ -47,7 +47,6 @@ pub(crate) async fn serve<I>(
 {
     let _counted = Counted::new(&service);
     let limits = &service.limits;
-    let mut stopping = service.stopping.clone();
     let answer = {
         let (service, pulse) = (Arc::clone(&service), Arc::clone(&guest.pulse));
         let (peer, lane) = (Arc::new(peer), guest.lane);

@@ -23,7 +23,7 @@ const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\
     This port speaks HTTPS alone; use an https:// URL.\n";
 
 /// Accepts connections until the server stops, and then lets them end.
-pub(crate) async fn run(service: Arc<Service>, listener: TcpListener, acceptor: TlsAcceptor) {
+pub(crate) async fn run(service: Arc<Service>, listener: TcpListener) {
     let mut connections = JoinSet::new();
     let mut stopping = service.stopping.clone();
     let mut door = Door::default();
@@ -38,8 +38,8 @@ pub(crate) async fn run(service: Arc<Service>, listener: TcpListener, acceptor: 
                         continue;
                     };
                     let number = guest.number();
-                    let shared = (Arc::clone(&service), acceptor.clone());
-                    let task = connections.spawn(connect(shared, (stream, address), guest));
+                    let connected = connect(Arc::clone(&service), (stream, address), guest);
+                    let task = connections.spawn(connected);
                     service.doorman.served_by(number, task);
                 }
                 Err(error) => door.failed(&error, &service, || listener.accept()).await,
@@ -50,14 +50,10 @@ pub(crate) async fn run(service: Arc<Service>, listener: TcpListener, acceptor: 
     drain(connections, service.limits.drain).await;
 }
 
-async fn connect(
-    (service, acceptor): (Arc<Service>, TlsAcceptor),
-    (stream, address): (TcpStream, SocketAddr),
-    guest: Guest,
-) {
+async fn connect(service: Arc<Service>, (stream, address): (TcpStream, SocketAddr), guest: Guest) {
     // Answers are small and each of them is waited for.
     let _ = stream.set_nodelay(true);
-    let mut stopping = service.stopping.clone();
+    let (acceptor, mut stopping) = service.sealing.welcome();
     let handshake = handshake(&service, (stream, &acceptor), &guest);
     let handshake = tokio::time::timeout(service.limits.handshake, handshake);
     let stream = tokio::select! {
@@ -76,9 +72,9 @@ async fn connect(
     let plugin = session
         .peer_certificates()
         .and_then(|chain| chain.first())
-        .and_then(|certificate| plugin_of(certificate, service.engine.clock().now()));
+        .and_then(|certificate| plugin_of(certificate, service.sealing.now()));
     let peer = Peer::Tls { address, plugin };
-    serve(service, (TokioIo::new(stream), is_http2), peer, guest).await;
+    serve(service, (TokioIo::new(stream), is_http2, stopping), peer, guest).await;
 }
 
 async fn handshake(

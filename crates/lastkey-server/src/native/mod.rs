@@ -15,6 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 mod audit;
 mod clusters;
+pub(crate) mod operator;
 mod plugin;
 mod service;
 
@@ -99,7 +100,8 @@ pub(crate) fn may_wait(path: &str) -> bool {
 
 /// Whether a request may take longer than others, because it reads all there is.
 pub(crate) fn may_take_long(path: &str) -> bool {
-    reads_the_log(path) || may_wait(path)
+    // An engine that opens reads what there is.
+    reads_the_log(path) || may_wait(path) || operator::is_operator(path)
 }
 
 /// Whether a request reads all of the audit log, or as much as it may.

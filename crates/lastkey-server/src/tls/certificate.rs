@@ -18,6 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use super::authority::{Authority, AuthorityError, LEAF_LIFE, Terms};
+pub(crate) use super::leaf::{Leaf, sealed_config};
 
 /// A certificate of ours is renewed when less than this is left of it.
 const RENEW_BEFORE: Duration = Duration::from_secs(LEAF_LIFE.as_secs() / 3);
@@ -64,6 +65,14 @@ pub enum CertificateError {
         /// What it should hold.
         what: &'static str,
     },
+    /// The certificate cannot be left for a sealed start.
+    #[error("the server's certificate cannot be written to {}: {source}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Key and certificate do not belong together, or are of a kind we cannot use.
     #[error("the TLS certificate and key cannot be used together: {0}")]
     Unusable(rustls::Error),
@@ -74,12 +83,13 @@ pub enum CertificateError {
 pub(crate) struct ServerCertificate {
     source: CertificateSource,
     current: RwLock<Current>,
+    keep: RwLock<Option<Leaf>>,
 }
 
 #[derive(Debug)]
-struct Current {
-    key: Arc<CertifiedKey>,
-    not_after: Timestamp,
+pub(super) struct Current {
+    pub(super) key: Arc<CertifiedKey>,
+    pub(super) not_after: Timestamp,
     /// When the files changed last, for those that come from files.
     modified: Option<Modified>,
 }
@@ -93,8 +103,18 @@ impl ServerCertificate {
         authority: &Authority,
         terms: Terms<'_>,
     ) -> Result<Self, CertificateError> {
-        let current = obtain(&source, authority, terms)?;
-        Ok(Self { source, current: RwLock::new(current) })
+        let current = obtain(&source, authority, terms, None)?;
+        Ok(Self { source, current: RwLock::new(current), keep: RwLock::new(None) })
+    }
+
+    /// Where each certificate of ours is left from now on; answers whether that changes nothing.
+    pub(crate) fn keep_in(&self, leaf: Option<Leaf>) -> bool {
+        if matches!(self.source, CertificateSource::Files { .. }) {
+            return true;
+        }
+        let same = *self.keep.read() == leaf || leaf.is_none();
+        *self.keep.write() = leaf;
+        same
     }
 
     /// When the current certificate ends.
@@ -108,7 +128,7 @@ impl ServerCertificate {
         authority: &Authority,
         terms: Terms<'_>,
     ) -> Result<(), CertificateError> {
-        let next = obtain(&self.source, authority, terms)?;
+        let next = obtain(&self.source, authority, terms, self.keep.read().as_ref())?;
         *self.current.write() = next;
         Ok(())
     }
@@ -155,10 +175,14 @@ fn obtain(
     source: &CertificateSource,
     authority: &Authority,
     terms: Terms<'_>,
+    keep: Option<&Leaf>,
 ) -> Result<Current, CertificateError> {
     match source {
         CertificateSource::Authority { names } => {
             let pair = authority.issue_server(names, terms)?;
+            if let Some(leaf) = keep {
+                leaf.write(&pair)?;
+            }
             let key = certified(vec![pair.certificate], pair.key)?;
             Ok(Current { key, not_after: pair.not_after, modified: None })
         }
@@ -166,7 +190,7 @@ fn obtain(
     }
 }
 
-fn from_files(certificate: &Path, key: &Path) -> Result<Current, CertificateError> {
+pub(super) fn from_files(certificate: &Path, key: &Path) -> Result<Current, CertificateError> {
     // Taken first: a change while we read shows as a difference at the next look.
     let modified = modified(certificate, key);
     let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
@@ -193,7 +217,7 @@ fn from_files(certificate: &Path, key: &Path) -> Result<Current, CertificateErro
     })
 }
 
-fn certified(
+pub(super) fn certified(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<Arc<CertifiedKey>, CertificateError> {

@@ -19,10 +19,11 @@ use rustls::{
 mod authority;
 mod certificate;
 mod identity;
+mod leaf;
 
 pub use authority::{Authority, AuthorityError, Csr, Issued, Terms};
-pub(crate) use certificate::ServerCertificate;
 pub use certificate::{CertificateError, CertificateSource};
+pub(crate) use certificate::{Leaf, ServerCertificate, sealed_config};
 pub(crate) use identity::{PluginCertificate, plugin_of};
 
 /// The application protocols we speak, best first.

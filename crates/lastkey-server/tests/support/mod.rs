@@ -83,7 +83,7 @@ pub(crate) async fn start_with(limits: Limits) -> Running {
     let bound = Server::bind(config, engine.clone()).await.unwrap();
     let address = bound.address();
     assert_eq!(bound.url(), format!("https://127.0.0.1:{}", address.port()));
-    let ca_pem = bound.pki().ca_pem().to_owned();
+    let ca_pem = bound.pki().unwrap().ca_pem().to_owned();
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(bound.run(async move {
         let _ = stopped.await;

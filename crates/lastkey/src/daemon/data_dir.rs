@@ -70,6 +70,16 @@ impl DataDir {
         self.file("root.key")
     }
 
+    /// Only its medium's marks count: what tells this directory from a copy where there is no
+    /// root key file.
+    fn marker(&self) -> PathBuf {
+        self.file("installation")
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(super) fn audit(&self) -> PathBuf {
         self.file("audit")
     }
@@ -114,7 +124,20 @@ impl DataDir {
             let wanted = StatxFlags::INO | StatxFlags::BTIME | StatxFlags::CTIME;
             statx(CWD, path, AtFlags::empty(), wanted)
         };
-        let (store, root) = (look(&self.store())?, look(&self.root_key())?);
+        let root = match look(&self.root_key()) {
+            Err(rustix::io::Errno::NOENT) => {
+                // Made once: what was there stays as it is.
+                let mut make = OpenOptions::new();
+                match make.write(true).create_new(true).mode(0o600).open(self.marker()) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
+                    _ => look(&self.marker())?,
+                }
+            }
+            root => root?,
+        };
+        let store = look(&self.store())?;
         let (birth, change) = (store.stx_btime, root.stx_ctime);
         Ok(format!(
             "{}:{}.{:09} {}:{}.{:09}",

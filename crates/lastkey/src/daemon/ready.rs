@@ -25,4 +25,7 @@ pub(super) struct Ready {
     pub(super) encryption_config_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) key_id: Option<String>,
+    /// True where the server waits to be unsealed, and absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sealed: Option<bool>,
 }

@@ -1,18 +1,22 @@
 //! `up` and `server`: from options to a running server.
+//!
+//! A server under a seal that opens by itself is unsealed before a port opens. Under any other it
+//! opens its doors sealed, and what a first start makes is made when it is unsealed.
 
 use std::{path::PathBuf, sync::Arc};
 
 use lastkey_client::{Client, ClientCertificate, Config};
 use lastkey_crypto::SystemEntropy;
 use lastkey_engine::{
-    BuiltinPolicy, Engine, FileSeal, Parts, SystemClock,
+    BuiltinPolicy, FileSeal, Instance, Life, OperatorError, Parts, Seal, SealKind, Seals,
+    StartError, SystemClock, TokenConfig, TokenSeal,
     audit::{AuditLog, AuditSink},
 };
 use lastkey_kubernetes::{
     plugin::{Plugin, PluginConfig},
     socket::SocketAddress,
 };
-use lastkey_server::{Bound, CertificateSource, Server, ServerConfig};
+use lastkey_server::{Bound, CertificateSource, OnOpen, Opening, Server, ServerConfig};
 use lastkey_store::{OpenOptions, RedbStore};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
@@ -25,26 +29,37 @@ use super::{
     stopped,
 };
 use crate::{
-    cli::ServerOptions,
+    cli::{SealChoice, SealOptions, ServerOptions, TokenOptions},
     connect::default_data_dir,
-    output::{Exit, Failure, Output},
+    output::{Exit, Failure, Output, chain},
 };
 
-/// A server that is open but does not answer yet, and what it stands on.
+/// A server whose doors are open but that does not answer yet, and what it stands on.
 struct Opened {
     data: DataDir,
-    engine: Engine,
+    instance: Instance,
     bound: Bound,
-    ready: Ready,
+    /// What was made the last time that the server was unsealed.
+    made: watch::Receiver<Option<Made>>,
+}
+
+/// What is made when the server is unsealed.
+#[derive(Clone, Debug)]
+struct Made {
+    has_credentials: bool,
+    /// Where `up` runs its plugin: the id of the plugin's key.
+    key_id: Option<String>,
 }
 
 /// Runs the server alone.
 pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<(), Failure> {
     let stop = on_signal()?;
-    let Opened { data, engine, bound, ready } = open(options).await?;
-    announce(output, &ready, &data, None);
+    let opened = open(options, false).await?;
+    let Opened { data, instance, bound, made } = opened;
+    let ready = Ready::of(&data, &bound, made.borrow().as_ref());
+    announce(output, (&ready, &instance), &data, None);
     bound.run(stopped(stop)).await;
-    engine.shutdown().await;
+    instance.shutdown().await;
     Ok(())
 }
 
@@ -58,70 +73,130 @@ pub(super) async fn up(options: ServerOptions, output: &Output) -> Result<(), Fa
         ));
     }
     let stop = on_signal()?;
-    let Opened { data, engine, bound, mut ready } = open(options).await?;
-    let ended = with_plugin(&data, &engine, (bound, stop), (&mut ready, output)).await;
-    engine.shutdown().await;
+    let Opened { data, instance, bound, made } = open(options, true).await?;
+    let ended = with_plugin(&data, (&instance, made), (bound, stop), output).await;
+    instance.shutdown().await;
     ended
 }
 
 async fn with_plugin(
     data: &DataDir,
-    engine: &Engine,
+    (instance, mut made): (&Instance, watch::Receiver<Option<Made>>),
     (bound, stop): (Bound, watch::Receiver<bool>),
-    (ready, output): (&mut Ready, &Output),
+    output: &Output,
 ) -> Result<(), Failure> {
-    ready.key_id = Some(first_start::kubernetes_key(engine).await?);
-    let cluster = first_start::cluster(engine).await?;
-    identity::issue(engine, &bound.pki(), cluster, data).await?;
-    let plugin = plugin(data, &bound)?;
-    let socket = data.plugin_socket();
-    let config = encryption_config(&socket)?;
-    replace(&data.encryption_config(), config.as_bytes(), 0o644)?;
-    ready.plugin_socket = Some(socket.display().to_string());
-    ready.plugin_cert_file = Some(data.plugin_certificate());
-    ready.plugin_key_file = Some(data.plugin_key());
-    ready.encryption_config_file = Some(data.encryption_config());
-
-    let (works, working) = oneshot::channel();
+    let url = bound.url();
+    let sealed = made.borrow().is_none();
+    let mut ready = Ready::of(data, &bound, made.borrow().as_ref());
+    let mut plugin = None;
+    if sealed {
+        announce(output, (&ready, instance), data, None);
+    } else {
+        // What can fail fails before a request is answered.
+        plugin = Some(bind_plugin(data, &url)?);
+        ready = ready.with_plugin(data);
+    }
     let server = bound.run(stopped(stop.clone()));
-    let serve_plugin = plugin.run(
-        move |_| {
-            let _ = works.send(());
-        },
-        stopped(stop),
-    );
-    let say = async {
-        if working.await.is_ok() {
-            announce(output, ready, data, Some(&config));
-        }
+    let serve_plugin = async {
+        let plugin = match plugin {
+            Some(plugin) => plugin,
+            None => {
+                let unsealed = made.wait_for(Option::is_some);
+                tokio::select! {
+                    _ = unsealed => {}
+                    () = stopped(stop.clone()) => return Ok(()),
+                }
+                bind_plugin(data, &url)?
+            }
+        };
+        let (works, working) = oneshot::channel();
+        let run = plugin.run(
+            move |_| {
+                let _ = works.send(());
+            },
+            stopped(stop),
+        );
+        let say = async {
+            if working.await.is_ok() {
+                if sealed {
+                    tracing::info!("the KMS plugin works");
+                } else {
+                    let config = encryption_config(&data.plugin_socket()).ok();
+                    announce(output, (&ready, instance), data, config.as_deref());
+                }
+            }
+        };
+        let (served, ()) = tokio::join!(run, say);
+        served.map_err(failed)
     };
-    let ((), served, ()) = tokio::join!(server, serve_plugin, say);
-    served.map_err(failed)
+    let ((), served) = tokio::join!(server, serve_plugin);
+    served
 }
 
 /// Everything up to the open doors, in the order in which it can fail harmlessly.
-async fn open(options: ServerOptions) -> Result<Opened, Failure> {
+async fn open(options: ServerOptions, with_plugin: bool) -> Result<Opened, Failure> {
     let directory = options.data_dir.clone().unwrap_or_else(default_data_dir);
     let data = DataDir::prepare(&directory)?;
     // The first random bytes of a process are slow; nobody should wait for them later.
     SystemEntropy.warm();
     let store = RedbStore::open(data.store(), OpenOptions::default()).map_err(failed)?;
-    let engine = start_engine(&data, store).await?;
-    match open_doors(&data, &engine, options).await {
-        Ok((bound, ready)) => Ok(Opened { data, engine, bound, ready }),
+    let instance = Instance::new(parts(&data, store, seals(&data, &options.seal)?));
+    instance.start().await.map_err(start_failed)?;
+    match open_doors(&data, &instance, options, with_plugin).await {
+        Ok((bound, made)) => Ok(Opened { data, instance, bound, made }),
         Err(failure) => {
-            engine.shutdown().await;
+            instance.shutdown().await;
             Err(failure)
         }
     }
 }
 
-async fn start_engine(data: &DataDir, store: RedbStore) -> Result<Engine, Failure> {
+/// A seal that cannot be reached is another exit code than one that refuses.
+fn start_failed(error: StartError) -> Failure {
+    let error = OperatorError::from(error);
+    match error.kind() {
+        lastkey_engine::ErrorKind::Unavailable
+            if matches!(&error, OperatorError::Start(StartError::Seal(_))) =>
+        {
+            Failure::new(Exit::Unavailable, chain(&error))
+        }
+        _ => failed(error),
+    }
+}
+
+/// The seals that this process can use.
+fn seals(data: &DataDir, options: &SealOptions) -> Result<Seals, Failure> {
+    let token = token(&options.token).map(|token| Arc::new(token) as Arc<dyn Seal>);
+    let first = match options.seal {
+        SealChoice::File => SealKind::File,
+        SealChoice::Shamir => SealKind::Shamir,
+        SealChoice::Pkcs11 if token.is_none() => {
+            return Err(Failure::new(
+                Exit::Usage,
+                "--seal pkcs11 needs --pkcs11-module, --pkcs11-token and --pkcs11-pin-file",
+            ));
+        }
+        SealChoice::Pkcs11 => SealKind::Pkcs11,
+    };
+    Ok(Seals::new(FileSeal::new(data.root_key()), token, first))
+}
+
+fn token(options: &TokenOptions) -> Option<TokenSeal> {
+    let TokenOptions { pkcs11_module, pkcs11_token, pkcs11_key, pkcs11_pin_file } = options;
+    Some(TokenSeal::new(TokenConfig {
+        module: pkcs11_module.clone()?,
+        token: pkcs11_token.clone()?,
+        key: pkcs11_key.clone(),
+        pin_file: pkcs11_pin_file.clone()?,
+    }))
+}
+
+fn parts(data: &DataDir, store: RedbStore, seals: Seals) -> Parts {
     let (audit, journal) = (data.audit(), data.journal());
     let medium = data.clone();
-    let parts = Parts {
+    Parts {
         store: Arc::new(store),
-        seal: Arc::new(FileSeal::new(data.root_key())),
+        seal: Arc::new(seals),
         clock: Arc::new(SystemClock),
         entropy: Arc::new(SystemEntropy),
         policy: Arc::new(BuiltinPolicy::default()),
@@ -131,15 +206,15 @@ async fn start_engine(data: &DataDir, store: RedbStore) -> Result<Engine, Failur
         }),
         anchor: Arc::new(lastkey_engine::FileAnchor::new(data.anchor())),
         incarnation: Box::new(move || medium.incarnation()),
-    };
-    Engine::start(parts).await.map_err(failed)
+    }
 }
 
 async fn open_doors(
     data: &DataDir,
-    engine: &Engine,
+    instance: &Instance,
     options: ServerOptions,
-) -> Result<(Bound, Ready), Failure> {
+    with_plugin: bool,
+) -> Result<(Bound, watch::Receiver<Option<Made>>), Failure> {
     let certificate = match (options.tls_cert, options.tls_key) {
         (Some(certificate), Some(key)) => {
             CertificateSource::Files { certificate, key, ca: options.tls_ca }
@@ -149,25 +224,58 @@ async fn open_doors(
     let config = ServerConfig {
         certificate,
         admin_socket: Some(data.admin_socket()),
+        certificate_dir: Some(data.root().to_owned()),
         ..ServerConfig::on(options.listen)
     };
-    let bound = Server::bind(config, engine.clone()).await.map_err(failed)?;
-    replace(&data.ca(), bound.pki().ca_pem().as_bytes(), 0o644)?;
-    let url = bound.url();
-    let has_credentials = first_start::credentials(engine, data, &url).await?;
-    let ready = Ready {
-        url: Some(url),
-        ca_file: Some(data.ca()),
-        credentials_file: has_credentials.then(|| data.credentials()),
-        admin_socket: Some(data.admin_socket()),
-        ..Ready::default()
-    };
-    Ok((bound, ready))
+    let bound = Server::bind(config, instance.clone()).await.map_err(failed)?;
+    let (tell, made) = watch::channel(None);
+    let prepare = on_open(data.clone(), bound.url(), with_plugin, tell);
+    bound.on_open(prepare).await.map_err(Failure::failed)?;
+    Ok((bound, made))
+}
+
+/// Makes what a first start makes, whenever the server is unsealed: each step sees for itself
+/// what is there.
+fn on_open(
+    data: DataDir,
+    url: String,
+    with_plugin: bool,
+    tell: watch::Sender<Option<Made>>,
+) -> OnOpen {
+    let shared = Arc::new((data, url, tell));
+    Arc::new(move |opening| {
+        let shared = Arc::clone(&shared);
+        Box::pin(async move {
+            let (data, url, tell) = &*shared;
+            let made = make(data, url, &opening, with_plugin).await;
+            tell.send_replace(Some(made.map_err(|failure| failure.to_string())?));
+            Ok(())
+        })
+    })
+}
+
+async fn make(
+    data: &DataDir,
+    url: &str,
+    Opening { engine, pki }: &Opening,
+    with_plugin: bool,
+) -> Result<Made, Failure> {
+    replace(&data.ca(), pki.ca_pem().as_bytes(), 0o644)?;
+    let has_credentials = first_start::credentials(engine, data, url).await?;
+    let mut key_id = None;
+    if with_plugin {
+        key_id = Some(first_start::kubernetes_key(engine).await?);
+        let cluster = first_start::cluster(engine).await?;
+        identity::issue(engine, pki, cluster, data).await?;
+        let config = encryption_config(&data.plugin_socket())?;
+        replace(&data.encryption_config(), config.as_bytes(), 0o644)?;
+    }
+    Ok(Made { has_credentials, key_id })
 }
 
 /// The plugin inside `up`: over TLS, with a certificate, like any other.
-fn plugin(data: &DataDir, bound: &Bound) -> Result<Plugin, Failure> {
-    let endpoint = bound.url().parse().map_err(failed)?;
+fn bind_plugin(data: &DataDir, url: &str) -> Result<Plugin, Failure> {
+    let endpoint = url.parse().map_err(failed)?;
     let certificate =
         ClientCertificate { certificate: data.plugin_certificate(), key: data.plugin_key() };
     let client = Client::new(Config::mutual_tls(vec![endpoint], data.ca(), certificate))?;
@@ -179,16 +287,87 @@ fn encryption_config(socket: &std::path::Path) -> Result<String, Failure> {
     crate::command::cluster::encryption_config(socket)
 }
 
-/// Says what runs where, and what to do next.
-fn announce(output: &Output, ready: &Ready, data: &DataDir, config: Option<&str>) {
-    output.object(&json!(ready), || greeting(ready, data, config));
-    tracing::info!(
-        path = %data.root_key().display(),
-        "the root key is kept in a file: whoever can read it can read every key"
-    );
+impl Ready {
+    fn of(data: &DataDir, bound: &Bound, made: Option<&Made>) -> Self {
+        let has_credentials = match made {
+            Some(made) => made.has_credentials,
+            None => data.credentials().exists(),
+        };
+        Self {
+            url: Some(bound.url()),
+            ca_file: Some(data.ca()).filter(|ca| ca.exists()),
+            credentials_file: has_credentials.then(|| data.credentials()),
+            admin_socket: Some(data.admin_socket()),
+            key_id: made.and_then(|made| made.key_id.clone()),
+            sealed: made.is_none().then_some(true),
+            ..Self::default()
+        }
+    }
+
+    fn with_plugin(self, data: &DataDir) -> Self {
+        Self {
+            plugin_socket: Some(data.plugin_socket().display().to_string()),
+            plugin_cert_file: Some(data.plugin_certificate()),
+            plugin_key_file: Some(data.plugin_key()),
+            encryption_config_file: Some(data.encryption_config()),
+            ..self
+        }
+    }
 }
 
-fn greeting(ready: &Ready, data: &DataDir, config: Option<&str>) -> String {
+/// Says what runs where, and what to do next.
+fn announce(
+    output: &Output,
+    (ready, instance): (&Ready, &Instance),
+    data: &DataDir,
+    config: Option<&str>,
+) {
+    let status = instance.status();
+    let kind = status.seal.as_ref().map(|seal| seal.kind);
+    output.object(&json!(ready), || match ready.sealed {
+        Some(true) => sealed_greeting(ready),
+        _ => greeting(ready, data, (kind, config)),
+    });
+    let socket = data.admin_socket();
+    match status.state {
+        Life::Uninitialised => tracing::warn!(
+            "there is no root key yet; next: lastkey operator init --shares 5 --threshold 3 \
+             --admin-socket {}",
+            socket.display()
+        ),
+        Life::Sealed => tracing::warn!(
+            waiting = status.waiting,
+            "the server is sealed; next: lastkey operator unseal --admin-socket {}",
+            socket.display()
+        ),
+        Life::Held => tracing::error!(
+            "the server does not serve; see: lastkey operator status --admin-socket {}",
+            socket.display()
+        ),
+        Life::Unsealed if kind == Some(SealKind::File) => tracing::info!(
+            path = %data.root_key().display(),
+            "the root key is kept in a file: whoever can read it can read every key"
+        ),
+        Life::Unsealed => {}
+    }
+}
+
+fn sealed_greeting(ready: &Ready) -> String {
+    format!(
+        "Lastkey {version} waits to be unsealed. Ctrl-C stops it.\n\n\
+         \x20 server       {url}\n\
+         \x20 admin        {admin}",
+        version = env!("CARGO_PKG_VERSION"),
+        url = ready.url.as_deref().unwrap_or_default(),
+        admin = ready.admin_socket.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+    )
+}
+
+fn greeting(
+    ready: &Ready,
+    data: &DataDir,
+    (kind, config): (Option<SealKind>, Option<&str>),
+) -> String {
     let shown = |path: &Option<PathBuf>| {
         path.as_ref().map_or_else(|| "(moved away)".to_owned(), |path| path.display().to_string())
     };
@@ -200,11 +379,17 @@ fn greeting(ready: &Ready, data: &DataDir, config: Option<&str>) -> String {
          \x20 CA           {ca}\n\
          \x20 credentials  {credentials}\n\
          \x20 admin        {admin}\n\
-         \x20 root key     {root} (a file: whoever can read it can read every key)\n",
+         \x20 root key     {root}\n",
         version = env!("CARGO_PKG_VERSION"),
         ca = shown(&ready.ca_file),
         admin = shown(&ready.admin_socket),
-        root = data.root_key().display(),
+        root = match kind {
+            Some(SealKind::File) | None => format!(
+                "{} (a file: whoever can read it can read every key)",
+                data.root_key().display()
+            ),
+            Some(other) => format!("under the {other} seal"),
+        },
     );
     if let (Some(socket), Some(config)) = (&ready.plugin_socket, config) {
         let key = ready.key_id.as_deref().unwrap_or_default();

@@ -1,0 +1,142 @@
+//! Changes of what the root key rests under, and the record of who asked for them.
+
+use std::sync::Arc;
+
+use lastkey_crypto::KeyMaterial;
+use lastkey_store::Revision;
+
+use super::{Command, Done, Scope};
+use crate::{
+    Error,
+    action::Action,
+    audit::Record,
+    barrier::KEYRING_PATH,
+    engine::Core,
+    policy::Resource,
+    records::Change,
+    seal::{SEAL_PATH, SealRecord},
+};
+
+/// The next record of the seal and, where the root key changes, the keyring under the new one: one
+/// transaction, with the audit record.
+pub(crate) struct SealChange {
+    pub(crate) next: SealRecord,
+    /// The record that it was made from.
+    pub(crate) expect: Option<Revision>,
+    pub(crate) root: Option<Arc<KeyMaterial>>,
+}
+
+impl SealChange {
+    fn note(&self, record: &mut Record) -> Resource {
+        record.field("seal", self.next.kind());
+        if let Some(pending) = self.next.pending() {
+            record.field("pending", pending.kind());
+        }
+        record.number("generation", self.next.generation);
+        Resource::Service
+    }
+
+    async fn change(&self, core: &Core) -> Result<Done<()>, Error> {
+        let mut change = Change::new().put_clear(SEAL_PATH, self.next.encode(), self.expect);
+        if let Some(root) = &self.root {
+            let keyring = core.records.barrier.rewrap(root).await?;
+            change = change.put_clear(KEYRING_PATH, keyring.wrapped, Some(keyring.revision));
+        }
+        Ok(Done::write((), change))
+    }
+}
+
+macro_rules! seal_changes {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
+        $(#[$doc])*
+        pub(crate) struct $name(pub(crate) SealChange);
+
+        impl Command for $name {
+            const ACTION: Action = Action::$name;
+            type Output = ();
+
+            fn resource(&self, _: &Core, record: &mut Record) -> Resource {
+                self.0.note(record)
+            }
+
+            async fn act(&self, core: &Core, _: &mut Scope<'_>) -> Result<Done<()>, Error> {
+                self.0.change(core).await
+            }
+        }
+    )*};
+}
+
+seal_changes! {
+    /// Adds a new set of shares.
+    RekeySeal,
+    /// Makes a new set of shares, which were entered, the only seal.
+    ConfirmSeal,
+    /// Forgets a new set of shares that were never entered.
+    CancelSeal,
+    /// Puts the root key under another seal.
+    MigrateSeal,
+    /// Replaces the root key.
+    RotateRootKey,
+}
+
+/// Asks leave to seal the server.
+pub(crate) struct SealServer;
+
+impl Command for SealServer {
+    const ACTION: Action = Action::SealServer;
+    type Output = ();
+
+    fn resource(&self, _: &Core, _: &mut Record) -> Resource {
+        Resource::Service
+    }
+
+    async fn act(&self, _: &Core, _: &mut Scope<'_>) -> Result<Done<()>, Error> {
+        Ok(Done::read(()))
+    }
+}
+
+/// Asks leave to change the seal, or to enter a share for that.
+pub(crate) struct ManageSeal {
+    pub(crate) order: &'static str,
+    /// Which share is entered.
+    pub(crate) share: Option<u8>,
+}
+
+impl Command for ManageSeal {
+    const ACTION: Action = Action::ManageSeal;
+    type Output = ();
+
+    fn resource(&self, _: &Core, record: &mut Record) -> Resource {
+        record.field("target", self.order);
+        if let Some(index) = self.share {
+            record.number("share", index.into());
+        }
+        Resource::Service
+    }
+
+    async fn act(&self, _: &Core, _: &mut Scope<'_>) -> Result<Done<()>, Error> {
+        Ok(Done::read(()))
+    }
+}
+
+/// Records that the server was unsealed, and how many shares were refused before.
+pub(crate) struct UnsealServer {
+    pub(crate) record: SealRecord,
+    pub(crate) refused: u64,
+}
+
+impl Command for UnsealServer {
+    const ACTION: Action = Action::UnsealServer;
+    type Output = ();
+
+    fn resource(&self, _: &Core, record: &mut Record) -> Resource {
+        record.field("seal", self.record.kind());
+        record.number("generation", self.record.generation);
+        record.number("shares_refused", self.refused);
+        Resource::Service
+    }
+
+    async fn act(&self, _: &Core, _: &mut Scope<'_>) -> Result<Done<()>, Error> {
+        Ok(Done::read(()))
+    }
+}

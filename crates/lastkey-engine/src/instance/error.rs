@@ -1,0 +1,111 @@
+//! Why an operator's order was not carried out.
+
+use crate::{
+    Error, ErrorKind, Life, SealError, StartError,
+    seal::{SealKind, ShareRefused},
+};
+
+/// Why an operator's order was not carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperatorError {
+    /// The share was not taken.
+    #[error(transparent)]
+    Share(#[from] ShareRefused),
+    /// There is a root key already.
+    #[error("this server was initialised before; its shares are with their keepers")]
+    Initialised,
+    /// There is no root key yet.
+    #[error("this server has no root key yet: run `lastkey operator init` first")]
+    Uninitialised,
+    /// A new store gets another seal.
+    #[error(
+        "this server makes its root key by itself, under a {0} seal; start it with --seal shamir \
+         to make shares"
+    )]
+    NoShares(SealKind),
+    /// The seal takes no shares.
+    #[error("the {0} seal of this server takes no shares")]
+    TakesNoShares(SealKind),
+    /// Threshold or number of shares.
+    #[error("give a threshold from 2 to the number of shares, and at most 255 shares")]
+    Splitting,
+    /// Not in this state.
+    #[error("the server is {0}; this needs another state")]
+    State(Life),
+    /// New shares wait to be entered.
+    #[error(
+        "new shares wait to be entered: end that with `lastkey operator confirm`, or drop them \
+         with `lastkey operator cancel`"
+    )]
+    Pending,
+    /// No new shares wait.
+    #[error("no new shares wait to be entered")]
+    NothingPending,
+    /// Shares are being entered for something else.
+    #[error(
+        "shares are being entered for `{0}`; go on with that, or drop them with `lastkey operator \
+         cancel`"
+    )]
+    OtherOrder(&'static str),
+    /// The seal is of that kind already.
+    #[error("the seal is {0} already; `lastkey operator rekey` makes new shares")]
+    SameSeal(SealKind),
+    /// The seal refused.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The engine did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] Error),
+    /// Too many shares in a short time.
+    #[error("too many shares in a short time; try again in some seconds")]
+    Busy,
+}
+
+impl OperatorError {
+    /// The stable code, as the native wire spells it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Share(ShareRefused::Share(_)) => "InvalidShare",
+            Self::Share(ShareRefused::Duplicate { .. }) => "InvalidShare.Duplicate",
+            Self::Share(ShareRefused::DoNotCombine) => "InvalidShare.NotGenuine",
+            Self::Share(_) => "InvalidShare.OtherSet",
+            Self::Initialised => "Rejected.Initialised",
+            Self::Uninitialised => "Rejected.Uninitialised",
+            Self::NoShares(_) | Self::TakesNoShares(_) | Self::SameSeal(_) => "Rejected.SealKind",
+            Self::Splitting => "InvalidParameter",
+            Self::State(_) => "Rejected.StateModifiedFailed",
+            Self::Pending => "Rejected.Pending",
+            Self::NothingPending => "Rejected.NothingPending",
+            Self::OtherOrder(_) => "Rejected.OtherOrder",
+            Self::Seal(error) | Self::Start(StartError::Seal(error)) => match error {
+                SealError::NeedsShares => "InvalidShare",
+                SealError::Token(_) => "Unavailable.Token",
+                _ => "Rejected.Seal",
+            },
+            Self::Start(StartError::Held { .. }) => "Unavailable.Held",
+            Self::Start(_) => "Unavailable.Start",
+            Self::Engine(error) => error.code(),
+            Self::Busy => "Rejected.Throttling",
+        }
+    }
+
+    /// The kind of refusal.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Share(_) | Self::Splitting => ErrorKind::Invalid,
+            Self::Seal(error) | Self::Start(StartError::Seal(error)) => match error {
+                SealError::NeedsShares => ErrorKind::Invalid,
+                SealError::Token(_) => ErrorKind::Unavailable,
+                _ => ErrorKind::Conflict,
+            },
+            Self::Start(_) => ErrorKind::Unavailable,
+            Self::Engine(error) => error.kind(),
+            Self::Busy => ErrorKind::Busy,
+            _ => ErrorKind::Conflict,
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Orders that change the seal of a running server.
+
+use std::sync::Arc;
+
+use lastkey_crypto::{
+    KeyMaterial,
+    share::{SetId, Share, Splitting},
+};
+
+use super::{Instance, InstanceStatus, NewShares, OperatorError, Work, share_out};
+use crate::{
+    Caller, Engine, Parts, Seal,
+    command::{
+        Command,
+        seal::{
+            CancelSeal, ConfirmSeal, ManageSeal, MigrateSeal, RekeySeal, RotateRootKey, SealChange,
+        },
+    },
+    seal::{
+        Gathering, Kept, ROOT_KEY_BYTES, RootPrint, SealEntry, SealKind, SealRecord, ShamirEntry,
+        ShareRefused, gathering::Given,
+    },
+};
+
+/// What an operator wants to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// New shares in place of the old ones.
+    Rekey {
+        /// How many, and how many of them it takes. Who enters a share for what another has
+        /// begun may leave it out.
+        splitting: Option<(u8, u8)>,
+    },
+    /// The new shares are with their keepers: enough of them are entered to prove it.
+    Confirm,
+    /// Forget what is under way: shares that are being entered, and new ones that wait.
+    Cancel,
+    /// Another seal.
+    Migrate {
+        /// Of this kind.
+        to: SealKind,
+        /// For shares: how many, and how many it takes.
+        splitting: Option<(u8, u8)>,
+    },
+    /// A new root key under the same seal.
+    RotateRoot,
+}
+
+/// What came of an order.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Done, or more shares are needed: the status tells.
+    Status(Box<InstanceStatus>),
+    /// These shares were made, and wait to be entered once.
+    Shares(NewShares),
+}
+
+impl Order {
+    /// As commands and audit records name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rekey { .. } => "rekey",
+            Self::Confirm => "confirm",
+            Self::Cancel => "cancel",
+            Self::Migrate { .. } => "migrate",
+            Self::RotateRoot => "rotate root",
+        }
+    }
+
+    /// The sets whose shares this order takes; none if the caller's word is enough.
+    pub(super) fn takes(self, record: Option<&SealRecord>) -> Vec<ShamirEntry> {
+        let Some(record) = record else { return Vec::new() };
+        let shared = record.kind() == SealKind::Shamir;
+        match self {
+            Self::Confirm => match record.pending() {
+                Some(SealEntry::Shamir(entry)) => vec![entry.clone()],
+                _ => Vec::new(),
+            },
+            Self::Rekey { .. } | Self::Migrate { .. } | Self::RotateRoot if shared => {
+                record.shamir().cloned().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether it makes sense with this seal.
+    fn check(self, record: &SealRecord) -> Result<(), OperatorError> {
+        let pending = record.pending().is_some();
+        match self {
+            Self::Rekey { splitting } => {
+                check_splitting(splitting)?;
+                match record.kind() {
+                    SealKind::Shamir => Ok(()),
+                    other => Err(OperatorError::TakesNoShares(other)),
+                }
+            }
+            Self::Confirm if !pending => Err(OperatorError::NothingPending),
+            Self::Confirm | Self::Cancel => Ok(()),
+            Self::Migrate { .. } | Self::RotateRoot if pending => Err(OperatorError::Pending),
+            Self::Migrate { to, splitting } => {
+                if to == record.kind() && to != SealKind::Pkcs11 {
+                    return Err(OperatorError::SameSeal(to));
+                }
+                if to == SealKind::Shamir { check_splitting(splitting) } else { Ok(()) }
+            }
+            Self::RotateRoot => Ok(()),
+        }
+    }
+}
+
+fn check_splitting(splitting: Option<(u8, u8)>) -> Result<(), OperatorError> {
+    let sound = splitting.is_some_and(|(shares, threshold)| {
+        (lastkey_crypto::share::MIN_THRESHOLD..=shares).contains(&threshold)
+    });
+    if sound { Ok(()) } else { Err(OperatorError::Splitting) }
+}
+
+/// What an order comes to: the change, and what has to be done with it once it is durable.
+struct Plan {
+    change: SealChange,
+    shares: Option<NewShares>,
+}
+
+/// Whether there are enough shares for an order.
+enum Gathered {
+    /// There are, or none are needed.
+    Enough(Option<Given>),
+    /// More are needed, or this one was refused.
+    Not(Result<(), ShareRefused>),
+}
+
+impl Work {
+    /// Takes one more share for an order.
+    fn gather(
+        &mut self,
+        order: Order,
+        share: Option<Share>,
+        (sets, print): (&[ShamirEntry], Option<RootPrint>),
+    ) -> Gathered {
+        if sets.is_empty() {
+            self.order = None;
+            return Gathered::Enough(None);
+        }
+        let (_, gathering) = self.order.get_or_insert_with(|| (order, Gathering::default()));
+        let entered = match share {
+            Some(share) => gathering.enter(share, (sets, print)),
+            None => Ok(None),
+        };
+        match entered {
+            Ok(Some(given)) => {
+                self.order = None;
+                Gathered::Enough(Some(given))
+            }
+            Ok(None) => Gathered::Not(Ok(())),
+            Err(refused) => Gathered::Not(Err(refused)),
+        }
+    }
+}
+
+impl Instance {
+    /// Carries out an order, or takes one more share for it. Each call is authorised and audited.
+    /// `token` is the token to migrate to, where it is not the one this process knows.
+    ///
+    /// # Errors
+    /// [`OperatorError`]; the seal is what it was.
+    pub async fn order(
+        &self,
+        caller: &Caller,
+        order: Order,
+        share: Option<Share>,
+        token: Option<Arc<dyn Seal>>,
+    ) -> Result<Outcome, OperatorError> {
+        let parts = self.parts()?;
+        let engine = self.engine()?;
+        let index = share.as_ref().map(|share| share.head().index);
+        engine.execute(caller, ManageSeal { order: order.name(), share: index }).await?;
+        let mut work = self.work().await;
+        let kept = Kept::load(&*parts.store).await?;
+        // What the first caller asked for is what the others give their shares for.
+        let order = match &work.order {
+            Some((under_way, _)) if order != Order::Cancel => {
+                if std::mem::discriminant(under_way) != std::mem::discriminant(&order) {
+                    return Err(OperatorError::OtherOrder(under_way.name()));
+                }
+                *under_way
+            }
+            _ => order,
+        };
+        order.check(&kept.record)?;
+        if let Some(token) = token {
+            parts.seal.use_token(token);
+        }
+        let sets = order.takes(Some(&kept.record));
+        let given = match work.gather(order, share, (&sets, kept.record.root)) {
+            Gathered::Enough(given) => given,
+            Gathered::Not(entered) => {
+                self.show(&work).await?;
+                entered?;
+                return Ok(Outcome::Status(Box::new(self.status())));
+            }
+        };
+        let plan = plan(order, given, &kept, (parts, &engine)).await;
+        let outcome = match plan {
+            Ok(Some(plan)) => self.carry_out(order, plan, caller, &engine).await,
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        drop(engine);
+        self.show(&work).await?;
+        Ok(match outcome? {
+            Some(shares) => Outcome::Shares(shares),
+            None => Outcome::Status(Box::new(self.status())),
+        })
+    }
+
+    /// Commits the change with its record, and goes on with what it brought.
+    async fn carry_out(
+        &self,
+        order: Order,
+        plan: Plan,
+        caller: &Caller,
+        engine: &Engine,
+    ) -> Result<Option<NewShares>, OperatorError> {
+        let Plan { change, shares } = plan;
+        let parts = self.parts()?;
+        let (next, root) = (change.next.clone(), change.root.clone());
+        match order {
+            Order::Rekey { .. } => commit(engine, caller, RekeySeal(change)).await?,
+            Order::Confirm => commit(engine, caller, ConfirmSeal(change)).await?,
+            Order::Cancel => commit(engine, caller, CancelSeal(change)).await?,
+            Order::Migrate { .. } => commit(engine, caller, MigrateSeal(change)).await?,
+            Order::RotateRoot => commit(engine, caller, RotateRootKey(change)).await?,
+        }
+        engine.sealed_anew(&next, root, &parts.incarnation, &*parts.seal).await;
+        Ok(shares)
+    }
+
+    /// Enough of the new shares unsealed the server: they are all it takes from here on.
+    pub(super) async fn confirm_after_unseal(
+        &self,
+        kept: &Kept,
+        unseal_key: &KeyMaterial,
+        entry: &ShamirEntry,
+    ) {
+        let confirmed = async {
+            let (parts, engine) = (self.parts()?, self.engine()?);
+            let plan = confirm(entry, unseal_key, kept, parts);
+            let caller = engine.system_caller();
+            self.carry_out(Order::Confirm, plan, &caller, &engine).await
+        };
+        if let Err(error) = confirmed.await {
+            tracing::error!(%error, "the old seal still works; run `lastkey operator confirm`");
+        }
+    }
+}
+
+async fn commit<C: Command>(
+    engine: &Engine,
+    caller: &Caller,
+    command: C,
+) -> Result<C::Output, OperatorError> {
+    Ok(engine.execute(caller, command).await?)
+}
+
+/// What to write. `None` if there is nothing.
+async fn plan(
+    order: Order,
+    given: Option<Given>,
+    kept: &Kept,
+    (parts, engine): (&Parts, &Engine),
+) -> Result<Option<Plan>, OperatorError> {
+    let record = &kept.record;
+    let Some(main) = record.seal() else { return Ok(None) };
+    let entropy = &*parts.entropy;
+    let same_root = |seals: Vec<SealEntry>| {
+        let print = RootPrint::of(&engine.root_key());
+        SealChange { next: record.next(print, seals), expect: kept.revision, root: None }
+    };
+    Ok(Some(match (order, given) {
+        (Order::Cancel, _) => match record.pending() {
+            None => return Ok(None),
+            Some(_) => Plan { change: same_root(vec![main.clone()]), shares: None },
+        },
+        (Order::Rekey { splitting: Some((shares, threshold)) }, Some(_)) => {
+            let splitting = next_set(record, (shares, threshold), entropy);
+            let (made, entry) = share_out(splitting, &engine.root_key(), parts)?;
+            let seal = super::SealSummary::of(&entry);
+            let change = same_root(vec![main.clone(), entry]);
+            Plan { change, shares: Some(NewShares { shares: made, seal }) }
+        }
+        (Order::Migrate { to: SealKind::Shamir, splitting: Some((shares, threshold)) }, _) => {
+            let splitting = next_set(record, (shares, threshold), entropy);
+            let (made, entry) = share_out(splitting, &engine.root_key(), parts)?;
+            let seal = super::SealSummary::of(&entry);
+            let change = same_root(vec![main.clone(), entry]);
+            Plan { change, shares: Some(NewShares { shares: made, seal }) }
+        }
+        (Order::Migrate { to, .. }, _) => under_new_root(to, kept, parts).await?,
+        (Order::RotateRoot | Order::Confirm, Some(given)) => {
+            confirm(&given.entry, &given.unseal_key, kept, parts)
+        }
+        (Order::RotateRoot, None) => under_new_root(record.kind(), kept, parts).await?,
+        (Order::Rekey { .. } | Order::Confirm, _) => return Ok(None),
+    }))
+}
+
+/// A new root key under a seal that opens by itself; tried before anything depends on it.
+async fn under_new_root(kind: SealKind, kept: &Kept, parts: &Parts) -> Result<Plan, OperatorError> {
+    let root = KeyMaterial::generate(ROOT_KEY_BYTES, &*parts.entropy);
+    let print = RootPrint::of(&root);
+    let entry = parts.seal.wrap(kind, &root, &*parts.entropy).await?;
+    let again = parts.seal.unwrap(&entry, Some(print)).await?;
+    if !again.equals(&root) {
+        return Err(crate::SealError::WrongRoot(kind).into());
+    }
+    let next = kept.record.next(print, vec![entry]);
+    let change = SealChange { next, expect: kept.revision, root: Some(Arc::new(root)) };
+    Ok(Plan { change, shares: None })
+}
+
+/// A new root key under the key that these shares gave, and under nothing else.
+fn confirm(entry: &ShamirEntry, unseal_key: &KeyMaterial, kept: &Kept, parts: &Parts) -> Plan {
+    let root = KeyMaterial::generate(ROOT_KEY_BYTES, &*parts.entropy);
+    let entry = entry.rewrap(unseal_key, &root, &*parts.entropy);
+    let next = kept.record.next(RootPrint::of(&root), vec![SealEntry::Shamir(entry)]);
+    let change = SealChange { next, expect: kept.revision, root: Some(Arc::new(root)) };
+    Plan { change, shares: None }
+}
+
+/// The next generation of the set, or a set of its own.
+fn next_set(
+    record: &SealRecord,
+    (shares, threshold): (u8, u8),
+    entropy: &dyn lastkey_crypto::Entropy,
+) -> Splitting {
+    let known = record.shamir().filter_map(|e| Some((SetId::parse(&e.set)?, e.generation)));
+    let latest = known.max_by_key(|(_, generation)| *generation);
+    let (set, generation) = match latest {
+        Some((set, generation)) if generation < u16::MAX => (set, generation + 1),
+        _ => (SetId::random(entropy), 1),
+    };
+    Splitting { set, generation, shares, threshold }
+}

@@ -1,0 +1,205 @@
+//! What requests work with while the server is unsealed, and what the doors do while it is not.
+//!
+//! A request takes the engine and the certificates together, with one look. When the server is
+//! sealed they are taken away, and whoever waits in a request is told to end. New connections are
+//! welcomed with the certificate that clients know as long as there is one: of files, or the one
+//! that an unsealed server left in the data directory for this; otherwise with one that proves
+//! nothing, for probes that do not look.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use async_trait::async_trait;
+use lastkey_engine::{Attendant, Clock as _, Engine, Instance, SealKind, SystemClock, Timestamp};
+use parking_lot::{Mutex, RwLock};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    metrics::Metrics,
+    pki::Pki,
+    server::{OnOpen, Opening},
+    stopping::{Stop, Stopping, stop},
+    tls::{CertificateError, CertificateSource, Leaf, sealed_config},
+};
+
+/// Shares over the network: so many at once, and so many a second after that.
+const SHARES_AT_ONCE: f64 = 20.0;
+const SHARES_A_SECOND: f64 = 2.0;
+
+/// What a request works with.
+pub(crate) struct Open {
+    pub(crate) engine: Engine,
+    pub(crate) pki: Arc<Pki>,
+    /// Turns true when the server stops or is sealed.
+    pub(crate) stopping: Stopping,
+    stop: Stop,
+}
+
+/// The installation as the doors see it.
+pub(crate) struct Sealing {
+    pub(crate) instance: Instance,
+    open: RwLock<Option<Arc<Open>>>,
+    door: RwLock<Door>,
+    source: CertificateSource,
+    /// Where the certificate lies for a start that is sealed.
+    leaf: Option<Leaf>,
+    on_open: RwLock<Option<OnOpen>>,
+    stopped: Mutex<bool>,
+    shares: Mutex<(f64, Instant)>,
+}
+
+/// How new connections are welcomed, until something changes.
+struct Door {
+    acceptor: TlsAcceptor,
+    stop: Stop,
+    stopping: Stopping,
+}
+
+impl Door {
+    fn new(config: rustls::ServerConfig) -> Self {
+        let (stop, stopping) = stop();
+        Self { acceptor: TlsAcceptor::from(Arc::new(config)), stop, stopping }
+    }
+}
+
+impl Sealing {
+    pub(crate) async fn new(
+        instance: Instance,
+        source: CertificateSource,
+        leaf: Option<PathBuf>,
+    ) -> Result<Arc<Self>, CertificateError> {
+        let leaf = leaf.map(Leaf::new);
+        let now = SystemClock.now();
+        let door = RwLock::new(Door::new(sealed_config(&source, leaf.as_ref(), now)?));
+        let sealing = Arc::new(Self {
+            instance,
+            open: RwLock::new(None),
+            door,
+            source,
+            leaf,
+            on_open: RwLock::new(None),
+            stopped: Mutex::new(false),
+            shares: Mutex::new((SHARES_AT_ONCE, Instant::now())),
+        });
+        if let Ok(engine) = sealing.instance.engine() {
+            let open = sealing.prepare(&engine).await?;
+            sealing.go(open)?;
+        }
+        let attendant: Arc<dyn Attendant> = Arc::<Self>::clone(&sealing);
+        sealing.instance.attend(&attendant);
+        Ok(sealing)
+    }
+
+    /// What requests work with; `None` while the server is sealed.
+    pub(crate) fn open(&self) -> Option<Arc<Open>> {
+        self.open.read().clone()
+    }
+
+    /// What a TLS connection is welcomed with, and when it has to end: one that began while the
+    /// server was sealed ends as it is unsealed, for its client was not asked for a certificate.
+    pub(crate) fn welcome(&self) -> (TlsAcceptor, Stopping) {
+        let door = self.door.read();
+        (door.acceptor.clone(), door.stopping.clone())
+    }
+
+    /// The time by which a certificate is judged.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.open().map_or_else(|| SystemClock.now(), |open| open.engine.clock().now())
+    }
+
+    /// Lets the daemon prepare what it needs, now and with each opening.
+    pub(crate) async fn on_open(&self, on_open: OnOpen) -> Result<(), String> {
+        if let Some(open) = self.open() {
+            on_open(Opening { engine: open.engine.clone(), pki: Arc::clone(&open.pki) }).await?;
+        }
+        *self.on_open.write() = Some(on_open);
+        Ok(())
+    }
+
+    /// The server stops: whoever waits answers.
+    pub(crate) fn stop(&self) {
+        *self.stopped.lock() = true;
+        self.door.read().stop.now();
+        if let Some(open) = &*self.open.read() {
+            open.stop.now();
+        }
+    }
+
+    /// Whether one more share may come from the network now.
+    pub(crate) fn admits_share(&self) -> bool {
+        let mut shares = self.shares.lock();
+        let (left, since) = *shares;
+        let now = Instant::now();
+        let grown = left + now.duration_since(since).as_secs_f64() * SHARES_A_SECOND;
+        let left = grown.min(SHARES_AT_ONCE);
+        let admitted = left >= 1.0;
+        *shares = (if admitted { left - 1.0 } else { left }, now);
+        admitted
+    }
+
+    /// The seal may be of another kind now: a server that can start sealed leaves a certificate.
+    pub(crate) fn seal_changed(&self) {
+        let Some(open) = self.open() else { return };
+        if let Err(error) = self.leave_certificate(&open.engine, &open.pki) {
+            tracing::warn!(%error, "a sealed start will have no certificate that clients know");
+        }
+    }
+
+    fn leave_certificate(&self, engine: &Engine, pki: &Pki) -> Result<(), CertificateError> {
+        let Some(leaf) = &self.leaf else { return Ok(()) };
+        if engine.seal_kind() == SealKind::File {
+            pki.keep_in(None);
+            leaf.remove();
+            return Ok(());
+        }
+        if pki.keep_in(Some(leaf.clone())) { Ok(()) } else { pki.renew(engine) }
+    }
+
+    /// Looks after the certificate whenever there is one to look after. Never ends.
+    pub(crate) async fn keep_fresh(&self, metrics: &Metrics) {
+        loop {
+            if let Some(open) = self.open() {
+                open.pki.look(&open.engine, metrics);
+            }
+            tokio::time::sleep(crate::pki::LOOK_EVERY).await;
+        }
+    }
+
+    async fn prepare(&self, engine: &Engine) -> Result<Open, CertificateError> {
+        let pki = Arc::new(Pki::open(engine, self.source.clone()).await?);
+        self.leave_certificate(engine, &pki)?;
+        let (stop, stopping) = stop();
+        Ok(Open { engine: engine.clone(), pki, stopping, stop })
+    }
+
+    /// From here on requests get what was prepared.
+    fn go(&self, open: Open) -> Result<(), CertificateError> {
+        let door = Door::new(open.pki.server_config().map_err(CertificateError::Unusable)?);
+        if *self.stopped.lock() {
+            open.stop.now();
+            door.stop.now();
+        }
+        *self.open.write() = Some(Arc::new(open));
+        std::mem::replace(&mut *self.door.write(), door).stop.now();
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Attendant for Sealing {
+    async fn opened(&self, engine: &Engine) -> Result<(), String> {
+        let open = self.prepare(engine).await.map_err(|error| error.to_string())?;
+        let on_open = self.on_open.read().clone();
+        if let Some(on_open) = on_open {
+            on_open(Opening { engine: engine.clone(), pki: Arc::clone(&open.pki) }).await?;
+        }
+        self.go(open).map_err(|error| error.to_string())
+    }
+
+    /// The door stays as it is: it welcomes with the same certificate, and asks for clients'.
+    async fn closing(&self) {
+        let open = self.open.write().take();
+        if let Some(open) = open {
+            open.stop.now();
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! `lastkey operator …`: the seal.
+//!
+//! Shares are secrets. They are printed once, to standard output alone, and read without echo from
+//! the terminal, or a line of standard input where that is none; never from an argument or the
+//! environment.
+
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+
+use lastkey_client::{Client, Config};
+use lastkey_crypto::share::Share;
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
+
+use crate::{
+    cli::{
+        Connect, MaybeSplitting, OperatorAction, RotateWhat, SealChoice, Splitting, TokenOptions,
+    },
+    connect::{self, block_on, default_data_dir},
+    output::{Column, Exit, Failure, Output, fields},
+};
+
+/// Longer than any share.
+const MAX_LINE: u64 = 1024;
+
+pub(crate) fn run(
+    connect: &Connect,
+    action: OperatorAction,
+    output: &Output,
+) -> Result<(), Failure> {
+    let client = client(connect)?;
+    let call = Call { client: &client, output };
+    match action {
+        OperatorAction::Status => call.status(),
+        OperatorAction::Init(Splitting { shares, threshold }) => {
+            let made = call.post("init", &json!({ "shares": shares, "threshold": threshold }))?;
+            call.show_shares(&made, "lastkey operator unseal");
+            Ok(())
+        }
+        OperatorAction::Unseal { reset: true } => {
+            let status = call.post("unseal", &json!({ "reset": true }))?;
+            call.progress(&status);
+            Ok(())
+        }
+        OperatorAction::Unseal { reset: false } => call.unseal(),
+        OperatorAction::Seal => {
+            let status = call.post("seal", &json!({}))?;
+            call.progress(&status);
+            Ok(())
+        }
+        OperatorAction::Rekey(splitting) => call.order("rekey", body(splitting)),
+        OperatorAction::Confirm => call.order("confirm", Map::new()),
+        OperatorAction::Cancel => {
+            let status = call.post("cancel", &json!({}))?;
+            call.progress(&status);
+            Ok(())
+        }
+        OperatorAction::Migrate { to, splitting, token } => call.migrate(to, splitting, token),
+        OperatorAction::Rotate { what } => {
+            let what = match what {
+                RotateWhat::Root => "root",
+                RotateWhat::Keyring => "keyring",
+            };
+            let mut body = Map::new();
+            body.insert("what".to_owned(), json!(what));
+            call.order("rotate", body)
+        }
+        OperatorAction::AcceptRestore { reason } => {
+            let status = call.post("accept-restore", &json!({ "reason": reason }))?;
+            call.progress(&status);
+            Ok(())
+        }
+    }
+}
+
+/// A client: as everywhere, but for an installation that nobody has credentials of yet it is the
+/// admin socket of the default data directory.
+fn client(connect: &Connect) -> Result<Client, Failure> {
+    let socket = default_data_dir().join("admin.sock");
+    match connect::client(connect) {
+        Err(failure) if failure.exit() == Exit::Usage && connect.credentials.is_none() => {
+            if !socket.exists() {
+                return Err(failure);
+            }
+            Ok(Client::new(Config::admin(socket))?)
+        }
+        client => client,
+    }
+}
+
+struct Call<'a> {
+    client: &'a Client,
+    output: &'a Output,
+}
+
+impl Call<'_> {
+    fn get_status(&self) -> Result<Value, Failure> {
+        block_on(async { Ok(self.client.get("/v1/operator/status", &[]).await?) })
+    }
+
+    fn post(&self, route: &str, body: &Value) -> Result<Value, Failure> {
+        block_on(async { Ok(self.client.operator(route, body).await?) })
+    }
+
+    fn status(&self) -> Result<(), Failure> {
+        let status = self.get_status()?;
+        self.output.object(&status, || fields(&status));
+        Ok(())
+    }
+
+    fn unseal(&self) -> Result<(), Failure> {
+        let status = self.get_status()?;
+        let body = match status["state"].as_str() {
+            Some("sealed") if takes_shares(&status) => {
+                json!({ "share": &*read_share(&status)? })
+            }
+            _ => json!({}),
+        };
+        let status = self.post("unseal", &body)?;
+        self.progress(&status);
+        Ok(())
+    }
+
+    fn migrate(
+        &self,
+        to: SealChoice,
+        splitting: MaybeSplitting,
+        token: TokenOptions,
+    ) -> Result<(), Failure> {
+        let to = match to {
+            SealChoice::File => "file",
+            SealChoice::Shamir => "shamir",
+            SealChoice::Pkcs11 => "pkcs11",
+        };
+        let mut body = body(splitting);
+        body.insert("to".to_owned(), json!(to));
+        let TokenOptions { pkcs11_module, pkcs11_token, pkcs11_key, pkcs11_pin_file } = token;
+        if let (Some(module), Some(token), Some(pin_file)) =
+            (pkcs11_module, pkcs11_token, pkcs11_pin_file)
+        {
+            // The server has another working directory.
+            let absolute = |path| std::path::absolute(path).map_err(Failure::failed);
+            let token = json!({
+                "module": absolute(module)?, "token": token, "key": pkcs11_key,
+                "pin_file": absolute(pin_file)?,
+            });
+            body.insert("token".to_owned(), token);
+            self.output.hint(
+                "give the server the same --pkcs11 options at its next start: it keeps no paths",
+            );
+        }
+        self.order("migrate", body)
+    }
+
+    /// Sends an order, with a share where the seal takes shares for it.
+    fn order(&self, route: &str, mut body: Map<String, Value>) -> Result<(), Failure> {
+        let status = self.get_status()?;
+        if needs_share(route, &body, &status) {
+            body.insert("share".to_owned(), json!(&*read_share(&status)?));
+        }
+        let answer = self.post(route, &Value::Object(body))?;
+        if answer["shares"].is_array() {
+            self.show_shares(&answer, "lastkey operator confirm");
+        } else {
+            self.progress(&answer);
+        }
+        Ok(())
+    }
+
+    /// How far it is, and what comes next.
+    fn progress(&self, status: &Value) {
+        self.output.object(status, || sentence(status));
+    }
+
+    /// The new shares, this once.
+    fn show_shares(&self, made: &Value, next: &str) {
+        let items = made["shares"].as_array().cloned().unwrap_or_default();
+        let threshold = &made["seal"]["threshold"];
+        if self.output.is_json() {
+            self.output.object(made, String::new);
+            return;
+        }
+        self.output.list(&items, &Value::Null, &[Column("Share", "index"), Column("", "share")]);
+        self.output.hint(&format!(
+            "These are shown this once. Give each to another keeper; any {threshold} of them \
+             unseal the server, and without them nobody ever will.\n\
+             Next, {threshold} of the keepers, each with a share: {next}"
+        ));
+    }
+}
+
+fn body(splitting: MaybeSplitting) -> Map<String, Value> {
+    let mut body = Map::new();
+    if let MaybeSplitting { shares: Some(shares), threshold: Some(threshold) } = splitting {
+        body.insert("shares".to_owned(), json!(shares));
+        body.insert("threshold".to_owned(), json!(threshold));
+    }
+    body
+}
+
+fn takes_shares(status: &Value) -> bool {
+    [&status["seal"], &status["pending"]].iter().any(|seal| seal["kind"] == "shamir")
+}
+
+/// Whether the server will ask for a share.
+fn needs_share(route: &str, body: &Map<String, Value>, status: &Value) -> bool {
+    let keyring = body.get("what").is_some_and(|what| what == "keyring");
+    match route {
+        "confirm" => status["pending"]["kind"] == "shamir",
+        _ => status["seal"]["kind"] == "shamir" && !keyring,
+    }
+}
+
+fn sentence(status: &Value) -> String {
+    let progress = &status["progress"];
+    let order = status["order"].as_str();
+    if let (Some(order), Some(entered), Some(threshold)) =
+        (order, progress["entered"].as_u64(), progress["threshold"].as_u64())
+        && (entered > 0 || order != "unseal")
+    {
+        return format!("{order}: {entered} of {threshold} shares entered");
+    }
+    let kind = status["seal"]["kind"].as_str().unwrap_or("unknown");
+    let pending = if status["pending"].is_object() {
+        "; new shares wait to be entered: lastkey operator confirm"
+    } else {
+        ""
+    };
+    let held = status["held"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+    format!(
+        "the server is {} (seal: {kind}){held}{pending}",
+        status["state"].as_str().unwrap_or("?")
+    )
+}
+
+/// One share, from the terminal or standard input; what is mistyped is found out here already.
+fn read_share(status: &Value) -> Result<Zeroizing<String>, Failure> {
+    let entered = status["progress"]["entered"].as_u64().unwrap_or(0);
+    let threshold = status["progress"]["threshold"]
+        .as_u64()
+        .or_else(|| status["seal"]["threshold"].as_u64())
+        .unwrap_or(0);
+    let line = if io::stdin().is_terminal() {
+        ask(&format!("Share ({} of {threshold} needed, not shown): ", entered + 1))?
+    } else {
+        read_line()?
+    };
+    let line = Zeroizing::new(line.trim().to_owned());
+    if line.is_empty() {
+        return Err(Failure::new(Exit::Usage, "no share was given"));
+    }
+    Share::parse(&line).map_err(Failure::failed)?;
+    Ok(line)
+}
+
+fn read_line() -> Result<Zeroizing<String>, Failure> {
+    let mut line = Zeroizing::new(String::with_capacity(256));
+    let mut input = io::Read::take(io::stdin().lock(), MAX_LINE);
+    input.read_line(&mut line).map_err(Failure::failed)?;
+    Ok(line)
+}
+
+/// Asks on the terminal, which shows nothing of what is typed.
+fn ask(question: &str) -> Result<Zeroizing<String>, Failure> {
+    let terminal = io::stdin();
+    let before = tcgetattr(&terminal).map_err(Failure::failed)?;
+    let mut quiet = before.clone();
+    // Nor does Ctrl-C end us while the terminal is mute: it ends the line, as a mistyped share.
+    quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+    quiet.local_modes.insert(LocalModes::ECHONL);
+    tcsetattr(&terminal, OptionalActions::Flush, &quiet).map_err(Failure::failed)?;
+    let mut error = io::stderr().lock();
+    let _ = write!(error, "{question}");
+    let _ = error.flush();
+    let line = read_line();
+    let restored = tcsetattr(&terminal, OptionalActions::Flush, &before);
+    let line = line?;
+    restored.map_err(Failure::failed)?;
+    Ok(line)
+}

@@ -1,0 +1,279 @@
+//! Process tests of the seal: the real binary, from `operator init` to a change of the seal.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use lastkey_testbed::{Outcome, Running};
+use serde_json::Value;
+use support::{Lab, PLAINTEXT, SOON};
+
+/// Runs `lastkey … --output json` with a line on standard input.
+pub(crate) fn with_input(lab: &Lab, args: &[&str], input: &str) -> Outcome {
+    let mut child = Command::new(lab.lastkey.binary())
+        .args(args)
+        .args(["--output", "json"])
+        .env_remove("LASTKEY_CREDENTIALS")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Outcome {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A server or `up`, and its operator on the admin socket.
+struct Site {
+    lab: Lab,
+    running: Option<Running>,
+}
+
+impl Site {
+    fn start(verb: &str, options: &[&str]) -> Self {
+        let mut site = Self { lab: Lab::new(), running: None };
+        site.restart(verb, options);
+        site
+    }
+
+    fn restart(&mut self, verb: &str, options: &[&str]) {
+        if let Some(mut running) = self.running.take() {
+            let status = running.stop().unwrap();
+            assert_eq!(status.code(), Some(0), "{}", running.process.log());
+        }
+        let data = self.data();
+        let fixed = [verb, "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        let args: Vec<&OsStr> = fixed.iter().chain(options).map(OsStr::new).collect();
+        self.running = Some(self.lab.lastkey.long_running(verb, args).unwrap());
+    }
+
+    fn data(&self) -> PathBuf {
+        self.lab.path("data")
+    }
+
+    fn up(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+
+    fn operator(&self, args: &[&str], input: &str) -> Outcome {
+        let socket = self.data().join("admin.sock");
+        let place = ["--admin-socket", socket.to_str().unwrap()];
+        with_input(&self.lab, &[&["operator"], args, &place].concat(), input)
+    }
+
+    fn ok(&self, args: &[&str], input: &str) -> Value {
+        self.operator(args, input).expect_ok(&args.join(" ")).unwrap().json()
+    }
+
+    fn status(&self) -> Value {
+        self.ok(&["status"], "")
+    }
+
+    fn health(&self, path: &str) -> (u16, String) {
+        // Not every certificate of a sealed server proves something: the admin socket answers too.
+        let url = format!("http://localhost{path}");
+        let socket = self.data().join("admin.sock");
+        let output = Command::new("curl")
+            .args(["-s", "-w", "\n%{http_code}", "--unix-socket"])
+            .arg(socket)
+            .arg(url)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, code) = text.rsplit_once('\n').unwrap();
+        (code.parse().unwrap(), body.to_owned())
+    }
+
+    fn unseal(&self, shares: &[String]) {
+        for share in shares {
+            self.ok(&["unseal"], share);
+        }
+        assert_eq!(self.status()["state"], "unsealed");
+    }
+
+    fn keys(&self) -> Outcome {
+        let credentials = self.data().join("credentials.json");
+        self.lab.lastkey.cli(Some(&credentials), &["key", "list"]).unwrap()
+    }
+
+    fn encrypt(&self) -> PathBuf {
+        let (plain, sealed) = (self.lab.path("plain"), self.lab.path("sealed"));
+        fs::write(&plain, PLAINTEXT).unwrap();
+        let credentials = self.data().join("credentials.json");
+        let paths = [plain.to_str().unwrap(), sealed.to_str().unwrap()];
+        let args = ["encrypt", "--key", "alias/app", "-i", paths[0], "-o", paths[1]];
+        self.lab
+            .lastkey
+            .cli(Some(&credentials), &["key", "create", "--alias", "alias/app"])
+            .unwrap();
+        self.lab.lastkey.cli(Some(&credentials), &args).unwrap().expect_ok("encrypt").unwrap();
+        sealed
+    }
+
+    fn assert_decrypts(&self, sealed: &Path) {
+        let opened = self.lab.path("opened");
+        let _ = fs::remove_file(&opened);
+        let credentials = self.data().join("credentials.json");
+        let args = ["decrypt", "-i", sealed.to_str().unwrap(), "-o", opened.to_str().unwrap()];
+        self.lab.lastkey.cli(Some(&credentials), &args).unwrap().expect_ok("decrypt").unwrap();
+        assert_eq!(fs::read_to_string(opened).unwrap(), PLAINTEXT);
+    }
+
+    fn logs(&self) -> String {
+        self.up().process.log()
+    }
+}
+
+fn shares(made: &Value) -> Vec<String> {
+    let shares = made["shares"].as_array().unwrap();
+    shares.iter().map(|share| share["share"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_server_under_shares_from_init_to_a_restart() {
+    let mut site = Site::start("server", &["--seal", "shamir"]);
+    let line: Value = serde_json::from_str(&site.up().line).unwrap();
+    assert_eq!(line["sealed"], true, "{line}");
+    assert!(site.logs().contains("operator init"), "{}", site.logs());
+    assert_eq!(site.status()["state"], "uninitialised");
+    assert_eq!(site.operator(&["init", "--shares", "3", "--threshold", "1"], "").code, 1);
+
+    let made = site.ok(&["init", "--shares", "3", "--threshold", "2"], "");
+    let shares = shares(&made);
+    assert_eq!(site.operator(&["init", "--shares", "3", "--threshold", "2"], "").code, 1);
+    assert_eq!(site.health("/healthz"), (200, "sealed\n".to_owned()));
+    assert_eq!(site.health("/readyz").0, 503);
+    // Mistyped, repeated, of nobody: refused, and nothing is lost.
+    site.ok(&["unseal"], &shares[0]);
+    for (wrong, code) in [
+        (shares[0].clone(), 1),
+        (shares[1].replace(&shares[1][80..], "0000-0000-0000"), 1),
+        (String::new(), 2),
+        ("what".to_owned(), 1),
+    ] {
+        assert_eq!(site.operator(&["unseal"], &wrong).code, code, "{wrong}");
+    }
+    assert_eq!(site.status()["progress"]["entered"], 1);
+    site.unseal(&shares[1..2]);
+    assert_eq!(site.health("/healthz"), (200, "ok\n".to_owned()));
+    for secret in ["credentials.json", "server.key"] {
+        let mode = fs::metadata(site.data().join(secret)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{secret}");
+    }
+    assert!(!site.data().join("root.key").exists());
+    let sealed = site.encrypt();
+
+    // Sealed: nothing but health and unseal, with the exit code of what is unavailable.
+    site.ok(&["seal"], "");
+    let refused = site.keys();
+    assert_eq!(refused.code, 6, "{}", refused.stderr);
+    assert!(refused.stderr.contains("Unavailable.Sealed"), "{}", refused.stderr);
+    assert_eq!(site.operator(&["rotate", "root"], &shares[0]).code, 6);
+    assert_eq!(site.operator(&["seal"], "").code, 6);
+    site.unseal(&shares[1..]);
+    site.assert_decrypts(&sealed);
+
+    // A restart is sealed, whatever it is started with; clients trust its certificate.
+    site.restart("server", &[]);
+    assert_eq!(site.status()["state"], "sealed");
+    let client = site.up().client().unwrap();
+    assert_eq!(client.get("/healthz").unwrap().status, 200);
+    let status = client.get("/v1/operator/status").unwrap();
+    assert_eq!(status.status, 200);
+    let set = site.status()["seal"]["set"].as_str().unwrap().to_owned();
+    assert!(!String::from_utf8_lossy(&status.body).contains(&set), "strangers learn the set");
+    assert_eq!(client.get("/v1/status").unwrap().status, 503);
+    site.unseal(&shares[..2]);
+    site.assert_decrypts(&sealed);
+
+    // No share and no secret is anywhere it should not be.
+    let logs = site.logs();
+    for share in &shares {
+        assert!(!logs.contains(&share[20..40]), "a share is in the log");
+    }
+    for entry in fs::read_dir(site.data().join("audit")).unwrap() {
+        let bytes = fs::read(entry.unwrap().path()).unwrap();
+        for share in &shares {
+            assert!(!String::from_utf8_lossy(&bytes).contains(&share[20..40]));
+        }
+    }
+}
+
+#[test]
+fn up_waits_for_its_root_key_and_its_plugin_for_both() {
+    let mut site = Site::start("up", &["--seal", "shamir"]);
+    assert!(!site.data().join("kms.sock").exists());
+    let shares = shares(&site.ok(&["init", "--shares", "2", "--threshold", "2"], ""));
+    site.unseal(&shares);
+    let socket = site.data().join("kms.sock");
+    lastkey_testbed::eventually("the plugin's socket", SOON, || {
+        if socket.exists() {
+            Ok(())
+        } else {
+            Err(lastkey_testbed::Error::ReadyLine {
+                line: String::new(),
+                cause: "no socket".into(),
+            })
+        }
+    })
+    .unwrap();
+    assert!(site.data().join("encryption-config.yaml").exists());
+    site.restart("up", &[]);
+    assert_eq!(site.status()["state"], "sealed");
+    site.unseal(&shares);
+}
+
+#[test]
+fn the_seal_is_changed_while_the_server_runs() {
+    let mut site = Site::start("server", &[]);
+    let sealed = site.encrypt();
+    let root = site.data().join("root.key");
+    let first = fs::read_to_string(&root).unwrap();
+    site.ok(&["rotate", "root"], "");
+    assert_ne!(fs::read_to_string(&root).unwrap(), first);
+    let made = site.ok(&["migrate", "--to", "shamir", "--shares", "3", "--threshold", "2"], "");
+    let old = shares(&made);
+    assert!(root.exists(), "the file went before the shares were proven");
+    site.ok(&["confirm"], &old[0]);
+    site.ok(&["confirm"], &old[2]);
+    assert!(!root.exists());
+    assert!(site.data().join("server.key").exists());
+    site.assert_decrypts(&sealed);
+    site.restart("server", &[]);
+    assert_eq!(site.keys().code, 6);
+    site.unseal(&old[1..]);
+
+    // New shares, by two of the old ones, each from its keeper.
+    site.ok(&["rekey", "--shares", "4", "--threshold", "3"], &old[0]);
+    assert_eq!(site.operator(&["migrate", "--to", "file"], &old[1]).code, 1);
+    let new = shares(&site.ok(&["rekey"], &old[1]));
+    for share in &new[1..] {
+        site.ok(&["confirm"], share);
+    }
+    site.ok(&["seal"], "");
+    assert_eq!(site.operator(&["unseal"], &old[0]).code, 1);
+    site.unseal(&new[..3]);
+
+    for share in &new[..3] {
+        site.ok(&["migrate", "--to", "file"], share);
+    }
+    assert!(root.exists() && !site.data().join("server.key").exists());
+    site.assert_decrypts(&sealed);
+    site.restart("server", &[]);
+    assert_eq!(site.status()["state"], "unsealed");
+    site.assert_decrypts(&sealed);
+}
