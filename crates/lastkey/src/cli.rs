@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+mod files;
+
 mod operator;
 
 pub(crate) use self::operator::{
     MaybeSplitting, OperatorAction, RotateWhat, SealChoice, SealOptions, Splitting, TokenOptions,
 };
+pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
 use crate::output::Format;
 
 /// The key-management service for Kubernetes.
@@ -55,10 +58,13 @@ pub(crate) enum Command {
     /// Make, show, change and rotate keys.
     #[command(subcommand)]
     Key(KeyAction),
-    /// Encrypt a file, or standard input.
+    /// Encrypt files, or standard input.
     Encrypt(EncryptOptions),
-    /// Decrypt a file that `lastkey encrypt` made, or standard input.
+    /// Decrypt files that `lastkey encrypt` made, or standard input.
     Decrypt(DecryptOptions),
+    /// Give encrypted files to other keys, or to the newest versions of theirs, without touching
+    /// what is in them.
+    Rewrap(RewrapOptions),
     /// Read and verify the audit log.
     #[command(subcommand)]
     Audit(AuditAction),
@@ -302,35 +308,6 @@ pub(crate) enum AliasAction {
     },
     /// List all names.
     List,
-}
-
-/// Options of `encrypt`.
-#[derive(Debug, Args)]
-pub(crate) struct EncryptOptions {
-    /// The key: its id, or alias/NAME.
-    #[arg(long, value_name = "KEY")]
-    pub(crate) key: String,
-    #[command(flatten)]
-    pub(crate) files: Files,
-}
-
-/// Options of `decrypt`.
-#[derive(Debug, Args)]
-pub(crate) struct DecryptOptions {
-    #[command(flatten)]
-    pub(crate) files: Files,
-}
-
-/// What to read and what to write.
-#[derive(Debug, Args)]
-pub(crate) struct Files {
-    /// The file to read [default: standard input].
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) input: Option<PathBuf>,
-    /// The file to write; it must not exist yet [default: standard output].
-    // `--output` is the global choice of a format, so the long name is another.
-    #[arg(short = 'o', long = "out", value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
 }
 
 /// What to do with the audit log.

@@ -71,6 +71,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Key(action) => command::key::run(&cli.connect, action, output),
         Command::Encrypt(options) => command::file::encrypt(&cli.connect, &options, output),
         Command::Decrypt(options) => command::file::decrypt(&cli.connect, &options, output),
+        Command::Rewrap(options) => command::file::rewrap(&cli.connect, &options, output),
         Command::Audit(action) => command::audit::run(&cli.connect, action, output),
         Command::Cluster(action) => command::cluster::run(&cli.connect, action, output),
         Command::Ca(action) => command::ca::run(&cli.connect, action, output),

@@ -25,7 +25,7 @@ use std::{
 
 use super::{
     EncryptError, NewFile, PayloadError, PayloadKey,
-    chunk::{Buffer, CHUNK_LEN, Chunk, Counter, Position, SEALED_LEN, buffer, read_full},
+    chunk::{Buffer, CHUNK_LEN, Chunk, Counter, Position, SEALED_LEN, read_full},
 };
 use crate::cipher::MessageKey;
 
@@ -279,7 +279,7 @@ impl Reader {
             Err(TryRecvError::Empty) if self.most == 0 => self.freed.recv().ok(),
             Err(TryRecvError::Empty) => {
                 self.most -= 1;
-                Some(buffer(SEALED_LEN))
+                Some(Buffer::new(SEALED_LEN))
             }
         }
     }

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::{
     EncryptError, Header, NewFile, PayloadError,
-    chunk::{Buffer, CHUNK_LEN, Counter, Position, SEALED_LEN, buffer, read_full, read_some},
+    chunk::{Buffer, CHUNK_LEN, Counter, Position, SEALED_LEN, read_full, read_some},
 };
 use crate::{KeyMaterial, cipher::MessageKey};
 
@@ -31,7 +31,7 @@ impl<W: Write> Encryptor<W> {
     /// [`EncryptError::Write`] from the sink.
     pub fn new(mut sink: W, file: NewFile) -> Result<Self, EncryptError> {
         sink.write_all(&file.header.encode()).map_err(EncryptError::Write)?;
-        let buffer = buffer(SEALED_LEN);
+        let buffer = Buffer::new(SEALED_LEN);
         Ok(Self { sink, key: file.key, counter: Counter::new(), buffer, filled: 0 })
     }
 
@@ -138,7 +138,7 @@ impl<R: Read> Decryptor<R> {
             key: header.open(data_key)?.0,
             counter: Counter::new(),
             // One byte beyond a whole chunk shows that another follows.
-            buffer: buffer(SEALED_LEN + 1),
+            buffer: Buffer::new(SEALED_LEN + 1),
             ahead: None,
             ready: 0..0,
             finished: false,

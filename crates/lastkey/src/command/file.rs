@@ -1,57 +1,90 @@
-//! `lastkey encrypt` and `lastkey decrypt`: the file envelope over files and pipes.
+//! `lastkey encrypt`, `decrypt` and `rewrap`: the file envelope over files and pipes.
 //!
-//! A file that is written appears whole or not at all, and never in place of another: it grows
-//! without a name (`O_TMPFILE`) and gets its name when it is complete and durable.
+//! What it promises: a file that is written appears whole or not at all, and in place of another
+//! only if that was asked for; the service sees data keys and never data; everything that can be
+//! refused is refused before the first byte is written; and once the data keys of a run are there,
+//! nobody is asked any more.
+//!
+//! 1. `jobs`: what is read and written, by which names.
+//! 2. `keys`: the data keys, from the service or held.
+//! 3. `target`: a file that gets its name when it is complete and durable.
+//! 4. `report`: what is said about it, to people and to scripts.
+
+mod interrupt;
+mod jobs;
+mod keys;
+mod report;
+mod rewrap;
+mod target;
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, BufReader, BufWriter, Read, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    fs::File,
+    io::{self, Read},
+    os::fd::AsFd,
+    path::PathBuf,
+    time::Duration,
 };
 
-use lastkey_client::{Client, Kms};
 use lastkey_crypto::{
-    KeyMaterial, SystemEntropy,
-    envelope::{Header, HeldKey, KeySalt, PayloadError, Pipeline, Room, Stanza},
+    SystemEntropy,
+    envelope::{CHUNK_LEN, EncryptError, Header, PayloadError, Pipeline, Room},
 };
-use rustix::fs::{AtFlags, CWD, OFlags};
-use serde_json::json;
+use serde_json::{Value, json};
 
+pub(crate) use self::rewrap::rewrap;
+use self::{
+    jobs::{From, Job, Jobs, To},
+    keys::{DataKeys, Service, Unwrapped},
+    report::Report,
+    target::Sink,
+};
 use crate::{
-    cli::{Connect, DecryptOptions, EncryptOptions, Files},
-    connect::{block_on, client},
-    output::{Exit, Failure, Output, chain},
+    cli::{Connect, DecryptOptions, EncryptOptions},
+    output::{Failure, Output, chain},
 };
 
-/// The length of a data key in bytes.
-const DATA_KEY_BYTES: u16 = 32;
+/// What an encrypted file's name ends in.
+const SUFFIX: &str = ".lastkey";
 
 pub(crate) fn encrypt(
     connect: &Connect,
     options: &EncryptOptions,
     output: &Output,
 ) -> Result<(), Failure> {
-    let client = client(connect)?;
-    let source = Source::open(&options.files)?;
-    let sink = Sink::create(&options.files)?;
-    let salt = KeySalt::random(&SystemEntropy);
-    let made = block_on(async {
-        Ok(client.generate_data_key(&options.key, DATA_KEY_BYTES, &salt.context()).await?)
-    })?;
-    let data_key = KeyMaterial::from_slice(made.plaintext.expose());
-    let key_id = made.wrapped.key_id.parse().map_err(Failure::failed)?;
-    let stanza = Stanza::new(key_id, made.wrapped.blob).map_err(Failure::failed)?;
-    let failed = |error: &dyn std::error::Error| Failure::failed(chain(error));
-    let held = HeldKey::new(salt, data_key, vec![stanza]).map_err(|e| failed(&e))?;
-    let file = held.new_file(Room::Tight, &SystemEntropy);
-    let mut sink = sink;
-    let pipeline = Pipeline::new();
-    let bytes =
-        pipeline.encrypt(file, source.reader(), &mut sink).map_err(|error| failed(&error))?;
-    sink.keep().map_err(|e| options.files.write_failed(&e))?;
-    report(&options.files, bytes, output, &json!({ "key_id": made.wrapped.key_id }));
-    Ok(())
+    harden();
+    let jobs = Jobs::to_encrypt(&options.files)?;
+    let service = Service::new(connect)?;
+    let hold = options.hold.map(minutes);
+    let mut keys = DataKeys::new(service, options.keys.clone(), hold);
+    let mut report = Report::new(output, &jobs);
+    if let Some(count) = jobs.known() {
+        keys.prepare(count)?;
+    }
+    for job in jobs {
+        let outcome = job.and_then(|job| encrypt_one(&job, &mut keys, &report));
+        report.done(outcome)?;
+    }
+    report.finish()
+}
+
+fn encrypt_one(job: &Job, keys: &mut DataKeys, report: &Report<'_>) -> Result<Value, Failure> {
+    let mut source = Source::open(&job.from)?;
+    let sink = Sink::create(&job.to, job.force)?;
+    let held = keys.next()?;
+    let room = if source.is_large(&job.from)? { Room::Spare } else { Room::Tight };
+    let file = held.new_file(room, &SystemEntropy);
+    let key_id = file.header().stanzas()[0].key_id();
+    let mut tick = report.start(job, source.len);
+    let bytes = Pipeline::new()
+        .on_progress(|done| tick.at(done))
+        .encrypt(file, source.reader, sink.writer())
+        .map_err(|error| match error {
+            EncryptError::Read(error) => job.from.failed(&error),
+            EncryptError::Write(error) => job.to.failed(&error),
+        })?;
+    tick.end();
+    sink.keep().map_err(|error| job.to.failed(&error))?;
+    Ok(job.describe(bytes, json!({ "key_id": key_id })))
 }
 
 pub(crate) fn decrypt(
@@ -59,174 +92,111 @@ pub(crate) fn decrypt(
     options: &DecryptOptions,
     output: &Output,
 ) -> Result<(), Failure> {
-    let client = client(connect)?;
-    let mut source = Source::open(&options.files)?.reader();
-    let header = Header::read(&mut source).map_err(|error| Failure::failed(chain(&error)))?;
-    let sink = Sink::create(&options.files)?;
-    let data_key = block_on(unwrap(&client, &header))?;
-    let key = header.open(&data_key).map_err(|error| payload(&error))?;
-    let mut sink = sink;
-    let bytes =
-        Pipeline::new().decrypt(&key, source, &mut sink).map_err(|error| payload(&error))?;
-    sink.keep().map_err(|error| options.files.write_failed(&error))?;
-    report(&options.files, bytes, output, &json!({}));
-    Ok(())
-}
-
-/// Opens the data key with the first stanza that the service opens.
-async fn unwrap(client: &Client, header: &Header) -> Result<KeyMaterial, Failure> {
-    let mut refusal = None;
-    for stanza in header.stanzas() {
-        match client.decrypt(stanza.wrapped(), &header.context()).await {
-            Ok(data_key) => return Ok(KeyMaterial::from_slice(data_key.expose())),
-            Err(error) => refusal = Some(error),
-        }
+    harden();
+    let jobs = Jobs::to_decrypt(&options.files)?;
+    let service = Service::new(connect)?;
+    let mut keys = Unwrapped::new(service, options.hold.map(minutes));
+    let mut report = Report::new(output, &jobs);
+    if let Some(listed) = jobs.listed().filter(|listed| listed.len() > 1) {
+        // All data keys first: from then on the service may be away.
+        let headers = listed.map(|job| {
+            let header = read_header(&mut Source::open(&job.from)?.reader, &job)?;
+            Ok((job, header))
+        });
+        keys.prepare(headers.collect::<Result<_, Failure>>()?)?;
     }
-    Err(refusal.map_or_else(|| Failure::failed("the file names no key"), Failure::from))
-}
-
-fn payload(error: &PayloadError) -> Failure {
-    Failure::failed(chain(error))
-}
-
-/// Tells what was written, where standard output is not the file itself.
-fn report(files: &Files, bytes: u64, output: &Output, more: &serde_json::Value) {
-    let Some(path) = &files.out else { return };
-    let mut said = json!({ "file": path, "plaintext_bytes": bytes });
-    if let (Some(said), Some(more)) = (said.as_object_mut(), more.as_object()) {
-        said.extend(more.clone());
+    for job in jobs {
+        let outcome = job.and_then(|job| decrypt_one(&job, &mut keys, &report));
+        report.done(outcome)?;
     }
-    output.object(&said, || format!("wrote {}", path.display()));
+    report.finish()
 }
 
-impl Files {
-    fn write_failed(&self, error: &io::Error) -> Failure {
-        match &self.out {
-            Some(path) if error.kind() == io::ErrorKind::AlreadyExists => exists(path),
-            Some(path) => Failure::file(path, error),
-            None => Failure::failed(format_args!("standard output: {error}")),
-        }
+fn decrypt_one(job: &Job, keys: &mut Unwrapped, report: &Report<'_>) -> Result<Value, Failure> {
+    let mut source = Source::open(&job.from)?;
+    let header = read_header(&mut source.reader, job)?;
+    let sink = Sink::create(&job.to, job.force)?;
+    let key = keys.open(&header).map_err(|failure| job.about(failure))?;
+    let mut tick = report.start(job, source.len);
+    let mut released = 0;
+    let end = Pipeline::new()
+        .on_progress(|done| {
+            released = done;
+            tick.at(done);
+        })
+        .decrypt(&key, source.reader, sink.writer());
+    let bytes = end.map_err(|error| payload_failed(&error, job, released))?;
+    tick.end();
+    sink.keep().map_err(|error| job.to.failed(&error))?;
+    Ok(job.describe(bytes, json!({})))
+}
+
+fn read_header(source: &mut impl Read, job: &Job) -> Result<Header, Failure> {
+    Header::read(source).map_err(|error| job.about(Failure::failed(chain(&error))))
+}
+
+/// A pipe got what came before the damage: whoever reads it must know that it is not everything.
+fn payload_failed(error: &PayloadError, job: &Job, released: u64) -> Failure {
+    let failure = match error {
+        PayloadError::Read(error) => job.from.failed(error),
+        PayloadError::Write(error) => job.to.failed(error),
+        other => job.about(Failure::failed(chain(other))),
+    };
+    match job.to {
+        To::Output if released > 0 => failure.and(format_args!(
+            "the {released} bytes that came out are not the whole file: throw them away"
+        )),
+        _ => failure,
     }
 }
 
-fn exists(path: &Path) -> Failure {
-    Failure::failed(format_args!(
-        "{} exists already and is left as it is; name another file",
-        path.display()
-    ))
+/// No core dump of a process that holds data keys. Keys lie in locked memory either way.
+fn harden() {
+    let _ = lastkey_crypto::memory::harden_process();
 }
 
-/// What to read.
-enum Source {
-    File(File),
-    Input,
+fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(60 * minutes)
+}
+
+/// What is read.
+struct Source {
+    reader: Box<dyn Read + Send>,
+    /// In bytes, where it is known.
+    len: Option<u64>,
 }
 
 impl Source {
-    fn open(files: &Files) -> Result<Self, Failure> {
-        match &files.input {
-            None => Ok(Self::Input),
-            Some(path) => File::open(path).map(Self::File).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => {
-                    Failure::new(Exit::Failed, format_args!("{}: no such file", path.display()))
-                }
-                _ => Failure::file(path, &error),
-            }),
-        }
-    }
-
-    fn reader(self) -> Box<dyn Read + Send> {
-        match self {
-            Self::File(file) => Box::new(BufReader::with_capacity(1 << 17, file)),
-            Self::Input => Box::new(io::stdin()),
-        }
-    }
-}
-
-/// What to write.
-enum Sink {
-    /// A file without a name yet.
-    Unnamed {
-        file: BufWriter<File>,
-        path: PathBuf,
-    },
-    /// A file of this name, where the file system knows no nameless ones; removed on failure.
-    Named {
-        file: BufWriter<File>,
-        path: PathBuf,
-        kept: bool,
-    },
-    Output(BufWriter<io::Stdout>),
-}
-
-impl Sink {
-    fn create(files: &Files) -> Result<Self, Failure> {
-        let Some(path) = &files.out else { return Ok(Self::Output(BufWriter::new(io::stdout()))) };
-        if path.symlink_metadata().is_ok() {
-            return Err(exists(path));
-        }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+    fn open(from: &From) -> Result<Self, Failure> {
+        let file = match from {
+            From::File(path) => File::open(path),
+            // Not the buffered standard input: our portions are large.
+            From::Input => io::stdin().as_fd().try_clone_to_owned().map(File::from),
         };
-        let flags = OFlags::TMPFILE.bits().cast_signed();
-        let unnamed =
-            OpenOptions::new().write(true).custom_flags(flags).mode(0o600).open(directory);
-        let path = path.clone();
-        match unnamed {
-            Ok(file) => Ok(Self::Unnamed { file: BufWriter::with_capacity(1 << 17, file), path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(Failure::file(directory, &error))
-            }
-            Err(_) => {
-                let named = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-                let file = named.map_err(|error| files.write_failed(&error))?;
-                Ok(Self::Named { file: BufWriter::with_capacity(1 << 17, file), path, kept: false })
-            }
-        }
+        let file = file.map_err(|error| from.failed(&error))?;
+        let metadata = file.metadata().map_err(|error| from.failed(&error))?;
+        let len = metadata.is_file().then_some(metadata.len());
+        Ok(Self { reader: Box::new(file), len })
     }
 
-    /// Makes what was written durable and visible.
-    fn keep(mut self) -> io::Result<()> {
-        self.flush()?;
-        match &mut self {
-            Self::Output(_) => Ok(()),
-            Self::Named { file, kept, .. } => {
-                file.get_ref().sync_all()?;
-                *kept = true;
-                Ok(())
-            }
-            Self::Unnamed { file, path } => {
-                file.get_ref().sync_all()?;
-                let descriptor = std::os::fd::AsRawFd::as_raw_fd(file.get_ref());
-                let from = format!("/proc/self/fd/{descriptor}");
-                rustix::fs::linkat(CWD, from, CWD, &*path, AtFlags::SYMLINK_FOLLOW)?;
-                Ok(())
-            }
+    /// Whether there is more than one chunk; of a pipe, as much is read ahead as shows it.
+    fn is_large(&mut self, from: &From) -> Result<bool, Failure> {
+        if let Some(len) = self.len {
+            return Ok(len > CHUNK_LEN as u64);
         }
+        let rest = std::mem::replace(&mut self.reader, Box::new(io::empty()));
+        let mut ahead = Vec::with_capacity(CHUNK_LEN + 1);
+        let mut rest = rest.take(CHUNK_LEN as u64 + 1);
+        rest.read_to_end(&mut ahead).map_err(|error| from.failed(&error))?;
+        let is_large = ahead.len() > CHUNK_LEN;
+        self.reader = Box::new(io::Cursor::new(ahead).chain(rest.into_inner()));
+        Ok(is_large)
     }
 }
 
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Unnamed { file, .. } | Self::Named { file, .. } => file.write(bytes),
-            Self::Output(out) => out.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Unnamed { file, .. } | Self::Named { file, .. } => file.flush(),
-            Self::Output(out) => out.flush(),
-        }
-    }
-}
-
-impl Drop for Sink {
-    fn drop(&mut self) {
-        if let Self::Named { path, kept: false, .. } = self {
-            let _ = std::fs::remove_file(path);
-        }
-    }
+/// The file that `decrypt` writes by itself.
+fn without_suffix(path: &std::path::Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let name = path.file_name()?.as_bytes().strip_suffix(SUFFIX.as_bytes())?;
+    (!name.is_empty()).then(|| path.with_file_name(std::ffi::OsString::from_vec(name.to_vec())))
 }

@@ -1,0 +1,249 @@
+//! Data keys: asked for, held, and opened again.
+//!
+//! They lie in locked memory, nowhere else, and for a bounded time by a clock that goes on while
+//! the machine sleeps.
+
+use std::{collections::HashMap, rc::Rc, time::Duration};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use lastkey_client::{Client, Kms};
+use lastkey_crypto::{
+    KeyMaterial, SystemEntropy,
+    context::FILE_SALT_NAME,
+    envelope::{Header, HeldKey, KeySalt, PayloadKey, Stanza},
+};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::jobs::Job;
+use crate::{
+    cli::Connect,
+    connect::client,
+    output::{Exit, Failure, chain},
+};
+
+/// The length of a data key in bytes.
+const DATA_KEY_BYTES: u16 = 32;
+/// How many requests are under way at once.
+const AT_ONCE: usize = 8;
+/// After a failed attempt to renew a held key, the next one waits for so long.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
+
+/// The service, and what it takes to ask it.
+pub(super) struct Service {
+    client: Client,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Service {
+    pub(super) fn new(connect: &Connect) -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Failure::failed)?;
+        Ok(Self { client: client(connect)?, runtime })
+    }
+
+    /// Does for each item what `ask` says, several at once, in order.
+    fn each<'a, I, T, W>(
+        &'a self,
+        items: impl IntoIterator<Item = I>,
+        ask: impl Fn(&'a Client, I) -> W,
+    ) -> Result<Vec<T>, Failure>
+    where
+        W: Future<Output = Result<T, Failure>>,
+    {
+        let items = stream::iter(items).map(|item| ask(&self.client, item));
+        self.runtime.block_on(items.buffered(AT_ONCE).try_collect())
+    }
+
+    /// Asks the service one thing.
+    pub(super) fn ask<'a, T, W>(&'a self, ask: impl FnOnce(&'a Client) -> W) -> Result<T, Failure>
+    where
+        W: Future<Output = Result<T, Failure>>,
+    {
+        self.runtime.block_on(ask(&self.client))
+    }
+}
+
+/// Data keys for files to be written.
+pub(super) struct DataKeys {
+    service: Service,
+    keys: Vec<String>,
+    hold: Option<Duration>,
+    /// Of this run's files, each used once.
+    prepared: Vec<HeldKey>,
+    held: Option<Holding>,
+}
+
+struct Holding {
+    key: Rc<HeldKey>,
+    since: Duration,
+    renew_at: Duration,
+}
+
+impl DataKeys {
+    pub(super) fn new(service: Service, keys: Vec<String>, hold: Option<Duration>) -> Self {
+        Self { service, keys, hold, prepared: Vec::new(), held: None }
+    }
+
+    /// Asks for what so many files need, so that the service may go away afterwards.
+    pub(super) fn prepare(&mut self, files: usize) -> Result<(), Failure> {
+        if self.hold.is_some() {
+            return self.held().map(drop);
+        }
+        let made = self.service.each(0..files, |client, _| new_data_key(client, &self.keys));
+        self.prepared = made?;
+        Ok(())
+    }
+
+    /// The data key of the next file.
+    pub(super) fn next(&mut self) -> Result<Rc<HeldKey>, Failure> {
+        if self.hold.is_some() {
+            return self.held();
+        }
+        match self.prepared.pop() {
+            Some(key) => Ok(Rc::new(key)),
+            None => self.service.ask(|client| new_data_key(client, &self.keys)).map(Rc::new),
+        }
+    }
+
+    /// The one data key of the run, renewed after half of its time if the service is there.
+    fn held(&mut self) -> Result<Rc<HeldKey>, Failure> {
+        let now = now();
+        let hold = self.hold.unwrap_or_default();
+        if let Some(held) = &self.held
+            && now < held.renew_at
+        {
+            return Ok(Rc::clone(&held.key));
+        }
+        match self.service.ask(|client| new_data_key(client, &self.keys)) {
+            Ok(key) => {
+                let key = Rc::new(key);
+                let holding =
+                    Holding { key: Rc::clone(&key), since: now, renew_at: now + hold / 2 };
+                self.held = Some(holding);
+                Ok(key)
+            }
+            Err(failure) => self.hold_on(failure, now, hold),
+        }
+    }
+
+    /// The key in hand, while the service is away and its time has not run out.
+    fn hold_on(
+        &mut self,
+        failure: Failure,
+        now: Duration,
+        hold: Duration,
+    ) -> Result<Rc<HeldKey>, Failure> {
+        // A refusal counts at once: the key may have been disabled.
+        let usable = self.held.take_if(|held| {
+            failure.exit() != Exit::Unavailable || now >= held.since.saturating_add(hold)
+        });
+        drop(usable);
+        match &mut self.held {
+            Some(held) => {
+                held.renew_at = (now + RENEWAL_PAUSE).min(held.since + hold);
+                Ok(Rc::clone(&held.key))
+            }
+            None => Err(failure),
+        }
+    }
+}
+
+async fn new_data_key(client: &Client, keys: &[String]) -> Result<HeldKey, Failure> {
+    let [first, others @ ..] = keys else {
+        return Err(Failure::new(Exit::Usage, "no key is given"));
+    };
+    let salt = KeySalt::random(&SystemEntropy);
+    let context = salt.context();
+    let made = client.generate_data_key(first, DATA_KEY_BYTES, &context).await?;
+    let mut stanzas = vec![stanza(&made.wrapped.key_id, made.wrapped.blob)?];
+    for key in others {
+        let wrapped = client.encrypt(key, made.plaintext.expose(), &context).await?;
+        stanzas.push(stanza(&wrapped.key_id, wrapped.blob)?);
+    }
+    let data_key = KeyMaterial::from_slice(made.plaintext.expose());
+    HeldKey::new(salt, data_key, stanzas).map_err(|error| Failure::failed(chain(&error)))
+}
+
+/// What the service wrapped, for the header.
+pub(super) fn stanza(key_id: &str, wrapped: Vec<u8>) -> Result<Stanza, Failure> {
+    let key_id = key_id.parse().map_err(Failure::failed)?;
+    Stanza::new(key_id, wrapped).map_err(|error| Failure::failed(chain(&error)))
+}
+
+/// Data keys of files to be read.
+pub(super) struct Unwrapped {
+    service: Service,
+    hold: Option<Duration>,
+    /// By what their wrappings are bound to, with the time they were opened.
+    held: HashMap<String, (KeyMaterial, Duration)>,
+    /// Whether the run's data keys were fetched beforehand: then they stay to its end.
+    prepared: bool,
+}
+
+impl Unwrapped {
+    pub(super) fn new(service: Service, hold: Option<Duration>) -> Self {
+        Self { service, hold, held: HashMap::new(), prepared: false }
+    }
+
+    /// Opens the data keys of these files, each once, so that the service may go away afterwards.
+    pub(super) fn prepare(&mut self, files: Vec<(Job, Header)>) -> Result<(), Failure> {
+        let files: HashMap<String, (Job, Header)> =
+            files.into_iter().map(|(job, header)| (salt_of(&header), (job, header))).collect();
+        let opened = self.service.each(&files, |client, (salt, (job, header))| async move {
+            let data_key = unwrap(client, header).await.map_err(|failure| job.about(failure))?;
+            Ok((salt.clone(), data_key))
+        })?;
+        let now = now();
+        self.held.extend(opened.into_iter().map(|(salt, data_key)| (salt, (data_key, now))));
+        self.prepared = true;
+        Ok(())
+    }
+
+    /// The key of a file's payload.
+    pub(super) fn open(&mut self, header: &Header) -> Result<PayloadKey, Failure> {
+        let now = now();
+        if !self.prepared {
+            let hold = self.hold.unwrap_or_default();
+            self.held.retain(|_, (_, since)| now < since.saturating_add(hold));
+        }
+        let salt = salt_of(header);
+        if let Some((data_key, _)) = self.held.get(&salt)
+            && let Ok(key) = header.open(data_key)
+        {
+            return Ok(key);
+        }
+        let data_key = self.service.ask(|client| unwrap(client, header))?;
+        let key = header.open(&data_key).map_err(|error| Failure::failed(chain(&error)))?;
+        if self.hold.is_some() {
+            self.held.insert(salt, (data_key, now));
+        }
+        Ok(key)
+    }
+}
+
+fn salt_of(header: &Header) -> String {
+    header.context().get(FILE_SALT_NAME).unwrap_or_default().to_owned()
+}
+
+/// Opens the data key with the first stanza that the service opens.
+async fn unwrap(client: &Client, header: &Header) -> Result<KeyMaterial, Failure> {
+    let mut refusal = None;
+    for stanza in header.stanzas() {
+        match client.decrypt(stanza.wrapped(), &header.context()).await {
+            Ok(data_key) => return Ok(KeyMaterial::from_slice(data_key.expose())),
+            Err(error) => refusal = Some(error),
+        }
+    }
+    Err(refusal.map_or_else(|| Failure::failed("the file names no key"), Failure::from))
+}
+
+/// Time since the machine started, asleep or not.
+fn now() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(
+        now.tv_sec.try_into().unwrap_or_default(),
+        now.tv_nsec.try_into().unwrap_or_default(),
+    )
+}

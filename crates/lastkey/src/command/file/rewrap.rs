@@ -1,0 +1,244 @@
+//! `lastkey rewrap`: other keys for an encrypted file, its data as it is.
+//!
+//! 1. The file is locked against another rewrap, and its header read.
+//! 2. The service re-encrypts the wrapped data key under each new key: neither the data key nor
+//!    the data come out.
+//! 3. The new list of wrapped keys is written into the free slot of the header, and synced.
+//! 4. The old list is overwritten with zeros, and synced.
+//!
+//! A header without room is replaced by a copy of the file: written beside it as [`Target`] does,
+//! with a reflink where the file system can. A kill at any time leaves the file with the old keys
+//! or with the new ones.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Seek, Write},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use lastkey_client::Client;
+use lastkey_crypto::{
+    EncryptionContext, KeyId,
+    envelope::{CHUNK_LEN, Header, HeaderError, Room, Stanza},
+};
+use rustix::{fs::FlockOperation, io::Errno};
+use serde_json::{Value, json};
+
+use super::{
+    keys::{Service, stanza},
+    report::Report,
+    target::Target,
+};
+use crate::{
+    cli::{Connect, RewrapOptions},
+    output::{Exit, Failure, Output, chain},
+};
+
+pub(crate) fn rewrap(
+    connect: &Connect,
+    options: &RewrapOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let service = Service::new(connect)?;
+    let plan = service.ask(|client| Plan::new(client, options))?;
+    let mut report = Report::over(output, options.files.len());
+    for path in &options.files {
+        let outcome = rewrap_one(path, &service, &plan).map(|(key_ids, in_place)| {
+            json!({ "rewrapped": path, "key_ids": key_ids, "in_place": in_place })
+        });
+        report.done(outcome.map_err(|failure| failure.about(path.display())))?;
+    }
+    report.finish()
+}
+
+/// Which keys are to open a file.
+enum Plan {
+    /// Those that do, in their newest versions.
+    Refresh,
+    /// These alone.
+    Only(Vec<KeyId>),
+    /// Some more, some no longer.
+    Change { add: Vec<KeyId>, remove: Vec<KeyId> },
+}
+
+impl Plan {
+    async fn new(client: &Client, options: &RewrapOptions) -> Result<Self, Failure> {
+        let [keys, add, remove] = [&options.keys, &options.add_keys, &options.remove_keys];
+        if !keys.is_empty() {
+            return Ok(Self::Only(key_ids(client, keys).await?));
+        }
+        if add.is_empty() && remove.is_empty() {
+            return Ok(Self::Refresh);
+        }
+        Ok(Self::Change {
+            add: key_ids(client, add).await?,
+            remove: key_ids(client, remove).await?,
+        })
+    }
+}
+
+/// The ids behind ids, aliases and ARNs, each once.
+async fn key_ids(client: &Client, keys: &[String]) -> Result<Vec<KeyId>, Failure> {
+    let mut ids = Vec::new();
+    for key in keys {
+        // An id needs no question: the key may be gone, or nobody's business.
+        let id = match key.parse() {
+            Ok(id) => id,
+            Err(_) => {
+                let answer = client.alibaba("DescribeKey", &[("KeyId", key)]).await?;
+                let id = answer["KeyMetadata"]["KeyId"].as_str().unwrap_or_default();
+                id.parse().map_err(Failure::failed)?
+            }
+        };
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
+/// Which keys open it from now on, and whether that took no copy.
+fn rewrap_one(path: &Path, service: &Service, plan: &Plan) -> Result<(Vec<KeyId>, bool), Failure> {
+    // The file itself, so that a copy does not replace a link to it.
+    let path = path.canonicalize().map_err(|error| failed(&error))?;
+    let mut file = locked(&path)?;
+    let mut header = Header::read(&mut file).map_err(|error| Failure::failed(chain(&error)))?;
+    let stanzas = service.ask(|client| new_stanzas(client, &header, plan))?;
+    let keys: Vec<KeyId> = stanzas.iter().map(Stanza::key_id).collect();
+    let invalid = |error: HeaderError| Failure::failed(chain(&error));
+    let in_place = match header.replace(stanzas.clone()).map_err(invalid)? {
+        Some(patches) => {
+            for patch in patches {
+                file.write_all_at(&patch.bytes, patch.offset).map_err(|error| failed(&error))?;
+                file.sync_data().map_err(|error| failed(&error))?;
+            }
+            true
+        }
+        None => {
+            replace_by_copy(&path, &mut file, header, stanzas)?;
+            false
+        }
+    };
+    Ok((keys, in_place))
+}
+
+/// Opens a file to be changed, which nobody else changes meanwhile.
+fn locked(path: &Path) -> Result<File, Failure> {
+    let open = || OpenOptions::new().read(true).write(true).open(path);
+    let file = open().map_err(|error| failed(&error))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => return Err(Failure::failed("another rewrap is at work on it")),
+        locked => locked.map_err(|error| failed(&error.into()))?,
+    }
+    // While we waited for nothing, another rewrap may have put a copy in its place.
+    let inode = |metadata: io::Result<std::fs::Metadata>| {
+        metadata.map(|metadata| (metadata.dev(), metadata.ino())).ok()
+    };
+    if inode(file.metadata()) != inode(path.metadata()) {
+        return Err(Failure::failed("it was replaced just now; try again"));
+    }
+    Ok(file)
+}
+
+async fn new_stanzas(
+    client: &Client,
+    header: &Header,
+    plan: &Plan,
+) -> Result<Vec<Stanza>, Failure> {
+    let stays = |stanza: &&Stanza| match plan {
+        Plan::Refresh => true,
+        Plan::Only(_) => false,
+        Plan::Change { add, remove } => {
+            !add.contains(&stanza.key_id()) && !remove.contains(&stanza.key_id())
+        }
+    };
+    let mut stanzas: Vec<Stanza> = header.stanzas().iter().filter(stays).cloned().collect();
+    match plan {
+        Plan::Refresh => {
+            for stanza in &mut stanzas {
+                let one = std::slice::from_ref(stanza);
+                *stanza = wrap(client, one, header, stanza.key_id()).await?;
+            }
+        }
+        Plan::Only(add) | Plan::Change { add, .. } => {
+            for key in add {
+                stanzas.push(wrap(client, header.stanzas(), header, *key).await?);
+            }
+        }
+    }
+    if let Plan::Change { remove, .. } = plan {
+        let known = |key: &&KeyId| !header.stanzas().iter().any(|stanza| stanza.key_id() == **key);
+        if let Some(unknown) = remove.iter().find(known) {
+            return Err(Failure::new(Exit::NotFound, format_args!("{unknown} does not open it")));
+        }
+    }
+    if stanzas.is_empty() {
+        return Err(Failure::failed("no key would be left that opens it"));
+    }
+    Ok(stanzas)
+}
+
+/// Has the data key wrapped under `key`, by way of the first wrapping that the service opens.
+async fn wrap(
+    client: &Client,
+    from: &[Stanza],
+    header: &Header,
+    key: KeyId,
+) -> Result<Stanza, Failure> {
+    let context = context_json(&header.context());
+    let key = key.to_string();
+    let mut refusal = None;
+    for old in from {
+        let blob = STANDARD.encode(old.wrapped());
+        let parameters = [
+            ("CiphertextBlob", &*blob),
+            ("DestinationKeyId", &*key),
+            ("SourceEncryptionContext", &*context),
+            ("DestinationEncryptionContext", &*context),
+        ];
+        match client.alibaba("ReEncrypt", &parameters).await {
+            Ok(answer) => {
+                let blob = answer["CiphertextBlob"].as_str().unwrap_or_default();
+                let blob = STANDARD.decode(blob).map_err(Failure::failed)?;
+                return stanza(answer["KeyId"].as_str().unwrap_or(&key), blob);
+            }
+            Err(error) => refusal = Some(error),
+        }
+    }
+    Err(refusal.map_or_else(|| Failure::failed("the file names no key"), Failure::from))
+}
+
+fn context_json(context: &EncryptionContext) -> String {
+    let pairs = context.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    Value::Object(pairs).to_string()
+}
+
+/// Writes the file anew behind another header.
+fn replace_by_copy(
+    path: &Path,
+    file: &mut File,
+    header: Header,
+    stanzas: Vec<Stanza>,
+) -> Result<(), Failure> {
+    let payload = |file: &mut File| -> io::Result<u64> {
+        let (at, len) = (file.stream_position()?, file.metadata()?.len());
+        Ok(len.saturating_sub(at))
+    };
+    let len = payload(file).map_err(|error| failed(&error))?;
+    let room = if len > CHUNK_LEN as u64 { Room::Spare } else { Room::Tight };
+    let header =
+        header.with_stanzas(stanzas, room).map_err(|error| Failure::failed(chain(&error)))?;
+    let target =
+        Target::beside(path, file).map_err(|(place, error)| Failure::file(&place, &error))?;
+    let mut copy = target.file();
+    copy.write_all(&header.encode()).map_err(|error| failed(&error))?;
+    // By `copy_file_range`, within the kernel.
+    io::copy(file, &mut copy).map_err(|error| failed(&error))?;
+    target.keep().map_err(|error| failed(&error))
+}
+
+fn failed(error: &io::Error) -> Failure {
+    Failure::failed(error)
+}

@@ -1,0 +1,478 @@
+//! Files and pipes with the real binary: names, outages, interruptions, other keys.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use lastkey_testbed::Ready;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::{KEY, Lab, SOON};
+
+const MIB: usize = 1 << 20;
+
+/// The binary in a folder of its own, with somebody's credentials.
+struct User {
+    binary: PathBuf,
+    credentials: PathBuf,
+    dir: PathBuf,
+}
+
+impl User {
+    fn new(lab: &Lab, ready: &Ready) -> Self {
+        let binary = lab.lastkey.binary().to_owned();
+        Self { binary, credentials: ready.credentials_file.clone(), dir: lab.folder("files") }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(args).current_dir(&self.dir).env("LASTKEY_CREDENTIALS", &self.credentials);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        assert!(output.status.success(), "lastkey {}: {out}{err}", args.join(" "));
+        out.into_owned()
+    }
+
+    /// The exit code and what was said; it must not be 0.
+    fn refused(&self, args: &[&str]) -> (i32, String) {
+        let output = self.run(args);
+        assert!(!output.status.success(), "lastkey {}", args.join(" "));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().unwrap_or(-1), said)
+    }
+
+    fn start(&self, args: &[&str]) -> Child {
+        self.command(args).stdin(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) {
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    /// Everything in the folder, hidden files too.
+    fn listing(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.dir).unwrap();
+        let mut names: Vec<String> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i % 251) as u8).collect()
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < SOON, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn files_get_names_and_are_never_overwritten_unasked() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    user.write("a", b"attack at dawn");
+    user.write("b", &pattern(MIB + 1));
+    user.ok(&["encrypt", "--key", KEY, "a", "b"]);
+    assert_eq!(user.listing(), ["a", "a.lastkey", "b", "b.lastkey"]);
+    for name in ["a.lastkey", "b.lastkey"] {
+        assert_eq!(user.path(name).metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    // What exists stays; nothing of the run is done, not even what could have been.
+    fs::remove_file(user.path("a.lastkey")).unwrap();
+    let (code, said) = user.refused(&["encrypt", "--key", KEY, "a", "b"]);
+    assert!(code == 1 && said.contains("b.lastkey exists already"), "{said}");
+    assert!(!user.path("a.lastkey").exists());
+    user.ok(&["encrypt", "--key", KEY, "--force", "a", "b"]);
+
+    user.write("a", b"precious");
+    let (_, said) = user.refused(&["decrypt", "a.lastkey"]);
+    assert!(said.contains("a exists already"), "{said}");
+    assert_eq!(user.read("a"), b"precious");
+    user.ok(&["decrypt", "--force", "a.lastkey", "b.lastkey"]);
+    assert_eq!(user.read("a"), b"attack at dawn");
+    assert!(user.read("b") == pattern(MIB + 1));
+    assert_eq!(user.listing(), ["a", "a.lastkey", "b", "b.lastkey"]);
+
+    // Wrong usage is told before anything happens.
+    for args in [
+        &["decrypt", "a"][..],
+        &["encrypt", "--key", KEY, "a", "b", "-o", "c"],
+        &["encrypt", "--key", KEY, "a", "-i", "b"],
+        &["encrypt", "a"],
+        &["decrypt", "a.lastkey", "a.lastkey", "--force"],
+    ] {
+        assert_eq!(user.refused(args).0, 2, "{args:?}");
+    }
+    assert_eq!(user.refused(&["encrypt", "--key", KEY, "missing"]).0, 1);
+    assert_eq!(user.refused(&["encrypt", "--key", KEY, "."]).0, 1);
+    assert_eq!(user.listing(), ["a", "a.lastkey", "b", "b.lastkey"]);
+}
+
+#[test]
+fn what_a_pipe_got_before_the_damage_is_declared_worthless() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    let plain = pattern(3 * MIB);
+    user.write("a", &plain);
+    user.ok(&["encrypt", "--key", KEY, "a"]);
+    let sealed = user.path("a.lastkey");
+    let len = sealed.metadata().unwrap().len();
+    OpenOptions::new().write(true).open(&sealed).unwrap().write_at(b"x", len - MIB as u64).unwrap();
+
+    let output = user.run(&["decrypt", "a.lastkey", "-o", "-"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout == plain[..2 * MIB], "only what was authenticated came out");
+    assert!(said.contains("throw them away") && said.contains("chunk 2"), "{said}");
+
+    let (_, said) = user.refused(&["decrypt", "a.lastkey", "-o", "b"]);
+    assert!(!said.contains("throw"), "{said}");
+    assert_eq!(user.listing(), ["a", "a.lastkey"]);
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    for (number, how) in [Signal::INT, Signal::TERM, Signal::KILL].into_iter().enumerate() {
+        let out = format!("out-{number}");
+        let mut child = user.start(&["encrypt", "--key", KEY, "-o", &out]);
+        // More than the pipe and all buffers hold: by the end of this it is writing.
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&pattern(16 * MIB)).unwrap();
+        signal(&child, how);
+        assert!(!child.wait().unwrap().success());
+        drop(input);
+        assert_eq!(user.listing(), Vec::<String>::new(), "{how:?}");
+    }
+}
+
+#[test]
+fn a_file_that_was_begun_is_finished_without_the_server() {
+    let lab = Lab::new();
+    let mut up = Some(lab.up());
+    let ready = up.as_ref().unwrap().ready.clone();
+    let user = User::new(&lab, &ready);
+    let plain = pattern(24 * MIB);
+    let mut encrypt = user.start(&["encrypt", "--key", KEY, "-o", "sealed"]);
+    let mut input = encrypt.stdin.take().unwrap();
+    input.write_all(&plain[..16 * MIB]).unwrap();
+    up = None; // kill -9
+    input.write_all(&plain[16 * MIB..]).unwrap();
+    drop(input);
+    assert!(encrypt.wait_with_output().unwrap().status.success());
+
+    // Without a server nothing begins, and nothing is left.
+    let began = Instant::now();
+    assert_eq!(user.refused(&["decrypt", "-i", "sealed", "-o", "opened"]).0, 6);
+    assert_eq!(user.refused(&["encrypt", "--key", KEY, "sealed"]).0, 6);
+    assert!(began.elapsed() < Duration::from_secs(30));
+    assert_eq!(user.listing(), ["sealed"]);
+
+    up.replace(lab.lastkey.up(&lab.path("data"), ready.address()).unwrap());
+    let mut decrypt = user.start(&["decrypt"]);
+    let sealed = user.read("sealed");
+    let mut input = decrypt.stdin.take().unwrap();
+    let mut output = decrypt.stdout.take().unwrap();
+    let feeder = std::thread::spawn(move || {
+        input.write_all(&sealed[..16 * MIB]).unwrap();
+        drop(up); // kill -9
+        input.write_all(&sealed[16 * MIB..]).unwrap();
+    });
+    let mut opened = Vec::new();
+    output.read_to_end(&mut opened).unwrap();
+    feeder.join().unwrap();
+    assert!(decrypt.wait().unwrap().success());
+    assert!(opened == plain);
+}
+
+#[test]
+fn a_list_of_files_needs_the_server_at_its_beginning_alone() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let ready = up.ready.clone();
+    let user = User::new(&lab, &ready);
+    user.write("b", b"attack at dawn");
+    let fifo = user.path("a");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // The first of the list waits for us; by then all data keys are there.
+    let encrypt = user.start(&["encrypt", "--key", KEY, "a", "b"]);
+    let mut input = OpenOptions::new().write(true).open(&fifo).unwrap();
+    drop(up); // kill -9
+    input.write_all(b"from a pipe").unwrap();
+    drop(input);
+    assert!(encrypt.wait_with_output().unwrap().status.success());
+
+    let up = lab.lastkey.up(&lab.path("data"), ready.address()).unwrap();
+    fs::remove_file(user.path("b")).unwrap();
+    let decrypt = user.start(&["decrypt", "a.lastkey", "b.lastkey"]);
+    let mut output = File::open(&fifo).unwrap();
+    drop(up); // kill -9
+    let mut first = Vec::new();
+    output.read_to_end(&mut first).unwrap();
+    assert!(decrypt.wait_with_output().unwrap().status.success());
+    assert_eq!(first, b"from a pipe");
+    assert_eq!(user.read("b"), b"attack at dawn");
+}
+
+#[test]
+fn a_held_data_key_outlives_the_server() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let ready = up.ready.clone();
+    let user = User::new(&lab, &ready);
+    for name in ["a", "b", "c"] {
+        user.write(name, name.repeat(100).as_bytes());
+    }
+    let args = ["encrypt", "--key", KEY, "--hold", "10", "--files-from", "-"];
+    let mut encrypt = user.start(&args);
+    let mut names = encrypt.stdin.take().unwrap();
+    names.write_all(b"a\n").unwrap();
+    until("the first file", || user.path("a.lastkey").exists());
+    drop(up); // kill -9
+    names.write_all(b"b\nc\n").unwrap();
+    drop(names);
+    let output = encrypt.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // Without --hold, an outage fails what it hits, and nothing else.
+    let mut encrypt = user.start(&["encrypt", "--key", KEY, "--force", "--files-from", "-"]);
+    encrypt.stdin.take().unwrap().write_all(b"a\n").unwrap();
+    assert_eq!(encrypt.wait_with_output().unwrap().status.code(), Some(6));
+
+    // They share a data key, so one is opened with the server, the others without.
+    let up = lab.lastkey.up(&lab.path("data"), ready.address()).unwrap();
+    let before = data_key_uses(&user);
+    let args = ["decrypt", "--hold", "10", "--force", "--files-from", "-"];
+    let mut decrypt = user.start(&args);
+    let mut names = decrypt.stdin.take().unwrap();
+    for name in ["a", "b", "c"] {
+        user.write(name, b"");
+    }
+    names.write_all(b"a.lastkey\n").unwrap();
+    until("the first file", || !user.read("a").is_empty());
+    assert_eq!(data_key_uses(&user), before + 1);
+    drop(up); // kill -9
+    names.write_all(b"b.lastkey\nc.lastkey\n").unwrap();
+    drop(names);
+    assert!(decrypt.wait_with_output().unwrap().status.success());
+    for name in ["a", "b", "c"] {
+        assert_eq!(user.read(name), name.repeat(100).as_bytes());
+    }
+}
+
+/// How many data keys the service has opened.
+fn data_key_uses(user: &User) -> usize {
+    let said = user.ok(&["audit", "query", "--action", "Decrypt", "--output", "json"]);
+    serde_json::from_str::<Value>(&said).unwrap()["items"].as_array().unwrap().len()
+}
+
+#[test]
+fn other_keys_open_a_file_whose_data_did_not_move() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    for alias in ["alias/one", "alias/two"] {
+        user.ok(&["key", "create", "--alias", alias]);
+    }
+    let plain = pattern(2 * MIB + 1);
+    user.write("big", &plain);
+    user.write("small", b"attack at dawn");
+    user.ok(&["encrypt", "--key", "alias/one", "big", "small"]);
+    let inode = user.path("big.lastkey").metadata().unwrap().ino();
+    let before = user.read("big.lastkey");
+    let opens = || {
+        assert!(user.run(&["decrypt", "big.lastkey", "-o", "-"]).stdout == plain);
+        assert_eq!(user.ok(&["decrypt", "small.lastkey", "-o", "-"]), "attack at dawn");
+    };
+
+    // A new version of its own key: both files get by without the old one.
+    user.ok(&["key", "rotate", "alias/one"]);
+    let said = user.ok(&["rewrap", "big.lastkey", "small.lastkey", "--output", "json"]);
+    let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events[0]["in_place"], true);
+    assert_eq!(events[1]["in_place"], false, "too small to have room");
+    assert_eq!(events[2]["event"], "report");
+    let blob_version = |name: &str| {
+        // The blob of the one stanza begins with the id of the version that made it.
+        let mut rest = &user.read(name)[..];
+        let header = lastkey_crypto::envelope::Header::read(&mut rest).unwrap();
+        String::from_utf8(header.stanzas()[0].wrapped()[..36].to_vec()).unwrap()
+    };
+    let described = user.ok(&["key", "describe", "alias/one", "--output", "json"]);
+    let described: Value = serde_json::from_str(&described).unwrap();
+    for name in ["big.lastkey", "small.lastkey"] {
+        assert_eq!(described["primary_key_version"], blob_version(name), "{name}");
+    }
+    opens();
+
+    // A second key, then the first no more.
+    user.ok(&["rewrap", "--add-key", "alias/two", "big.lastkey", "small.lastkey"]);
+    opens();
+    user.ok(&["key", "disable", "alias/one"]);
+    opens();
+    user.ok(&["rewrap", "--remove-key", "alias/one", "big.lastkey", "small.lastkey"]);
+    opens();
+    let (code, _) = user.refused(&["rewrap", "--remove-key", "alias/two", "big.lastkey"]);
+    assert_eq!(code, 1, "the last key stays");
+    assert_eq!(user.refused(&["rewrap", "--remove-key", "alias/one", "big.lastkey"]).0, 3);
+    user.ok(&["key", "disable", "alias/two"]);
+    user.refused(&["decrypt", "big.lastkey", "-o", "-"]);
+    user.refused(&["rewrap", "--key", "alias/one", "big.lastkey"]);
+    user.ok(&["key", "enable", "alias/two"]);
+    opens();
+
+    let after = user.read("big.lastkey");
+    assert_eq!(user.path("big.lastkey").metadata().unwrap().ino(), inode);
+    assert!(after[3 * 4096..] == before[3 * 4096..], "the data is as it was");
+    assert!(after[..3 * 4096] != before[..3 * 4096]);
+    assert_eq!(user.listing(), ["big", "big.lastkey", "small", "small.lastkey"]);
+}
+
+#[test]
+fn a_rewrap_that_is_killed_leaves_a_file_that_opens() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    user.ok(&["key", "create", "--alias", "alias/other"]);
+    user.write("big", &pattern(2 * MIB));
+    user.write("small", b"attack at dawn");
+    user.ok(&["encrypt", "--key", KEY, "big", "small"]);
+    fs::set_permissions(user.path("small.lastkey"), fs::Permissions::from_mode(0o640)).unwrap();
+    for round in 0..24_u64 {
+        let key = if round % 2 == 0 { "alias/other" } else { KEY };
+        let mut child = user.start(&["rewrap", "--key", key, "big.lastkey", "small.lastkey"]);
+        std::thread::sleep(Duration::from_millis(7 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for (name, len) in [("big.lastkey", 2 * MIB), ("small.lastkey", 14)] {
+            let output = user.run(&["decrypt", name, "-o", "-"]);
+            assert!(output.status.success(), "round {round}, {name}: {output:?}");
+            assert_eq!(output.stdout.len(), len, "round {round}, {name}");
+        }
+    }
+    user.ok(&["rewrap", "big.lastkey", "small.lastkey"]);
+    assert_eq!(user.path("small.lastkey").metadata().unwrap().permissions().mode() & 0o777, 0o640);
+}
+
+#[test]
+fn scripts_hear_of_progress_on_the_stream_that_carries_no_data() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    for (args, data_out) in [(&["-o", "out"][..], false), (&[][..], true)] {
+        let args = [&["encrypt", "--key", KEY, "--output", "json"], args].concat();
+        let mut child = user.start(&args);
+        let mut input = child.stdin.take().unwrap();
+        let events: Box<dyn std::io::Read + Send> = match data_out {
+            true => Box::new(child.stderr.take().unwrap()),
+            false => Box::new(child.stdout.take().unwrap()),
+        };
+        let data = child.stdout.take().map(|mut out| {
+            std::thread::spawn(move || {
+                let mut data = Vec::new();
+                out.read_to_end(&mut data).unwrap();
+                data
+            })
+        });
+        let listen = std::thread::spawn(move || {
+            let lines = BufReader::new(events).lines().map_while(Result::ok);
+            lines.map(|line| serde_json::from_str(&line).unwrap()).collect::<Vec<Value>>()
+        });
+        for _ in 0..12 {
+            input.write_all(&pattern(MIB)).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        drop(input);
+        assert!(child.wait().unwrap().success());
+        let events = listen.join().unwrap();
+        let (last, progress) = events.split_last().unwrap();
+        assert!(!progress.is_empty(), "two seconds and more");
+        for event in progress {
+            assert_eq!(event["event"], "progress");
+            assert!(event["done"].as_u64().unwrap() > 0 && event["total"].is_null());
+        }
+        assert_eq!(last["event"], "report");
+        assert_eq!(last["plaintext_bytes"], 12 * MIB);
+        assert!(last["key_id"].is_string());
+        if data_out {
+            assert!(data.unwrap().join().unwrap().starts_with(b"LASTKEY\0"), "nothing but data");
+        } else {
+            assert_eq!(last["file"], "out");
+        }
+    }
+}
+
+#[test]
+fn five_gibibytes_go_through_two_pipes() {
+    const LEN: u64 = 5 << 30;
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    File::create(user.path("sparse")).unwrap().set_len(LEN).unwrap();
+    let mut encrypt = user.start(&["encrypt", "--key", KEY, "sparse", "-o", "-"]);
+    let sealed = encrypt.stdout.take().unwrap();
+    let mut decrypt = user.command(&["decrypt"]).stdin(sealed).spawn().unwrap();
+    let mut opened = decrypt.stdout.take().unwrap();
+    let mut portion = vec![0; MIB];
+    let mut total = 0;
+    loop {
+        let len = opened.read(&mut portion).unwrap();
+        if len == 0 {
+            break;
+        }
+        assert!(portion[..len] == vec![0; len], "zeros, as in the file");
+        total += len as u64;
+        // A tenth of it is looked at as a sample of how memory behaves.
+        if total.is_multiple_of(LEN / 10) {
+            assert!(resident_kib(decrypt.id()) < 256 << 10, "memory does not grow with the file");
+        }
+    }
+    assert_eq!(total, LEN);
+    assert!(encrypt.wait().unwrap().success() && decrypt.wait().unwrap().success());
+}
+
+/// Memory of a process.
+fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"));
+    let status = status.unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
