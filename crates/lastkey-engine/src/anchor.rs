@@ -15,13 +15,13 @@
 //! Behind a zero byte, it is that of a store which is about to get its heads.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, Read},
     path::PathBuf,
+    sync::Arc,
 };
 
 use lastkey_crypto::{SystemEntropy, wrap};
+use lastkey_store::disk::{Access, Disk, DiskFile, FileSystem, Reader};
 use parking_lot::Mutex;
 
 use crate::{
@@ -100,36 +100,53 @@ impl MemoryAnchor {
 /// A small file of mode 0600.
 #[derive(Debug)]
 pub struct FileAnchor {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
 }
 
 impl FileAnchor {
     /// An anchor in the file `path`; `path` with `.new` behind it is used as well.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self::on(Arc::new(FileSystem), path)
+    }
+
+    /// The same on any disk.
+    pub fn on(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Self {
+        Self { disk, path: path.into() }
+    }
+
+    fn open(&self) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        match self.disk.open(&self.path, Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        }
     }
 }
 
 impl Anchor for FileAnchor {
     fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        let file = match File::open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
+        let Some(file) = self.open()? else { return Ok(None) };
         let mut bytes = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+        Reader::new(file).take(MAX_BYTES).read_to_end(&mut bytes)?;
         Ok(Some(bytes))
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
         let mut draft = self.path.clone().into_os_string();
         draft.push(".new");
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        // A rename that a power cut takes back leaves an older anchor, which is true as well.
-        std::fs::rename(&draft, &self.path)
+        let draft = PathBuf::from(draft);
+        let file = self.disk.open(&draft, Access::Create)?;
+        file.set_length(0)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
+        let first = self.open()?.is_none();
+        self.disk.rename(&draft, &self.path)?;
+        // A rename that a power cut takes back leaves an older anchor, which is true as well; but
+        // a store without any counts as one that was put back.
+        match self.path.parent() {
+            Some(directory) if first => self.disk.sync_directory(directory),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -210,8 +210,15 @@ impl Core {
         // A log that cannot be written must not collect changes that are not in it.
         self.audit.health()?;
         let parcel = Parcel::new(request, body.clone(), self.audit.head());
-        if let Err(conflict) = self.records.commit(change, Some(&parcel)).await? {
-            return Ok(Err(conflict));
+        match self.records.commit(change, Some(&parcel)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(conflict)) => return Ok(Err(conflict)),
+            Err(error) => {
+                if matches!(error, Error::Uncertain(_)) {
+                    self.outbox.doubt(parcel);
+                }
+                return Err(error);
+            }
         }
         match self.audit.append(body).await {
             Ok(_) => {
@@ -219,8 +226,9 @@ impl Core {
                 Ok(Ok(()))
             }
             Err(error) => {
+                // It was made, and nobody may be told that it was not.
                 self.outbox.owe(parcel);
-                Err(error.into())
+                Err(Error::Uncertain(error.to_string()))
             }
         }
     }

@@ -405,7 +405,7 @@ impl Engine {
         if let Err(error) = core.keep_time().await {
             tracing::warn!(%error, "the running time was not kept");
         }
-        core.outbox.pay(&*core.audit).await;
+        core.outbox.pay(&core.records.barrier, &*core.audit).await;
         if let Err(error) = core.outbox.remember_end(&core.records.barrier, &*core.audit).await {
             tracing::warn!(%error, "delivered records wait in the outbox");
         }
@@ -556,7 +556,7 @@ impl Core {
             let record = Record::begin(Action::Heartbeat.name(), &caller, self.clock.now());
             let _ = self.audit.append(record.finish("ok", Duration::ZERO)).await;
         }
-        self.outbox.pay(&*self.audit).await;
+        self.outbox.pay(&self.records.barrier, &*self.audit).await;
     }
 
     fn start_background(self: &Arc<Self>) {

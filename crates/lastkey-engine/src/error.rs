@@ -110,6 +110,9 @@ pub enum Error {
     /// The service cannot work.
     #[error("the service is unavailable: {0}")]
     Unavailable(String),
+    /// The change was made, or may have been: it is not to be repeated without a look.
+    #[error("the change may have been made ({0}); look before you repeat it")]
+    Uncertain(String),
     /// The server has no root key, or not in memory.
     #[error("{}", sealed_advice(*.0))]
     Sealed(Life),
@@ -169,7 +172,9 @@ impl Error {
             Self::StaleKeyVersion => "Rejected.StaleKeyVersion",
             Self::DryRun => "DryRunOperationError",
             Self::Busy => "Rejected.Throttling",
-            Self::StorageFull | Self::Unavailable(_) => "ServiceUnavailableTemporary",
+            Self::StorageFull | Self::Unavailable(_) | Self::Uncertain(_) => {
+                "ServiceUnavailableTemporary"
+            }
             Self::Sealed(_) => "Unavailable.Sealed",
             Self::StoreRolledBack(_) => "Unavailable.StoreRolledBack",
             Self::CorruptRecord { .. } | Self::Internal => "InternalFailure",
@@ -200,6 +205,7 @@ impl Error {
             Self::Busy => ErrorKind::Busy,
             Self::StorageFull
             | Self::Unavailable(_)
+            | Self::Uncertain(_)
             | Self::Sealed(_)
             | Self::StoreRolledBack(_) => ErrorKind::Unavailable,
             Self::CorruptRecord { .. } | Self::Internal => ErrorKind::Internal,

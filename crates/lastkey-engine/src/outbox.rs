@@ -101,6 +101,8 @@ struct Swept {
     remembered: Option<Head>,
     /// Committed, but the log could not take them; to be tried again.
     owed: Vec<(Address, Vec<u8>)>,
+    /// Perhaps committed: the store could not be asked.
+    doubted: Vec<Parcel>,
 }
 
 #[derive(Default)]
@@ -123,8 +125,21 @@ impl Outbox {
         self.swept.lock().owed.push(parcel.addressed());
     }
 
+    /// Nobody knows whether the parcel's change was made.
+    pub(crate) fn doubt(&self, parcel: Parcel) {
+        self.swept.lock().doubted.push(parcel);
+    }
+
     /// Tries again to bring into the log what is owed to it.
-    pub(crate) async fn pay(&self, audit: &dyn AuditSink) {
+    pub(crate) async fn pay(&self, barrier: &Barrier, audit: &dyn AuditSink) {
+        let doubted = std::mem::take(&mut self.swept.lock().doubted);
+        for parcel in doubted {
+            match barrier.store().get(&parcel.path).await {
+                Ok(Some(_)) => self.owe(parcel),
+                Ok(None) => {}
+                Err(_) => self.doubt(parcel),
+            }
+        }
         let owed = std::mem::take(&mut self.swept.lock().owed);
         for (address, body) in owed {
             match audit.append(body.clone()).await {
@@ -246,8 +261,10 @@ impl Outbox {
         let Some(after) = left.iter().map(|left| left.after).min() else { return Ok(0) };
         let query = Query { after, limit: usize::MAX, ..Query::default() };
         let page = audit.query(&query).map_err(unreadable)?;
-        let known: HashSet<&str> =
-            page.records.iter().filter_map(|record| record["id"].as_str()).collect();
+        // A change that was made although its caller was told of a failure has a record of that,
+        // too, under the same id.
+        let done = page.records.iter().filter(|record| record["outcome"] == "ok");
+        let known: HashSet<&str> = done.filter_map(|record| record["id"].as_str()).collect();
         let mut delivered = 0;
         for parcel in left {
             let id = request_of(&parcel.address.path).unwrap_or_default();

@@ -521,7 +521,8 @@ impl Records {
             }
         }
         let path = parcel.map_or("", |parcel| parcel.path.as_str());
-        match self.barrier.store().get(path).await? {
+        let found = self.barrier.store().get(path).await;
+        match found.map_err(|error| Error::Uncertain(error.to_string()))? {
             Some(entry) => Ok(entry.revision),
             None => Err(Error::Unavailable(format!("the change was not made: {cause}"))),
         }

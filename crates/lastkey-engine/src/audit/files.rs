@@ -65,6 +65,21 @@ pub(super) fn list(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<SegmentF
     Ok(found)
 }
 
+/// Whether none of the segments holds anything: a first start may have been cut short between the
+/// making of a segment and its first record.
+pub(super) fn are_empty(
+    disk: &dyn Disk,
+    directory: &Path,
+    segments: &[SegmentFile],
+) -> io::Result<bool> {
+    for segment in segments {
+        if segment.compressed || segment.open(disk, directory)?.file.length()? > 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// An open segment.
 pub(super) struct Opened {
     pub(super) file: Arc<dyn DiskFile>,

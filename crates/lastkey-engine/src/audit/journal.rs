@@ -189,10 +189,15 @@ impl Journal {
 
     /// Reads one file; `None` if it holds no authentic header.
     fn read_half(&self, index: usize) -> io::Result<Option<Half>> {
+        let file = &*self.files[index];
         let mut bytes = vec![0; FILE_BYTES as usize];
-        if read_full(&*self.files[index], &mut bytes, 0)? < bytes.len() {
+        // What a failed sync left in memory is not on the disk, and what the process before this
+        // one had not synced is not there for certain. Neither may be built upon.
+        file.forget_cache();
+        if read_full(file, &mut bytes, 0)? < bytes.len() {
             return Err(ErrorKind::UnexpectedEof.into());
         }
+        file.sync()?;
         Ok(Half::parse(&self.key, &bytes))
     }
 }

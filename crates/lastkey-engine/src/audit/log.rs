@@ -197,7 +197,9 @@ impl AuditLog {
                 recover::restore(&*disk, directory, &found.frames, deleted)?;
                 (found.head, found.position)
             }
-            None if segments.is_empty() => (Head::EMPTY, Position { segment: 1, offset: 0 }),
+            None if files::are_empty(&*disk, directory, &segments)? => {
+                (Head::EMPTY, Position { segment: 1, offset: 0 })
+            }
             None => return Ok(Err(AuditOpenError::Headless { path: directory.to_owned() })),
         };
         let (segment, end) = recover::resume(&*disk, directory, head, end)?;

@@ -38,7 +38,10 @@ pub(super) fn restore(
             if let Some((_, done)) = open.take() {
                 done.sync()?;
             }
-            open = Some((first, Segment::open(disk, directory, first)?));
+            let segment = Segment::open(disk, directory, first)?;
+            // What a failed sync left in memory would hide what is missing on the disk.
+            segment.forget_cache();
+            open = Some((first, segment));
         }
         let Some((_, segment)) = &open else { continue };
         let found = segment.read_at(frame.payload.len(), frame.position.offset)?;

@@ -66,6 +66,11 @@ impl Segment {
         Ok(())
     }
 
+    /// See [`DiskFile::forget_cache`].
+    pub(super) fn forget_cache(&self) {
+        self.file.forget_cache();
+    }
+
     /// See [`DiskFile::gather`].
     pub(super) fn gather(&self) {
         self.file.gather();
