@@ -1,4 +1,7 @@
 //! The log itself: one committer thread that batches what concurrent callers append.
+//!
+//! A caller who is alone for a while commits by itself ([`AuditOptions::alone`]): the way to the
+//! thread and back takes as long as everything else does.
 
 use std::{
     io,
@@ -10,7 +13,7 @@ use std::{
 
 use lastkey_crypto::{KeyMaterial, mac, signing::PublicKey};
 use lastkey_store::disk::{Disk, FileSystem};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::oneshot;
 
 use super::{
@@ -39,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const QUEUE: usize = 16_384;
 /// A batch is closed when it is this large, far below what a journal frame can carry.
 const BATCH_BYTES: usize = 1 << 20;
+/// So many records in a row that nobody else's came near to, and a caller counts as alone.
+const ALONE_AFTER: u32 = 4;
 /// What a line adds to its record's body.
 const LINE_OVERHEAD: usize = 128;
 
@@ -76,6 +81,9 @@ pub struct AuditOptions {
     pub retention: Retention,
     /// How checkpoints are made; `None` makes none.
     pub checkpoints: Option<Checkpointing>,
+    /// Whether a caller who is alone commits on its own thread, which the disk then blocks. Not
+    /// for a runtime that has no other thread to go on with.
+    pub alone: bool,
 }
 
 impl Default for AuditOptions {
@@ -87,6 +95,7 @@ impl Default for AuditOptions {
             compress: false,
             retention: Retention::default(),
             checkpoints: None,
+            alone: false,
         }
     }
 }
@@ -100,6 +109,8 @@ struct Pending {
 struct Queue {
     waiting: Vec<Pending>,
     closed: bool,
+    /// Records in a row that came while nothing else went on.
+    alone: u32,
 }
 
 /// What readers of the log may know about its writer.
@@ -116,11 +127,22 @@ struct Shared {
     published: Mutex<Published>,
 }
 
+impl Shared {
+    /// Notes that so many records were committed, and whether more came meanwhile.
+    fn count_alone(&self, committed: usize) {
+        let mut queue = self.queue.lock();
+        let alone = committed == 1 && queue.waiting.is_empty();
+        queue.alone = if alone { queue.alone.saturating_add(1) } else { 0 };
+    }
+}
+
 /// The append-only log in a directory.
 pub struct AuditLog {
     shelf: Arc<Shelf>,
     shared: Arc<Shared>,
-    committer: Mutex<Option<JoinHandle<()>>>,
+    committer: Arc<Mutex<Committer>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    alone: bool,
     signer: Option<Signer>,
     keeper: Option<Keeper>,
     retention: Retention,
@@ -176,7 +198,7 @@ impl AuditLog {
         key: KeyMaterial,
         options: AuditOptions,
     ) -> io::Result<Result<Self, AuditOpenError>> {
-        let AuditOptions { disk, segment_bytes, compress, retention, checkpoints } = options;
+        let AuditOptions { disk, segment_bytes, compress, retention, checkpoints, alone } = options;
         for directory in [directory, journal_directory] {
             disk.create_directory(directory)?;
         }
@@ -238,10 +260,13 @@ impl AuditLog {
             bell: keeper.as_ref().map(Keeper::bell),
             closed_one: false,
         };
-        let thread =
-            std::thread::Builder::new().name("audit".into()).spawn(move || committer.run())?;
-        let (committer, reading) = (Mutex::new(Some(thread)), RwLock::new(()));
-        Ok(Ok(Self { shelf, shared, committer, signer, keeper, retention, reading }))
+        let committer = Arc::new(Mutex::new(committer));
+        let thread = {
+            let (committer, shared) = (Arc::clone(&committer), Arc::clone(&shared));
+            std::thread::Builder::new().name("audit".into()).spawn(move || run(&committer, &shared))
+        };
+        let (thread, reading) = (Mutex::new(Some(thread?)), RwLock::new(()));
+        Ok(Ok(Self { shelf, shared, committer, thread, alone, signer, keeper, retention, reading }))
     }
 }
 
@@ -270,7 +295,19 @@ impl AuditSink for AuditLog {
             let _ = done.send(Err(refusal));
             return ticket;
         }
-        queue.waiting.push(Pending { body, done });
+        let pending = Pending { body, done };
+        if self.alone && queue.waiting.is_empty() && queue.alone >= ALONE_AFTER {
+            let free = self.committer.try_lock();
+            if let Some(mut committer) = free {
+                drop(queue);
+                let answers = committer.commit_next(&mut std::iter::once(pending).peekable());
+                drop(committer);
+                answers.give();
+                return ticket;
+            }
+            queue.alone = 0;
+        }
+        queue.waiting.push(pending);
         let first = queue.waiting.len() == 1;
         drop(queue);
         if first {
@@ -339,7 +376,7 @@ impl AuditSink for AuditLog {
     fn close(&self) {
         self.shared.queue.lock().closed = true;
         self.shared.arrived.notify_one();
-        if let Some(thread) = self.committer.lock().take() {
+        if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
         }
         if let Some(signer) = &self.signer {
@@ -382,36 +419,63 @@ struct Batch {
     head: Head,
 }
 
+/// What a batch came to, for those who wait for it; given once the committer is free again, so
+/// that who comes back at once finds it so.
+struct Answers {
+    done: Vec<oneshot::Sender<Result<u64, AuditError>>>,
+    /// The sequence number of the first.
+    first: u64,
+    health: Result<(), AuditError>,
+}
+
+impl Answers {
+    fn give(self) {
+        for (seq, done) in (self.first..).zip(self.done) {
+            let _ = done.send(self.health.clone().map(|()| seq));
+        }
+    }
+}
+
+/// Commits what waits until the log is closed.
+fn run(committer: &Mutex<Committer>, shared: &Shared) {
+    let mut waiting = Vec::new();
+    while wait(committer, shared, &mut waiting) {
+        let mut bodies = waiting.drain(..).peekable();
+        while bodies.peek().is_some() {
+            let answers = committer.lock().commit_next(&mut bodies);
+            answers.give();
+        }
+    }
+    if let Err(error) = committer.lock().close() {
+        tracing::error!(%error, "the audit log was not closed cleanly");
+    }
+}
+
+/// Takes all that waits; false once the log is closed and nothing waits any more.
+fn wait(committer: &Mutex<Committer>, shared: &Shared, waiting: &mut Vec<Pending>) -> bool {
+    let mut queue = shared.queue.lock();
+    while queue.waiting.is_empty() {
+        if queue.closed {
+            return false;
+        }
+        shared.arrived.wait(&mut queue);
+    }
+    MutexGuard::unlocked(&mut queue, || committer.lock().segment.gather());
+    std::mem::swap(&mut queue.waiting, waiting);
+    true
+}
+
 impl Committer {
-    fn run(mut self) {
-        let mut waiting = Vec::new();
-        while self.wait(&mut waiting) {
-            let mut bodies = waiting.drain(..).peekable();
-            while bodies.peek().is_some() {
-                let batch = Batch::collect(&mut bodies, self.head);
-                self.commit(batch);
-            }
-        }
-        if let Err(error) = self.close() {
-            tracing::error!(%error, "the audit log was not closed cleanly");
-        }
+    /// Commits as many of the bodies as fit into one batch.
+    fn commit_next(
+        &mut self,
+        bodies: &mut std::iter::Peekable<impl Iterator<Item = Pending>>,
+    ) -> Answers {
+        let batch = Batch::collect(bodies, self.head);
+        self.commit(batch)
     }
 
-    /// Takes all that waits; false once the log is closed and nothing waits any more.
-    fn wait(&self, waiting: &mut Vec<Pending>) -> bool {
-        let mut queue = self.shared.queue.lock();
-        while queue.waiting.is_empty() {
-            if queue.closed {
-                return false;
-            }
-            self.shared.arrived.wait(&mut queue);
-        }
-        parking_lot::MutexGuard::unlocked(&mut queue, || self.segment.gather());
-        std::mem::swap(&mut queue.waiting, waiting);
-        true
-    }
-
-    fn commit(&mut self, batch: Batch) {
+    fn commit(&mut self, batch: Batch) -> Answers {
         let (head, first) = (batch.head, self.head.seq + 1);
         let outcome = self.write(batch.frame, head);
         let health = outcome.as_ref().map_err(refusal).copied();
@@ -430,9 +494,8 @@ impl Committer {
         {
             bell.ring();
         }
-        for (seq, done) in (first..).zip(batch.done) {
-            let _ = done.send(health.clone().map(|()| seq));
-        }
+        self.shared.count_alone(batch.done.len());
+        Answers { done: batch.done, first, health }
     }
 
     /// Makes a batch durable and moves the head behind it.

@@ -1,0 +1,72 @@
+//! A caller who is alone commits its records by itself.
+
+use std::path::Path;
+
+use futures_util::FutureExt as _;
+use lastkey_crypto::KeyMaterial;
+use lastkey_engine::audit::{AuditLog, AuditOptions, AuditSink, Query};
+
+fn open(place: &Path, alone: bool) -> AuditLog {
+    let options = AuditOptions { alone, segment_bytes: 8192, ..AuditOptions::default() };
+    let key = KeyMaterial::from_slice(&[5; 32]);
+    AuditLog::open_with(&place.join("audit"), &place.join("journal"), key, options).unwrap()
+}
+
+fn body(n: usize) -> Vec<u8> {
+    format!(r#""time":"2026-01-01T00:00:00.000Z","action":"Encrypt","n":{n}"#).into_bytes()
+}
+
+fn append(log: &AuditLog, n: usize) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(log.append(body(n))).unwrap()
+}
+
+#[test]
+fn who_is_alone_has_its_answer_at_once_and_finds_it_in_the_log() {
+    let place = tempfile::tempdir().unwrap();
+    let log = open(place.path(), true);
+    for n in 0..20 {
+        append(&log, n);
+    }
+    for n in 20..60 {
+        let seq = log.append(body(n)).now_or_never().expect("nobody else is there").unwrap();
+        let newest = Query { newest: true, limit: 1, ..Query::default() };
+        let page = log.query(&newest).unwrap();
+        assert_eq!(page.records[0]["seq"].as_u64(), Some(seq));
+        assert_eq!(page.records[0]["n"].as_u64(), Some(n as u64));
+    }
+    assert!(log.verify(&[]).unwrap().problem.is_none());
+
+    let place = tempfile::tempdir().unwrap();
+    let log = open(place.path(), false);
+    for n in 0..20 {
+        append(&log, n);
+    }
+    // The thread needs a moment, however short; what matters is that it is the thread's.
+    let pending = (0..20).filter(|n| log.append(body(*n)).now_or_never().is_none()).count();
+    assert!(pending > 0, "a log that was not told so never lets callers commit");
+}
+
+#[test]
+fn alone_and_together_make_one_chain() {
+    let place = tempfile::tempdir().unwrap();
+    let log = open(place.path(), true);
+    let mut expected = 0;
+    for _ in 0..3 {
+        for n in 0..30 {
+            append(&log, n);
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..100).for_each(|n| drop(append(&log, n))));
+            }
+        });
+        expected += 30 + 8 * 100;
+        assert_eq!(log.verify(&[]).unwrap().records, expected);
+        assert!(log.verify(&[]).unwrap().problem.is_none());
+    }
+    log.close();
+    let log = open(place.path(), true);
+    assert_eq!(log.head().seq, expected);
+    assert!(log.verify(&[]).unwrap().problem.is_none());
+}
