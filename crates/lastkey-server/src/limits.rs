@@ -70,7 +70,7 @@ impl Default for Limits {
         Self {
             connections: 4096,
             connections_per_address: 2048,
-            newcomers: 1024,
+            newcomers: 2048,
             lobby: 64,
             admin_connections: 256,
             under_way: 8192,

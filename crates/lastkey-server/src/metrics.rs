@@ -51,7 +51,6 @@ const SHED_REASONS: &[&str] = &[
     "slow_body",
     "slow_head",
     "slow_reader",
-    "stopping",
     "waiting",
 ];
 

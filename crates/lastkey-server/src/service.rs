@@ -104,10 +104,6 @@ impl Service {
         };
         let request_id = self.sealing.instance.new_request_id();
         let refuse = |refusal: Refusal| refused(wire, request_id, &refusal);
-        if self.stopping.is_now() {
-            self.metrics.shed("stopping");
-            return refuse(Error::Unavailable("the server is stopping".to_owned()).into());
-        }
         let (head, body) = request.into_parts();
         let (body, body_room) = match body::read(body, &self.body_bounds()).await {
             Ok(read) => read,

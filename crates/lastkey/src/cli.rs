@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 mod files;
-
+mod limits;
 mod operator;
 
+pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
+use self::limits::LimitOptions;
 pub(crate) use self::operator::{
     MaybeSplitting, OperatorAction, RotateWhat, SealChoice, SealOptions, Splitting, TokenOptions,
 };
-pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
 use crate::output::Format;
 
 /// The key-management service for Kubernetes.
@@ -123,6 +124,9 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) seal: SealOptions,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
 }
 
 /// Options of `kms-plugin`.

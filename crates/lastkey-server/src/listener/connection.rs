@@ -33,7 +33,7 @@ const H2_PING_EVERY: Duration = Duration::from_secs(30);
 const H2_PONG_WITHIN: Duration = Duration::from_secs(20);
 /// How often a connection is looked at once the server stops.
 const LOOK_AT_END: Duration = Duration::from_millis(50);
-/// A request whose head was on its way when the server began to stop has so long to arrive.
+/// A request that was on its way when the server began to stop has so long to arrive.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// Serves a connection until it ends, idles, stalls, or the server stops.
@@ -47,13 +47,14 @@ pub(crate) async fn serve<I>(
 {
     let _counted = Counted::new(&service);
     let limits = &service.limits;
-    let answer = {
-        let (service, pulse) = (Arc::clone(&service), Arc::clone(&guest.pulse));
-        let (peer, lane) = (Arc::new(peer), guest.lane);
-        service_fn(move |request| {
-            answer((Arc::clone(&service), Arc::clone(&peer)), (Arc::clone(&pulse), lane), request)
-        })
-    };
+    let talk = Arc::new(Talk {
+        service: Arc::clone(&service),
+        peer,
+        pulse: Arc::clone(&guest.pulse),
+        lane: guest.lane,
+        stopping: stopping.clone(),
+    });
+    let answer = service_fn(move |request| answer(Arc::clone(&talk), request));
     macro_rules! drive {
         ($connection:expr) => {{
             let mut connection = pin!($connection);
@@ -66,7 +67,6 @@ pub(crate) async fn serve<I>(
                     () = stopping.wait(), if watch.stopped.is_none() => {
                         watch.stopped = Some(Instant::now());
                         looks = self::looks(LOOK_AT_END);
-                        connection.as_mut().graceful_shutdown();
                     }
                     _ = looks.tick() => match watch.look(Instant::now()) {
                         Verdict::Stay => {}
@@ -89,30 +89,45 @@ pub(crate) async fn serve<I>(
     }
 }
 
+/// What the requests of one connection have in common.
+struct Talk {
+    service: Arc<Service>,
+    peer: Peer,
+    pulse: Arc<Pulse>,
+    lane: Lane,
+    stopping: Stopping,
+}
+
 /// Answers one request, if there is room for it. Health needs none.
 async fn answer(
-    (service, peer): (Arc<Service>, Arc<Peer>),
-    (pulse, lane): (Arc<Pulse>, Lane),
+    talk: Arc<Talk>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    let Talk { service, peer, pulse, lane, stopping } = &*talk;
     let path = request.uri().path();
     let already = pulse.in_flight() as usize;
     let Some(beat) = pulse.begin(native::may_wait(path)) else {
         // The connection was let go just before; its task is about to end.
         return pending().await;
     };
-    let response = if Service::is_health(path) {
-        service.answer(&peer, request).await
-    } else if lane == Lane::Lobby {
+    let mut response = if Service::is_health(path) {
+        service.answer(peer, request).await
+    } else if *lane == Lane::Lobby {
         service.turn_away(path, "lobby")
     } else if let Some(begun) = service.admission.begin(already) {
-        let response = service.answer(&peer, request).await;
+        let response = service.answer(peer, request).await;
         drop(begun);
         response
     } else {
         service.turn_away(path, "requests")
     };
     drop(beat);
+    if stopping.is_now() {
+        // Requests that were on their way are answered, and that is that. The library drops this
+        // over HTTP/2, which has a frame for it.
+        let close = http::HeaderValue::from_static("close");
+        response.headers_mut().insert(http::header::CONNECTION, close);
+    }
     Ok(response)
 }
 
@@ -212,23 +227,22 @@ impl<'a> Watch<'a> {
         if self.asks_too_slowly(now) {
             return Verdict::Cut(Some("slow_head"));
         }
-        let is_quiet = self.pulse.in_flight() == 0 && self.blocked.is_none();
-        if !is_quiet {
-            return Verdict::Stay;
-        }
-        if self.stopped.is_some_and(|since| now - since > LAST_CALL) {
-            return Verdict::Cut(None);
-        }
+        let is_busy = self.pulse.in_flight() > 0 || self.blocked.is_some();
         let served = self.pulse.has_served();
         let limit = if served { self.limits.idle } else { self.limits.first_request };
-        match (self.pulse.idle() > limit, self.leaving) {
+        // Over HTTP/2, a client can be told that this is the end while its requests go on.
+        let may_leave = !is_busy || self.is_http2;
+        let is_last_call = self.stopped.is_some_and(|since| now - since > LAST_CALL);
+        let is_over = is_last_call && may_leave || !is_busy && self.pulse.idle() > limit;
+        match (is_over, self.leaving) {
             (false, _) => Verdict::Stay,
             (true, false) => {
                 self.leaving = true;
                 Verdict::Leave
             }
             // It did not go when it was asked to.
-            (true, true) => Verdict::Cut(None),
+            (true, true) if !is_busy => Verdict::Cut(None),
+            (true, true) => Verdict::Stay,
         }
     }
 
@@ -319,6 +333,7 @@ mod tests {
         assert_eq!(watch.look(start + 2 * LAST_CALL), Verdict::Stay);
         drop(beat);
         assert_eq!(watch.look(start + LAST_CALL / 2), Verdict::Stay);
+        assert_eq!(watch.look(start + 2 * LAST_CALL), Verdict::Leave);
         assert_eq!(watch.look(start + 2 * LAST_CALL), Verdict::Cut(None));
     }
 }

@@ -4,7 +4,8 @@
 //!
 //! 1. An address that has its share already is refused.
 //! 2. If too many have not finished their handshake, those who came first among them leave, the
-//!    silent ones before the others: a flood of them lives as briefly as it is fast.
+//!    silent ones before the others: a flood of them lives as briefly as it is fast. Who has just
+//!    come stays for a moment, so that a client who means it has time to begin.
 //! 3. If all connections are taken, those leave that have been without a request for longest.
 //! 4. If a request is under way on each of them, the newcomer waits in the lobby, where health is
 //!    answered and everything else told to come back; if that is full too, it is refused.
@@ -14,6 +15,8 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
+use std::time::Duration;
+
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
@@ -22,6 +25,8 @@ use crate::{limits::Limits, metrics::Metrics};
 
 /// So many leave at once, at most: looking for them means looking at all.
 const BATCH: usize = 32;
+/// A newcomer does not have to leave for another newcomer before.
+const A_MOMENT: Duration = Duration::from_millis(100);
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -112,7 +117,9 @@ impl Doorman {
         }
         // 2. Newcomers give way to newcomers.
         if book.newcomers >= self.limits.newcomers {
-            let left = book.evict(Lane::Network, |pulse| pulse.phase() != Phase::Open);
+            let left = book.evict(Lane::Network, |pulse| {
+                pulse.phase() != Phase::Open && pulse.idle() >= A_MOMENT
+            });
             metrics.shed_many("newcomers", left);
         }
         // 3. Idle ones give way.
@@ -303,6 +310,9 @@ mod tests {
         let busy = house.from("127.0.0.1").unwrap();
         busy.pulse.reach(Phase::Handshake);
         let later = house.from("127.0.0.1").unwrap();
+        drop(house.from("127.0.0.1").unwrap());
+        assert!(silent.pulse.begin(false).is_some(), "nobody has to leave at once");
+        std::thread::sleep(A_MOMENT);
         assert!(house.from("127.0.0.1").is_some());
         assert_eq!(silent.pulse.phase(), Phase::Silent);
         assert!(silent.pulse.begin(false).is_none(), "the oldest silent one had to leave");

@@ -1,11 +1,12 @@
 //! TCP with TLS.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -22,23 +23,30 @@ const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\
     connection: close\r\ncontent-length: 51\r\n\r\n\
     This port speaks HTTPS alone; use an https:// URL.\n";
 
+/// So many connections may have been accepted without having been looked at, or for
+/// [`FIRST_LOOK`] without having said anything; more of them wait in the system's queue. A flood
+/// is thus never accepted faster than we can tell who means it.
+const STARTING: usize = 512;
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+
 /// Accepts connections until the server stops, and then lets them end.
 pub(crate) async fn run(service: Arc<Service>, listener: TcpListener) {
     let mut connections = JoinSet::new();
     let mut stopping = service.stopping.clone();
     let mut door = Door::default();
+    let starting = Arc::new(Semaphore::new(STARTING));
     loop {
         tokio::select! {
             () = stopping.wait() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, address)) => {
+            accepted = accept(&listener, &starting) => match accepted {
+                Ok((stream, address, start)) => {
                     reap(&mut connections);
                     service.metrics.accepted();
                     let Some(guest) = service.doorman.admit(address.ip(), &service.metrics) else {
                         continue;
                     };
                     let number = guest.number();
-                    let connected = connect(Arc::clone(&service), (stream, address), guest);
+                    let connected = connect(Arc::clone(&service), (stream, address), (guest, start));
                     let task = connections.spawn(connected);
                     service.doorman.served_by(number, task);
                 }
@@ -50,11 +58,24 @@ pub(crate) async fn run(service: Arc<Service>, listener: TcpListener) {
     drain(connections, service.limits.drain).await;
 }
 
-async fn connect(service: Arc<Service>, (stream, address): (TcpStream, SocketAddr), guest: Guest) {
+async fn accept(
+    listener: &TcpListener,
+    starting: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let start = Arc::clone(starting).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address, start))
+}
+
+async fn connect(
+    service: Arc<Service>,
+    (stream, address): (TcpStream, SocketAddr),
+    (guest, start): (Guest, OwnedSemaphorePermit),
+) {
     // Answers are small and each of them is waited for.
     let _ = stream.set_nodelay(true);
     let (acceptor, mut stopping) = service.sealing.welcome();
-    let handshake = handshake(&service, (stream, &acceptor), &guest);
+    let handshake = handshake(&service, (stream, &acceptor), (&guest, start));
     let handshake = tokio::time::timeout(service.limits.handshake, handshake);
     let stream = tokio::select! {
         stream = handshake => stream.ok().flatten(),
@@ -80,10 +101,17 @@ async fn connect(service: Arc<Service>, (stream, address): (TcpStream, SocketAdd
 async fn handshake(
     service: &Arc<Service>,
     (mut stream, acceptor): (TcpStream, &TlsAcceptor),
-    guest: &Guest,
+    (guest, start): (&Guest, OwnedSemaphorePermit),
 ) -> Option<TlsStream<Paced<TcpStream>>> {
     let mut first = [0];
-    if stream.peek(&mut first).await.ok()? == 1 && first[0].is_ascii_uppercase() {
+    let come = match tokio::time::timeout(FIRST_LOOK, stream.peek(&mut first)).await {
+        Ok(come) => come,
+        Err(_) => {
+            drop(start);
+            stream.peek(&mut first).await
+        }
+    };
+    if come.ok()? == 1 && first[0].is_ascii_uppercase() {
         // A method's first letter; TLS begins with 0x16.
         let _ = stream.write_all(NOT_TLS).await;
         let _ = stream.shutdown().await;

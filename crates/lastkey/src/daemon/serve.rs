@@ -224,6 +224,7 @@ async fn open_doors(
     let config = ServerConfig {
         certificate,
         admin_socket: Some(data.admin_socket()),
+        limits: options.limits.limits(),
         certificate_dir: Some(data.root().to_owned()),
         ..ServerConfig::on(options.listen)
     };
