@@ -6,6 +6,8 @@
 
 use crate::params::{Params, Place};
 
+/// Room for most texts; the C library's allocator is quick up to here.
+const TEXT: usize = 960;
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
 /// RFC 3986 §2.3: what is never escaped.
@@ -38,7 +40,7 @@ fn escape_twice(text: &[u8], into: &mut Vec<u8>) {
 
 /// The string to sign of RPC v1.
 pub(super) fn rpc(method: &str, params: &Params<'_>) -> Vec<u8> {
-    let mut text = Vec::with_capacity(1024);
+    let mut text = Vec::with_capacity(TEXT);
     text.extend_from_slice(method.as_bytes());
     text.extend_from_slice(b"&%2F&");
     let covered = params.iter().filter(|param| param.name != "Signature");
@@ -73,7 +75,7 @@ pub(super) struct Canonical<'a> {
 impl Canonical<'_> {
     /// The canonical request.
     pub(super) fn text(&self) -> Vec<u8> {
-        let mut text = Vec::with_capacity(1024);
+        let mut text = Vec::with_capacity(TEXT);
         text.extend_from_slice(self.method.as_bytes());
         text.push(b'\n');
         text.extend_from_slice(self.path.as_bytes());
