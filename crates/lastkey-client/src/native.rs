@@ -3,6 +3,7 @@
 //! Identifiers are types, so an answer with a malformed id is garbage at the edge. Fields that a
 //! newer server adds are ignored.
 
+mod audit;
 mod plugin;
 
 use std::time::Duration;
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use crate::{Client, Error};
 
+pub use audit::AuditProgress;
 pub use plugin::{
     PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginGeneration, PluginPin, PluginStatus,
     PluginStatusRequest, Refusal,
@@ -127,6 +129,9 @@ pub struct AuditVerification {
     /// All places where it breaks, up to sixteen.
     #[serde(default)]
     pub problems: Vec<AuditProblem>,
+    /// What else the server says of it.
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, Value>,
 }
 
 /// Where the audit chain breaks.

@@ -38,6 +38,7 @@ actions! {
     // the service itself
     DescribeService, QueryAudit, VerifyAudit, ReadCertificate, RenewCertificate,
     CreateAccessKey, WriteSealed, RotateDueKey, DestroyKey, RedrawEpochs, AcceptRestore, RefuseCallers, Heartbeat,
+    DeleteAudit, ReadCheckpointKey,
     // the seal
     SealServer, UnsealServer, ManageSeal, RekeySeal, ConfirmSeal, CancelSeal, MigrateSeal,
     RotateRootKey,

@@ -15,6 +15,7 @@
 mod checkpoint;
 mod examine;
 mod files;
+mod follow;
 mod index;
 mod journal;
 mod keeper;
@@ -44,6 +45,7 @@ use tokio::sync::oneshot;
 use crate::Timestamp;
 
 pub use checkpoint::{Checkpoint, CheckpointKind, LogId, Statement};
+pub use follow::{Follower, Lot, Place};
 pub use log::{AuditLog, AuditOpenError, AuditOptions, SEGMENT_BYTES};
 pub use progress::Progress;
 pub use query::{Query, QueryPage};

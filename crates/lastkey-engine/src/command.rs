@@ -25,7 +25,7 @@ pub use keys::{
     CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyFilter, ListKeys,
     ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
 };
-pub use log::WatchedVerifyAudit;
+pub use log::{ReadCheckpointKey, WatchedVerifyAudit};
 pub use plugin::{
     PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRefusal, PluginState, PluginStatus,
 };

@@ -19,7 +19,7 @@ use crate::{
     Caller, Clock, Command, Error, Timestamp,
     action::Action,
     anchor::{self, Anchor},
-    audit::{AuditOpenError, AuditSink, Head, Query, Record},
+    audit::{AuditOpenError, AuditSink, Head, Record},
     barrier::{Barrier, BarrierError, Expect, Stored, to_json},
     caller::{NoncePrint, Principal, RequestId, RequestIds, Source},
     command::RedrawEpochs,
@@ -324,6 +324,11 @@ impl Engine {
         self.core.audit.head().seq
     }
 
+    /// The newest audit checkpoint's record, and when it was signed.
+    pub fn newest_checkpoint(&self) -> Option<(u64, Timestamp)> {
+        self.core.audit.newest_checkpoint()
+    }
+
     /// How many keys there are.
     pub fn key_count(&self) -> usize {
         self.core.records.with_key_ids(std::collections::BTreeSet::len)
@@ -445,26 +450,18 @@ impl Core {
         let from = Timestamp::from_millis(
             self.clock.now().as_millis() - 2 * i64::try_from(SKEW.as_millis()).unwrap_or(0),
         );
-        let query = Query {
-            from: Some(from),
-            newest: true,
-            limit: NonceTable::CAPACITY,
-            ..Query::default()
-        };
         let audit = Arc::clone(&self.audit);
-        let page = tokio::task::spawn_blocking(move || audit.query(&query))
+        let read = move || audit.nonces(from, NonceTable::CAPACITY);
+        let nonces = tokio::task::spawn_blocking(read)
             .await
             .map_err(|_| Error::Internal)?
             .map_err(|e| Error::Unavailable(format!("the audit log cannot be read: {e}")))?;
-        if page.records.len() >= NonceTable::CAPACITY {
+        if nonces.len() >= NonceTable::CAPACITY {
             // More than can be remembered: what came before the restart is refused for its age.
             self.nonces.forget_until(self.clock.now().as_seconds());
         }
-        for record in page.records {
-            let print = record["nonce"].as_str().and_then(|hex| u64::from_str_radix(hex, 16).ok());
-            if let (Some(print), Some(signed)) = (print, record["signed"].as_i64()) {
-                self.nonces.remember(NoncePrint(print), signed);
-            }
+        for (print, signed) in nonces {
+            self.nonces.remember(NoncePrint(print), signed);
         }
         Ok(())
     }
@@ -599,6 +596,8 @@ impl Core {
         if let Err(error) = self.run_due(false).await {
             tracing::error!(%error, "due rotations or deletions wait");
         }
+        let may_destroy = self.time_guard.lock().await.may_destroy();
+        self.delete_old_records(may_destroy).await;
         if let Err(error) = self.keep_time().await {
             tracing::warn!(%error, "the running time was not kept");
         }

@@ -29,6 +29,7 @@ mod opening;
 mod outbox;
 mod policy;
 mod records;
+mod retention;
 mod seal;
 mod time;
 mod time_guard;

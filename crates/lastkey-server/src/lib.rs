@@ -43,5 +43,5 @@ mod tls;
 pub use limits::Limits;
 pub use listener::admin::AdminSocketError;
 pub use pki::Pki;
-pub use server::{BindError, Bound, BoxFuture, OnOpen, Opening, Server, ServerConfig};
+pub use server::{BindError, Bound, BoxFuture, OnOpen, Opening, Server, ServerConfig, SinkStatus};
 pub use tls::{Authority, AuthorityError, CertificateError, CertificateSource, Csr, Issued, Terms};

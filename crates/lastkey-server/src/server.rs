@@ -9,6 +9,7 @@ use std::{
 };
 
 use lastkey_engine::{Engine, Instance};
+use prometheus_client::collector::Collector;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -65,6 +66,9 @@ pub struct Opening {
 
 /// What is to be prepared when the server is unsealed, before requests are answered.
 pub type OnOpen = Arc<dyn Fn(Opening) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// How the audit log's sinks do, as status shows it.
+pub type SinkStatus = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// A future of any kind.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -203,6 +207,11 @@ impl Bound {
     /// What `on_open` says.
     pub async fn on_open(&self, on_open: OnOpen) -> Result<(), String> {
         self.service.sealing.on_open(on_open).await
+    }
+
+    /// Shows how the audit log's sinks do, in metrics and in status.
+    pub fn show_sinks(&self, collector: Box<dyn Collector>, status: SinkStatus) {
+        self.service.show_sinks(collector, status);
     }
 
     /// Where the admin socket is.

@@ -1,6 +1,9 @@
 //! From a request on a connection to its response: room, body, wire, deadline, metrics.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -8,7 +11,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use lastkey_engine::{Engine, Error, Life, RequestId};
 use parking_lot::Mutex;
-use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+use prometheus_client::{collector::Collector, metrics::gauge::Gauge, registry::Registry};
 
 use crate::{
     alibaba::{self, Place, Refusal, document::Format},
@@ -33,6 +36,8 @@ pub(crate) struct Service {
     pub(crate) metrics: Metrics,
     pub(crate) stopping: Stopping,
     registry: Mutex<Registry>,
+    /// How the audit log's sinks do, for status.
+    sinks: OnceLock<crate::SinkStatus>,
     gauges: EngineGauges,
 }
 
@@ -68,8 +73,19 @@ impl Service {
         let gauges = EngineGauges::register(&mut registry);
         let admission = Admission::new(&limits);
         let doorman = Arc::new(Doorman::new(&limits));
-        let registry = Mutex::new(registry);
-        Self { sealing, place, limits, admission, doorman, metrics, stopping, registry, gauges }
+        let (registry, sinks) = (Mutex::new(registry), OnceLock::new());
+        Self {
+            sealing,
+            place,
+            limits,
+            admission,
+            doorman,
+            metrics,
+            stopping,
+            registry,
+            sinks,
+            gauges,
+        }
     }
 
     /// Answers one request.
@@ -131,7 +147,8 @@ impl Service {
             Wire::Alibaba => alibaba::handle(&open.engine, &self.place, exchange).await,
             Wire::Native => {
                 let stopping = open.stopping.clone();
-                let context = native::Context { engine: &open.engine, pki: &open.pki, stopping };
+                let (engine, pki) = (&open.engine, &*open.pki);
+                let context = native::Context { engine, pki, stopping, sinks: self.sinks.get() };
                 native::handle(&context, exchange).await
             }
         }
@@ -143,6 +160,12 @@ impl Service {
         } else {
             self.limits.answer
         }
+    }
+
+    /// Shows the audit log's sinks in metrics and status.
+    pub(crate) fn show_sinks(&self, collector: Box<dyn Collector>, status: crate::SinkStatus) {
+        self.registry.lock().register_collector(collector);
+        let _ = self.sinks.set(status);
     }
 
     fn body_bounds(&self) -> body::Bounds<'_> {

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+mod audit;
 mod files;
 mod limits;
 mod operator;
 
+pub(crate) use self::audit::{AuditOptions, VerifyOptions};
 pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
 use self::limits::LimitOptions;
 pub(crate) use self::operator::{
@@ -124,6 +126,9 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) seal: SealOptions,
+
+    #[command(flatten)]
+    pub(crate) audit: AuditOptions,
 
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
@@ -329,7 +334,10 @@ pub(crate) enum AuditAction {
     /// Search the log; everything that is given must match.
     Query(AuditFilter),
     /// Check that no record was changed, removed, reordered or cut off.
-    Verify,
+    Verify(VerifyOptions),
+    /// Print the public key that checkpoints are verified with (PEM). Keep it away from the
+    /// server.
+    PublicKey,
 }
 
 /// What to look for in the audit log.

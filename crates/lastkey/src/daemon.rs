@@ -1,5 +1,6 @@
 //! The long-running commands: wiring, readiness, and a clean end.
 
+mod audit;
 mod data_dir;
 mod first_start;
 mod identity;

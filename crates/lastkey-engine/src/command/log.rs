@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use lastkey_crypto::signing::PublicKey;
+
 use super::{Command, Done, Scope};
 use crate::{
     Error,
@@ -34,5 +36,24 @@ impl Command for WatchedVerifyAudit {
             .map_err(|_| Error::Internal)?
             .map(Done::read)
             .map_err(|error| Error::Unavailable(format!("the audit log cannot be read: {error}")))
+    }
+}
+
+/// Reads the public key that audit checkpoints are verified with.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadCheckpointKey;
+
+impl Command for ReadCheckpointKey {
+    const ACTION: Action = Action::ReadCheckpointKey;
+    type Output = PublicKey;
+
+    fn resource(&self, _: &Core, _: &mut Record) -> Resource {
+        Resource::Service
+    }
+
+    async fn act(&self, core: &Core, _: &mut Scope<'_>) -> Result<Done<PublicKey>, Error> {
+        let key = core.audit.checkpoint_key();
+        key.map(Done::read)
+            .ok_or_else(|| Error::Unavailable("this server signs no audit checkpoints".to_owned()))
     }
 }

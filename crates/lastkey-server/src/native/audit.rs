@@ -1,20 +1,28 @@
 //! The audit log: search, follow, verify.
 
+mod runs;
+
 use std::time::Duration;
 
 use lastkey_engine::{
-    audit::Query,
-    command::{QueryAudit, VerifyAudit},
+    Error,
+    audit::{Query, Verification},
+    command::{QueryAudit, ReadCheckpointKey, VerifyAudit},
 };
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Answer, Call, MAX_WAIT, Refusal, json};
+use self::runs::Run;
+use super::{Answer, Body, Call, MAX_WAIT, Refusal, json};
 
 /// Records in one answer, unless the caller says otherwise.
 const DEFAULT_LIMIT: usize = 100;
 /// Records in one answer, whatever the caller says.
 const MAX_LIMIT: usize = 10_000;
+/// What takes less is answered with its end at once.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+/// A look at a run waits at most this long.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
 /// How often a follower looks for new records.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -72,6 +80,40 @@ pub(super) async fn tail(call: &Call<'_>) -> Answer {
     json(&Items { items: page.records, next: Some(next) })
 }
 
+/// Verifies. With `watch`, answers at once, and the run is looked at by [`look`].
 pub(super) async fn verify(call: &Call<'_>) -> Answer {
-    json(&call.execute(VerifyAudit).await?)
+    if call.text("watch").is_none_or(|watch| watch != "true") {
+        return json(&call.execute(VerifyAudit).await?);
+    }
+    let run = runs::start(call)?;
+    run.wait(FIRST_LOOK).await;
+    look_at(&run)
+}
+
+/// How far a run has come, and what it found; waits a moment for that.
+pub(super) async fn look(call: &Call<'_>) -> Answer {
+    let id = call.text("run").unwrap_or_default();
+    let run = runs::find(&id, &call.caller.principal)
+        .ok_or_else(|| Error::invalid("run", "there is no such verification any more"))?;
+    let wait = Duration::from_millis(call.number("wait_ms")?.unwrap_or(0)).min(LONGEST_LOOK);
+    run.wait(wait).await;
+    look_at(&run)
+}
+
+fn look_at(run: &Run) -> Answer {
+    #[derive(Serialize)]
+    struct Look<'a> {
+        run: &'a str,
+        done: u64,
+        total: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        report: Option<Verification>,
+    }
+    let report = run.take()?;
+    let (done, total) = (run.progress.done(), run.progress.total());
+    json(&Look { run: &run.id, done, total, report })
+}
+
+pub(super) async fn public_key(call: &Call<'_>) -> Answer {
+    Ok(Body::Pem(call.execute(ReadCheckpointKey).await?.to_pem()))
 }

@@ -47,6 +47,8 @@ pub(crate) struct Context<'a> {
     pub(crate) pki: &'a Pki,
     /// Turns true when the server stops: whoever waits answers then.
     pub(crate) stopping: Stopping,
+    /// How the audit log's sinks do.
+    pub(crate) sinks: Option<&'a crate::SinkStatus>,
 }
 
 /// One identified call.
@@ -121,6 +123,8 @@ enum Route {
     Audit,
     AuditTail,
     AuditVerify,
+    AuditVerifyLook,
+    AuditPublicKey,
     PluginStatus,
     PluginEncrypt,
     PluginDecrypt,
@@ -138,7 +142,8 @@ impl Route {
             "/v1/clusters" => (Some(Self::ListClusters), Some(Self::AddCluster)),
             "/v1/audit" => (Some(Self::Audit), None),
             "/v1/audit/tail" => (Some(Self::AuditTail), None),
-            "/v1/audit/verify" => (None, Some(Self::AuditVerify)),
+            "/v1/audit/verify" => (Some(Self::AuditVerifyLook), Some(Self::AuditVerify)),
+            "/v1/audit/public-key" => (Some(Self::AuditPublicKey), None),
             _ if clusters::plugins_of(path).is_some() => (None, Some(Self::AddPlugin)),
             _ => return Err(Refusal::NoSuchPath),
         };
@@ -160,7 +165,8 @@ impl Route {
             Self::AddPlugin => "AddPlugin",
             Self::Audit => "QueryAudit",
             Self::AuditTail => "TailAudit",
-            Self::AuditVerify => "VerifyAudit",
+            Self::AuditVerify | Self::AuditVerifyLook => "VerifyAudit",
+            Self::AuditPublicKey => "ReadCheckpointKey",
             Self::PluginStatus => "PluginStatus",
             Self::PluginEncrypt => "PluginEncrypt",
             Self::PluginDecrypt => "PluginDecrypt",
@@ -178,6 +184,8 @@ impl Route {
             Self::Audit => audit::query(call).await,
             Self::AuditTail => audit::tail(call).await,
             Self::AuditVerify => audit::verify(call).await,
+            Self::AuditVerifyLook => audit::look(call).await,
+            Self::AuditPublicKey => audit::public_key(call).await,
             Self::PluginStatus => plugin::status(call).await,
             Self::PluginEncrypt => plugin::encrypt(call).await,
             Self::PluginDecrypt => plugin::decrypt(call).await,

@@ -14,11 +14,27 @@ struct Status {
     service: ServiceStatus,
     /// When the server's certificate ends.
     certificate_not_after: Timestamp,
+    /// The newest record that an audit checkpoint vouches for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit_checkpoint: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit_checkpoint_time: Option<Timestamp>,
+    /// How the audit log's further sinks do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit_sinks: Option<serde_json::Value>,
 }
 
 pub(super) async fn status(call: &Call<'_>) -> Answer {
     let service = call.execute(DescribeService).await?;
-    json(&Status { service, certificate_not_after: call.context.pki.certificate_not_after() })
+    let context = call.context;
+    let checkpoint = context.engine.newest_checkpoint();
+    json(&Status {
+        service,
+        certificate_not_after: context.pki.certificate_not_after(),
+        audit_checkpoint: checkpoint.map(|(seq, _)| seq),
+        audit_checkpoint_time: checkpoint.map(|(_, time)| time),
+        audit_sinks: context.sinks.map(|status| status()),
+    })
 }
 
 pub(super) async fn ca(call: &Call<'_>) -> Answer {

@@ -1,13 +1,14 @@
 //! `lastkey audit …`.
 
+mod offline;
+mod progress;
+
 use std::time::Duration;
 
-use lastkey_client::{
-    Client,
-    native::{AuditQuery, AuditVerification},
-};
-use serde_json::Value;
+use lastkey_client::{Client, native::AuditQuery};
+use serde_json::{Value, json};
 
+use self::progress::Watch;
 use crate::{
     cli::{AuditAction, AuditFilter, Connect},
     connect::{block_on, client},
@@ -18,12 +19,18 @@ use crate::{
 const FOLLOW: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(connect: &Connect, action: AuditAction, output: &Output) -> Result<(), Failure> {
+    if let AuditAction::Verify(options) = &action
+        && let Some(directory) = &options.offline
+    {
+        return offline::verify(directory, options, output);
+    }
     let client = client(connect)?;
     block_on(async {
         match action {
             AuditAction::Tail { lines, follow } => tail(&client, lines, follow, output).await,
             AuditAction::Query(filter) => query(&client, filter, output).await,
-            AuditAction::Verify => verify(&client, output).await,
+            AuditAction::Verify(_) => verify(&client, output).await,
+            AuditAction::PublicKey => public_key(&client, output).await,
         }
     })
 }
@@ -102,28 +109,68 @@ async fn query(client: &Client, filter: AuditFilter, output: &Output) -> Result<
     Ok(())
 }
 
-async fn verify(client: &Client, output: &Output) -> Result<(), Failure> {
-    let found = client.audit_verify().await?;
-    let value = serde_json::to_value(&found).map_err(Failure::failed)?;
-    if found.ok {
-        output.object(&value, || format!("{} records, all as they were written", found.records));
-        return Ok(());
-    }
-    if output.is_json() {
-        output.object(&value, String::new);
-    }
-    Err(Failure::failed(broken(&found)))
+async fn public_key(client: &Client, output: &Output) -> Result<(), Failure> {
+    let pem = client.audit_public_key().await?;
+    output.object(&json!({ "public_key_pem": pem }), || pem.trim_end().to_owned());
+    Ok(())
 }
 
-fn broken(found: &AuditVerification) -> String {
-    let Some(problem) = &found.problem else {
+async fn verify(client: &Client, output: &Output) -> Result<(), Failure> {
+    let mut watch = Watch::new(output);
+    let found = client.audit_verify_watched(|seen| watch.at(seen.done, seen.total)).await;
+    watch.end();
+    report(&serde_json::to_value(found?).map_err(Failure::failed)?, output)
+}
+
+/// Says what a verification found; one that found a problem is a failure.
+fn report(found: &Value, output: &Output) -> Result<(), Failure> {
+    let mut report = json!({ "event": "report" });
+    if let (Some(report), Some(found)) = (report.as_object_mut(), found.as_object()) {
+        report.extend(found.clone());
+    }
+    let ok = found["ok"] == true;
+    if ok || output.is_json() {
+        output.object(&report, || sound(found));
+    }
+    for warning in found["warnings"].as_array().into_iter().flatten() {
+        output.hint(&format!("warning: {}", text(warning)));
+    }
+    if ok { Ok(()) } else { Err(Failure::failed(broken(found))) }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn sound(found: &Value) -> String {
+    let number = |name: &str| found[name].as_u64().unwrap_or(0);
+    let mut said = format!("{} records, all as they were written", number("records"));
+    if number("deleted_through") > 0 {
+        said.push_str(&format!(
+            "\nrecords up to {} were deleted on purpose, as a checkpoint states",
+            number("deleted_through")
+        ));
+    }
+    if number("checkpoint_seq") > 0 {
+        said.push_str(&format!(
+            "\nrecords up to {} are signed for (checkpoint of {}); {} came later",
+            number("checkpoint_seq"),
+            text(&found["checkpoint_time"]),
+            number("uncovered")
+        ));
+    }
+    said
+}
+
+fn broken(found: &Value) -> String {
+    let problem = &found["problem"];
+    if problem.is_null() {
         return "the audit log is not as it was written".to_owned();
-    };
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    }
     format!(
         "the audit log is not as it was written: {} ({}, line {})",
-        problem.what,
-        text(&problem.segment),
-        text(&problem.line)
+        text(&problem["what"]),
+        text(&problem["segment"]),
+        text(&problem["line"])
     )
 }

@@ -84,6 +84,21 @@ impl DataDir {
         self.file("audit")
     }
 
+    /// Signs audit checkpoints.
+    pub(super) fn checkpoint_key(&self) -> PathBuf {
+        self.file("checkpoint.key")
+    }
+
+    /// What checkpoints are verified with.
+    pub(super) fn audit_public_key(&self) -> PathBuf {
+        self.file("audit-public-key.pem")
+    }
+
+    /// How far each sink has come.
+    pub(super) fn audit_sinks(&self) -> PathBuf {
+        self.file("audit-sinks")
+    }
+
     pub(super) fn journal(&self) -> PathBuf {
         self.file("journal")
     }

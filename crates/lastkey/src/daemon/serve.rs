@@ -10,7 +10,6 @@ use lastkey_crypto::SystemEntropy;
 use lastkey_engine::{
     BuiltinPolicy, FileSeal, Instance, Life, OperatorError, Parts, Seal, SealKind, Seals,
     StartError, SystemClock, TokenConfig, TokenSeal,
-    audit::{AuditLog, AuditSink},
 };
 use lastkey_kubernetes::{
     plugin::{Plugin, PluginConfig},
@@ -22,6 +21,7 @@ use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
 use super::{
+    audit::Audit,
     data_dir::{DataDir, replace},
     first_start::{self, KUBERNETES, failed},
     identity, on_signal,
@@ -37,6 +37,7 @@ use crate::{
 /// A server whose doors are open but that does not answer yet, and what it stands on.
 struct Opened {
     data: DataDir,
+    audit: Audit,
     instance: Instance,
     bound: Bound,
     /// What was made the last time that the server was unsealed.
@@ -55,11 +56,13 @@ struct Made {
 pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<(), Failure> {
     let stop = on_signal()?;
     let opened = open(options, false).await?;
-    let Opened { data, instance, bound, made } = opened;
+    let Opened { data, audit, instance, bound, made } = opened;
     let ready = Ready::of(&data, &bound, made.borrow().as_ref());
     announce(output, (&ready, &instance), &data, None);
+    audit.start_sinks();
     bound.run(stopped(stop)).await;
     instance.shutdown().await;
+    audit.stop_sinks().await;
     Ok(())
 }
 
@@ -73,14 +76,15 @@ pub(super) async fn up(options: ServerOptions, output: &Output) -> Result<(), Fa
         ));
     }
     let stop = on_signal()?;
-    let Opened { data, instance, bound, made } = open(options, true).await?;
-    let ended = with_plugin(&data, (&instance, made), (bound, stop), output).await;
+    let Opened { data, audit, instance, bound, made } = open(options, true).await?;
+    let ended = with_plugin((&data, &audit), (&instance, made), (bound, stop), output).await;
     instance.shutdown().await;
+    audit.stop_sinks().await;
     ended
 }
 
 async fn with_plugin(
-    data: &DataDir,
+    (data, audit): (&DataDir, &Audit),
     (instance, mut made): (&Instance, watch::Receiver<Option<Made>>),
     (bound, stop): (Bound, watch::Receiver<bool>),
     output: &Output,
@@ -91,6 +95,7 @@ async fn with_plugin(
     let mut plugin = None;
     if sealed {
         announce(output, (&ready, instance), data, None);
+        audit.start_sinks();
     } else {
         // What can fail fails before a request is answered.
         plugin = Some(bind_plugin(data, &url)?);
@@ -123,6 +128,7 @@ async fn with_plugin(
                 } else {
                     let config = encryption_config(&data.plugin_socket()).ok();
                     announce(output, (&ready, instance), data, config.as_deref());
+                    audit.start_sinks();
                 }
             }
         };
@@ -140,10 +146,14 @@ async fn open(options: ServerOptions, with_plugin: bool) -> Result<Opened, Failu
     // The first random bytes of a process are slow; nobody should wait for them later.
     SystemEntropy.warm();
     let store = RedbStore::open(data.store(), OpenOptions::default()).map_err(failed)?;
-    let instance = Instance::new(parts(&data, store, seals(&data, &options.seal)?));
+    let audit = Audit::prepare(&data, &options.audit)?;
+    let instance = Instance::new(parts(&data, store, seals(&data, &options.seal)?, &audit));
     instance.start().await.map_err(start_failed)?;
     match open_doors(&data, &instance, options, with_plugin).await {
-        Ok((bound, made)) => Ok(Opened { data, instance, bound, made }),
+        Ok((bound, made)) => {
+            audit.show_sinks(&bound);
+            Ok(Opened { data, audit, instance, bound, made })
+        }
         Err(failure) => {
             instance.shutdown().await;
             Err(failure)
@@ -191,8 +201,8 @@ fn token(options: &TokenOptions) -> Option<TokenSeal> {
     }))
 }
 
-fn parts(data: &DataDir, store: RedbStore, seals: Seals) -> Parts {
-    let (audit, journal) = (data.audit(), data.journal());
+fn parts(data: &DataDir, store: RedbStore, seals: Seals, audit: &Audit) -> Parts {
+    let audit = audit.clone();
     let medium = data.clone();
     Parts {
         store: Arc::new(store),
@@ -200,10 +210,7 @@ fn parts(data: &DataDir, store: RedbStore, seals: Seals) -> Parts {
         clock: Arc::new(SystemClock),
         entropy: Arc::new(SystemEntropy),
         policy: Arc::new(BuiltinPolicy::default()),
-        audit: Box::new(move |key| {
-            let log = AuditLog::open(&audit, &journal, key)?;
-            Ok(Arc::new(log) as Arc<dyn AuditSink>)
-        }),
+        audit: Box::new(move |key| audit.open(key)),
         anchor: Arc::new(lastkey_engine::FileAnchor::new(data.anchor())),
         incarnation: Box::new(move || medium.incarnation()),
     }
