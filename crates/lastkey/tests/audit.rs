@@ -1,0 +1,201 @@
+//! The audit log on the command line: sinks, checkpoints, offline verification, retention.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_lastkey");
+
+/// A server of its own, whose standard output is read.
+struct Server {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    ready: Value,
+    place: PathBuf,
+}
+
+impl Server {
+    fn start(place: &Path, more: &[&str]) -> Self {
+        let mut child = Command::new(BINARY)
+            .args(["server", "--listen", "127.0.0.1:0", "--output", "json", "--data-dir"])
+            .arg(place)
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        let ready = serde_json::from_str(&line).unwrap();
+        Self { child, out, ready, place: place.to_owned() }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(BINARY)
+            .args(arguments)
+            .arg("--credentials")
+            .arg(self.ready["credentials_file"].as_str().unwrap())
+            .output()
+            .unwrap()
+    }
+
+    fn work(&self, count: usize) {
+        for _ in 0..count {
+            assert!(self.run(&["key", "list"]).status.success());
+        }
+    }
+
+    fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+    }
+}
+
+fn offline(directory: &Path, key: &Path) -> Output {
+    Command::new(BINARY)
+        .args(["audit", "verify", "--output", "json", "--offline"])
+        .arg(directory)
+        .arg("--public-key")
+        .arg(key)
+        .output()
+        .unwrap()
+}
+
+fn last(output: &Output) -> Value {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn an_outsider_verifies_a_copy_with_the_public_key_alone() {
+    let place = tempfile::tempdir().unwrap();
+    let server = Server::start(&place.path().join("data"), &["--audit-segment-bytes", "4k"]);
+    server.work(20);
+    let key = place.path().join("public.pem");
+    let printed = server.run(&["audit", "public-key"]);
+    assert!(printed.status.success());
+    fs::write(&key, &printed.stdout).unwrap();
+    assert_eq!(fs::read(server.place.join("audit-public-key.pem")).unwrap(), printed.stdout);
+    let live = server.run(&["audit", "verify", "--output", "json"]);
+    assert!(live.status.success());
+    let report = last(&live);
+    assert_eq!((&report["event"], &report["ok"]), (&"report".into(), &true.into()), "{report}");
+    let human = String::from_utf8(server.run(&["audit", "verify"]).stdout).unwrap();
+    assert!(human.contains("all as they were written"), "{human}");
+    let data = server.place.clone();
+    server.stop();
+
+    let found = offline(&data, &key);
+    assert!(found.status.success(), "{found:?}");
+    let report = last(&found);
+    assert!(report["records"].as_u64().unwrap() > 20);
+    assert_eq!(report["uncovered"], 0, "the last checkpoint is of the end: {report}");
+    // Another key, a changed record, no key at all.
+    let other = Server::start(&place.path().join("other"), &[]);
+    let foreign = other.place.join("audit-public-key.pem");
+    assert_eq!(offline(&data, &foreign).status.code(), Some(1));
+    other.stop();
+    let packed = fs::read_dir(data.join("audit")).unwrap().map(|entry| entry.unwrap().path());
+    let packed: Vec<PathBuf> =
+        packed.filter(|path| path.extension().is_some_and(|ending| ending == "zst")).collect();
+    assert!(!packed.is_empty(), "closed segments are compressed by default");
+    let mut bytes = fs::read(&packed[0]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&packed[0], bytes).unwrap();
+    let found = offline(&data, &key);
+    assert_eq!(found.status.code(), Some(1));
+    assert_eq!(last(&found)["ok"], false);
+    let alone = Command::new(BINARY).args(["audit", "verify", "--offline", "x"]).output().unwrap();
+    assert_eq!(alone.status.code(), Some(2));
+}
+
+#[test]
+fn standard_output_gets_the_ready_line_first_and_then_every_record() {
+    let place = tempfile::tempdir().unwrap();
+    let mut server = Server::start(place.path(), &["--audit-sink", "stdout"]);
+    assert!(server.ready["url"].is_string());
+    server.work(3);
+    let mut lists = 0;
+    let mut line = String::new();
+    while lists < 3 {
+        line.clear();
+        assert!(server.out.read_line(&mut line).unwrap() > 0);
+        let record: Value = serde_json::from_str(&line).unwrap();
+        assert!(record["seq"].is_u64(), "{record}");
+        lists += usize::from(record["action"] == "ListKeys");
+    }
+    let status = last(&server.run(&["status", "--output", "json"]));
+    assert_eq!(status["audit_sinks"][0]["sink"], "stdout");
+    assert_eq!(status["audit_sinks"][0]["ok"], true);
+    server.stop();
+}
+
+#[test]
+fn a_reader_that_does_not_read_and_a_sink_that_is_not_there_stop_nobody() {
+    let place = tempfile::tempdir().unwrap();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dead = format!("http://{}/in", gone.local_addr().unwrap());
+    drop(gone);
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let slow = format!("syslog+tcp://{}", held.local_addr().unwrap());
+    let sinks = ["--audit-sink", "stdout", "--audit-sink", &dead, "--audit-sink", &slow];
+    let server = Server::start(place.path(), &sinks);
+    // More than a pipe holds.
+    let many: Vec<_> = (0..4)
+        .map(|_| {
+            let credentials = server.ready["credentials_file"].as_str().unwrap().to_owned();
+            std::thread::spawn(move || {
+                for _ in 0..40 {
+                    let listed = Command::new(BINARY)
+                        .args(["key", "list", "--credentials", &credentials])
+                        .output()
+                        .unwrap();
+                    assert!(listed.status.success());
+                }
+            })
+        })
+        .collect();
+    many.into_iter().for_each(|one| one.join().unwrap());
+    let mut dead = Value::Null;
+    for _ in 0..100 {
+        let status = last(&server.run(&["status", "--output", "json"]));
+        dead = status["audit_sinks"][1].clone();
+        if dead["ok"] == false {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(dead["lag"].as_u64().unwrap() > 0 && dead["error"].is_string(), "{dead}");
+    server.stop();
+}
+
+#[test]
+fn options_that_make_no_sense_are_wrong_usage() {
+    for wrong in [
+        ["--audit-sink", "http://siem.example/"],
+        ["--audit-sink", "carrier-pigeon"],
+        ["--audit-segment-bytes", "1"],
+        ["--audit-retain-days", "0"],
+        ["--audit-retain-bytes", "much"],
+        ["--audit-compress", "perhaps"],
+    ] {
+        let refused = Command::new(BINARY).arg("server").args(wrong).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{wrong:?}");
+    }
+}
