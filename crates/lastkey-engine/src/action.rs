@@ -37,7 +37,8 @@ actions! {
     AddCluster, ListClusters, AddPlugin, PluginStatus, PluginEncrypt, PluginDecrypt,
     // the service itself
     DescribeService, QueryAudit, VerifyAudit, ReadCertificate, RenewCertificate,
-    CreateAccessKey, WriteSealed, RotateDueKey, DestroyKey, RedrawEpochs, AcceptRestore, RefuseCallers, Heartbeat,
+    CreateAccessKey, WriteSealed, RotateDueKey, DestroyKey, RedrawEpochs, AcceptRestore,
+    RotateKeyring, DropKeyringKeys, RefuseCallers, Heartbeat,
     DeleteAudit, ReadCheckpointKey,
     // the seal
     SealServer, UnsealServer, ManageSeal, RekeySeal, ConfirmSeal, CancelSeal, MigrateSeal,

@@ -9,6 +9,7 @@
 mod batch;
 mod check;
 mod keyring;
+mod rotation;
 
 use std::sync::{Arc, OnceLock};
 
@@ -28,10 +29,12 @@ pub(crate) use self::{
     batch::{Batch, Written},
     check::Inspection,
     keyring::{KEYRING_PATH, Witness, parse as parse_keyring},
+    rotation::{MAX_AGE, MAX_USES, NextKeyring, Round, Step},
 };
 use crate::{
     Error, audit,
     heads::{Counts, Sum},
+    uses::{Counted, Uses},
 };
 
 /// Why the barrier did not open.
@@ -83,6 +86,8 @@ impl<T> Stored<T> {
 pub(crate) struct Barrier {
     store: Arc<dyn Store>,
     keyring: RwLock<Keyring>,
+    /// Counts what the newest keyring key seals.
+    keyring_uses: RwLock<Arc<Uses>>,
     /// Under which the keyring rests.
     root: RwLock<Arc<KeyMaterial>>,
     entropy: Arc<dyn Entropy>,
@@ -129,6 +134,8 @@ impl Barrier {
         Ok(Self {
             store,
             keyring: RwLock::new(keyring),
+            // Not counted until it is known what was before.
+            keyring_uses: RwLock::new(Arc::new(Uses::in_large_blocks(0, u64::MAX / 2))),
             root: RwLock::new(root),
             entropy,
             pipeline: OnceLock::new(),
@@ -261,6 +268,10 @@ impl Barrier {
     fn seal(&self, path: &str, counter: u64, value: &[u8]) -> Result<(u32, Vec<u8>), Error> {
         let newest = self.keyring.read().newest().map(|(id, key)| (id, Arc::clone(&key.material)));
         let (id, key) = newest.ok_or(Error::Internal)?;
+        if self.keyring_uses.read().count() == Counted::Beyond {
+            // The store does not take the reservation, or it will shortly.
+            return Err(Error::Busy);
+        }
         Ok((id, record::seal(id, &key, path, counter, value, &*self.entropy)))
     }
 }

@@ -3,6 +3,7 @@
 mod aliases;
 mod clusters;
 mod crypto;
+mod keyring;
 mod keys;
 mod log;
 mod plugin;
@@ -21,6 +22,8 @@ pub use crypto::{
     DataKey, Decrypt, Decrypted, Encoding, Encrypt, Encrypted, GenerateDataKey,
     GenerateDataKeyWithoutPlaintext, MAX_DATA_KEY, MAX_PLAINTEXT, ReEncrypt, data_key_length,
 };
+pub(crate) use keyring::DropKeyringKeys;
+pub use keyring::RotateKeyring;
 pub use keys::{
     CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyFilter, ListKeys,
     ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
@@ -29,6 +32,7 @@ pub use log::{ReadCheckpointKey, WatchedVerifyAudit};
 pub use plugin::{
     PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRefusal, PluginState, PluginStatus,
 };
+pub(crate) use rotation::RotateDueKey;
 pub use rotation::{CreateKeyVersion, DescribeKeyVersion, ListKeyVersions, UpdateRotationPolicy};
 pub use service::{
     CreateAccessKey, DescribeService, QueryAudit, ReadCertificate, RenewCertificate, ServiceStatus,

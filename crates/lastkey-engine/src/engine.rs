@@ -20,11 +20,12 @@ use crate::{
     action::Action,
     anchor::{self, Anchor},
     audit::{AuditOpenError, AuditSink, Head, Record},
-    barrier::{Barrier, BarrierError, Expect, Stored, to_json},
+    barrier::{Barrier, BarrierError, Expect, MAX_AGE, Round, Step, Stored, to_json},
     caller::{NoncePrint, Principal, RequestId, RequestIds, Source},
-    command::RedrawEpochs,
+    command::{DropKeyringKeys, RedrawEpochs, RotateDueKey, RotateKeyring},
     heads,
     identity::AccessKey,
+    key_index::KeyIndex,
     nonce::{NonceRefusal, NonceTable, SKEW},
     opening::{self, Opened},
     outbox::Outbox,
@@ -45,10 +46,16 @@ const DUE_EVERY: Duration = Duration::from_secs(60);
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// The anchor follows the store this often.
 const ANCHOR_EVERY: Duration = Duration::from_secs(1);
+/// While the keyring has old keys, some records are sealed again this often.
+const RESEAL_EVERY: Duration = Duration::from_millis(100);
+/// Exact counts of uses may take this long to write at the end.
+const COUNTING_PATIENCE: Duration = Duration::from_secs(1);
 /// Refused callers are summed up this often.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 /// At most this many sources are named in one summary.
 const REFUSAL_SOURCES: usize = 8;
+/// A start waits for what fell due if there are at most so many keys.
+const DUE_AT_ONCE: usize = 5_000;
 /// Keys that get a new epoch in one transaction, with room for as many heads and the record.
 const REDRAW_STEP: usize = 60;
 
@@ -131,6 +138,7 @@ pub struct Core {
     background: Mutex<Vec<JoinHandle<()>>>,
     anchor: Arc<dyn Anchor>,
     anchored: Mutex<heads::Counts>,
+    resealing: tokio::sync::Mutex<Round>,
     stopped: AtomicBool,
 }
 
@@ -178,6 +186,7 @@ impl Engine {
         //    crash kept from the log is delivered.
         let Opened { audit, remembered, accepted } =
             opening::open(parts, &barrier, accepted).await?;
+        barrier.begin_counting().await?;
         let outbox = Outbox::default();
         outbox.recall(remembered);
         let log_warnings = compare_heads(remembered, audit.head());
@@ -206,15 +215,20 @@ impl Engine {
             entropy,
             anchor: Arc::clone(&parts.anchor),
             anchored: Mutex::new(heads::zeros()),
+            resealing: tokio::sync::Mutex::default(),
         });
         core.recall_nonces().await?;
         // 5. A store that was restored from a backup gets new epochs.
         let incarnation = (parts.incarnation)().map_err(|e| Error::Unavailable(e.to_string()))?;
         core.check_incarnation(&incarnation, accepted).await?;
-        // 6. What fell due while nobody ran is done now.
-        core.run_due(true).await?;
+        // 6. What fell due while nobody ran is done now; with very many keys, while requests are
+        //    answered already.
+        let at_once = core.records.with_key_ids(|ids| ids.len() <= DUE_AT_ONCE);
+        if at_once {
+            core.run_due(true).await?;
+        }
         core.outbox.sweep(&core.records.barrier, &*core.audit).await?;
-        core.start_background();
+        core.start_background(!at_once);
         Ok(Self { core })
     }
 
@@ -331,7 +345,21 @@ impl Engine {
 
     /// How many keys there are.
     pub fn key_count(&self) -> usize {
-        self.core.records.with_key_ids(std::collections::BTreeSet::len)
+        self.core.records.with_key_ids(KeyIndex::len)
+    }
+
+    /// Lowers how much a keyring key and a key version may be used, for tests.
+    #[doc(hidden)]
+    pub fn limit_uses(&self, keyring: u64, version: u64) {
+        let limits = &self.core.records.limits;
+        limits.keyring.store(keyring, Ordering::Relaxed);
+        limits.version.store(version, Ordering::Relaxed);
+    }
+
+    /// How often the newest keyring key has sealed, at least, and how many keys the keyring has.
+    pub fn keyring_uses(&self) -> (u64, usize) {
+        let (uses, _, keys) = self.core.records.barrier.keyring_state();
+        (uses, keys)
     }
 
     /// Looks once for rotations and deletions that are due, as the engine does every minute.
@@ -411,6 +439,9 @@ impl Engine {
             tracing::warn!(%error, "the running time was not kept");
         }
         core.outbox.pay(&core.records.barrier, &*core.audit).await;
+        if let Err(error) = core.end_counting().await {
+            tracing::warn!(%error, "uses of keys are counted a little too high");
+        }
         if let Err(error) = core.outbox.remember_end(&core.records.barrier, &*core.audit).await {
             tracing::warn!(%error, "delivered records wait in the outbox");
         }
@@ -530,6 +561,7 @@ impl Core {
             guard.look(&*self.clock);
             (guard.may_rotate(), guard.may_destroy())
         };
+        self.rotate_worn(may_rotate).await?;
         self.run_due_work(starting || may_rotate, may_destroy).await
     }
 
@@ -556,23 +588,69 @@ impl Core {
         self.outbox.pay(&self.records.barrier, &*self.audit).await;
     }
 
-    fn start_background(self: &Arc<Self>) {
-        let follower = Arc::clone(self);
+    fn start_background(self: &Arc<Self>, due_at_start: bool) {
+        let (follower, starter) = (Arc::clone(self), Arc::clone(self));
         let tasks = [
+            tokio::spawn(async move {
+                if due_at_start && let Err(error) = starter.run_due(true).await {
+                    tracing::error!(%error, "due rotations or deletions wait");
+                }
+            }),
             tokio::spawn(async move { follower.records.follow().await }),
             self.every(SWEEP_EVERY, |core| Box::pin(async { core.sweep().await })),
             self.every(DUE_EVERY, |core| Box::pin(async { core.look_for_due_work().await })),
             self.every(HEARTBEAT_EVERY, |core| Box::pin(async { core.heartbeat().await })),
             self.every(REFUSALS_EVERY, |core| Box::pin(async { core.flush_refusals().await })),
             self.every(ANCHOR_EVERY, |core| Box::pin(async { core.anchor().await })),
+            self.every(RESEAL_EVERY, |core| Box::pin(async { core.reseal().await })),
         ];
         self.background.lock().extend(tasks);
     }
 
+    async fn end_counting(&self) -> Result<(), Error> {
+        self.records.end_counting(COUNTING_PATIENCE).await?;
+        self.records.barrier.end_counting().await
+    }
+
     async fn sweep(&self) {
+        if let Err(error) = self.records.reserve_more().await {
+            tracing::warn!(%error, "uses of keys could not be counted ahead");
+        }
         if let Err(error) = self.outbox.sweep(&self.records.barrier, &*self.audit).await {
             tracing::warn!(%error, "delivered records wait in the outbox");
         }
+    }
+
+    /// Seals some records again after a rotation of the keyring, and ends it when none is left.
+    async fn reseal(self: &Arc<Self>) {
+        let mut round = self.resealing.lock().await;
+        let worked = match self.records.barrier.reseal_some(&mut round).await {
+            Ok(Step::Idle | Step::More) => Ok(()),
+            Ok(Step::Clean) => self.execute(&Caller::system(&*self.entropy), DropKeyringKeys).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = worked {
+            tracing::warn!(%error, "records wait to be sealed by the newest keyring key");
+        }
+    }
+
+    /// Rotates what was used as much as it may be, and a keyring that is old.
+    async fn rotate_worn(self: &Arc<Self>, may_rotate: bool) -> Result<(), Error> {
+        let caller = || Caller::system(&*self.entropy);
+        for key in self.records.worn_keys() {
+            match self.execute(&caller(), RotateDueKey { key }).await {
+                Ok(()) | Err(Error::KeyNotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (uses, since, keys) = self.records.barrier.keyring_state();
+        let worn = uses >= self.records.limits.keyring.load(Ordering::Relaxed);
+        let old = may_rotate && self.clock.now().since(since) >= MAX_AGE;
+        // One rotation at a time: the one before has to come to its end first.
+        if (worn || old) && keys == 1 {
+            self.execute(&caller(), RotateKeyring).await?;
+        }
+        Ok(())
     }
 
     /// Lets the anchor know how far the store has come, if it came further.

@@ -300,6 +300,8 @@ pub struct KeyVersion {
     pub id: KeyVersionId,
     /// When it was made.
     pub created: Timestamp,
+    /// How often it has encrypted, at least as often as it did: after a crash, more.
+    pub uses: u64,
 }
 
 /// The name of an alias: `alias/` and 1–249 letters, digits, `-`, `_`, `/`, `.` or `:`.
@@ -473,8 +475,43 @@ pub(crate) fn check_tag(key: &str, value: &str) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A key like any other.
+    pub(crate) fn example() -> Key {
+        let id = KeyVersionId::from_bytes([2; 16]);
+        Key {
+            id: KeyId::from_bytes([1; 16]),
+            lineage: Lineage::from_bytes([3; 16]),
+            spec: KeySpec::Aes256,
+            usage: KeyUsage::EncryptDecrypt,
+            origin: Origin::Service,
+            protection: ProtectionLevel::Software,
+            state: KeyState::Enabled,
+            description: String::new(),
+            tags: BTreeMap::new(),
+            created: Timestamp::from_millis(0),
+            creator: String::new(),
+            deletion_protection: false,
+            deletion_protection_description: String::new(),
+            deletion_at: None,
+            deletion_window_days: None,
+            destroying: false,
+            rotation: RotationPolicy {
+                enabled: true,
+                interval_seconds: RotationPolicy::DEFAULT.as_secs(),
+            },
+            rotated: Timestamp::from_millis(0),
+            primary: Primary {
+                version: id,
+                epoch: Epoch::from_bytes([4; 16]),
+                since: Timestamp::from_millis(0),
+            },
+            superseded: None,
+            versions: vec![id],
+        }
+    }
 
     #[test]
     fn every_state_and_event_has_its_place() {

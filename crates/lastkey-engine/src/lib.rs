@@ -16,14 +16,16 @@ mod barrier;
 mod caller;
 mod cluster;
 pub mod command;
+mod due;
 mod engine;
 mod error;
-mod heads;
 #[doc(hidden)]
 pub mod fuzzing;
+mod heads;
 mod identity;
 mod instance;
 mod key;
+mod key_index;
 mod nonce;
 mod opening;
 mod outbox;

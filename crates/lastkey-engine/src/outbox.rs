@@ -14,7 +14,7 @@ use std::{
     sync::OnceLock,
 };
 
-use lastkey_store::Transaction;
+use lastkey_store::{CommitError, Transaction};
 use parking_lot::Mutex;
 
 use crate::{
@@ -33,7 +33,7 @@ const FORMAT: u8 = 2;
 const REMEMBER_AFTER: u64 = 20_000;
 /// Records of the log that are looked at together.
 const LOG_PAGE: usize = 20_000;
-/// Deletions in one sweep, with room for the head.
+/// Deletions in one sweep, each with its compare, and with room for the mark.
 const SWEEP: usize = Transaction::MAX_OPERATIONS - 1;
 
 /// A record on its way into the store.
@@ -202,6 +202,11 @@ impl Outbox {
         match committed {
             Ok(_) => {
                 swept.remembered = Some(log);
+                Ok(())
+            }
+            Err(CommitError::Conflict { path }) if request_of(&path).is_some() => {
+                // Somebody else has swept it.
+                swept.delivered.extend(parcels.into_iter().filter(|to| to.path != path));
                 Ok(())
             }
             Err(error) => {

@@ -6,12 +6,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use lastkey_crypto::{Algorithm, ClusterId, KeyId, KeyMaterial, KeyVersionId, SecretBytes, Suite};
 use lastkey_store::{CommitError, Entry, Event, Revision};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -19,12 +23,15 @@ use zeroize::Zeroizing;
 
 use crate::{
     Error, Timestamp,
-    barrier::{Barrier, Batch, Expect, Stored, Written, to_json},
+    barrier::{Barrier, Batch, Expect, MAX_USES, NextKeyring, Stored, Written, to_json},
     cluster::Cluster,
+    due::DueKeys,
     identity::AccessKey,
-    key::{AliasName, Key},
+    key::{AliasName, Key, KeyVersion},
+    key_index::KeyIndex,
     outbox::Parcel,
     policy::Policy,
+    uses::{self, Counted, Uses},
 };
 
 const KEYS: &str = "key/";
@@ -35,6 +42,8 @@ const ACCESS_KEYS: &str = "access-key/";
 const CACHED_KEYS: usize = 100_000;
 const CACHED_VERSIONS: usize = 100_000;
 const LIST_PAGE: usize = 1_000;
+/// A reservation of uses that lost a race is tried again this often.
+const MAX_RESERVATIONS: usize = 8;
 
 /// One version with its material.
 ///
@@ -52,6 +61,8 @@ pub(crate) struct Version {
     pub(crate) created: Timestamp,
     pub(crate) suite: Suite,
     pub(crate) material: KeyMaterial,
+    /// What it has encrypted; kept in a record of its own.
+    pub(crate) uses: Uses,
 }
 
 const VERSION_FORMAT: u8 = 1;
@@ -64,6 +75,16 @@ impl Version {
         bytes.extend_from_slice(&self.created.as_millis().to_be_bytes());
         bytes.extend_from_slice(self.material.expose());
         bytes
+    }
+
+    /// What callers may know of it.
+    pub(crate) fn describe(&self) -> KeyVersion {
+        KeyVersion {
+            key_id: self.key_id,
+            id: self.id,
+            created: self.created,
+            uses: self.uses.used(),
+        }
     }
 
     pub(crate) fn decode(id: KeyVersionId, bytes: &[u8]) -> Option<Self> {
@@ -83,6 +104,7 @@ impl Version {
             created: Timestamp::from_millis(i64::from_be_bytes(*created)),
             suite: Suite::try_from(suite).ok()?,
             material: KeyMaterial::from_slice(material),
+            uses: Uses::from_stored(0),
         })
     }
 }
@@ -109,6 +131,7 @@ enum Write {
         value: Zeroizing<Vec<u8>>,
         expect: Expect,
     },
+    Keyring(Box<NextKeyring>),
     /// Not sealed by the barrier: what it takes to open the barrier.
     Clear {
         path: &'static str,
@@ -187,6 +210,11 @@ impl Change {
         self.with(Write::Raw { path, value, expect })
     }
 
+    /// Puts a keyring in place of the present one.
+    pub(crate) fn keyring(self, next: NextKeyring) -> Self {
+        self.with(Write::Keyring(Box::new(next)))
+    }
+
     /// Writes what rests outside of the barrier; `None` expects that there is nothing yet.
     pub(crate) fn put_clear(
         self,
@@ -226,17 +254,40 @@ impl AliasIndex {
     }
 }
 
+/// How much a key may be used before another takes its place.
+pub(crate) struct Limits {
+    /// Records that a keyring key seals.
+    pub(crate) keyring: AtomicU64,
+    /// Messages that a key version encrypts (suite 1).
+    pub(crate) version: AtomicU64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { keyring: AtomicU64::new(MAX_USES), version: AtomicU64::new(1 << 40) }
+    }
+}
+
 pub(crate) struct Records {
     pub(crate) barrier: Barrier,
     policy: Arc<dyn Policy>,
     keys: Cache<KeyId, Arc<Stored<Key>>>,
     versions: Cache<KeyVersionId, Arc<Version>>,
-    key_ids: RwLock<BTreeSet<KeyId>>,
+    key_ids: RwLock<KeyIndex>,
     aliases: RwLock<AliasIndex>,
     clusters: RwLock<BTreeMap<ClusterId, Arc<Stored<Cluster>>>>,
     access_keys: RwLock<HashMap<Arc<str>, Arc<AccessKey>>>,
+    /// Versions whose uses were counted ahead, and to which number.
+    counted: Mutex<HashMap<KeyVersionId, u64>>,
+    /// Versions that soon need more to be counted ahead.
+    low: Mutex<Vec<Arc<Version>>>,
+    /// Keys that are due because their primary versions have encrypted so much.
+    worn: Mutex<BTreeSet<KeyId>>,
+    pub(crate) limits: Limits,
     /// Counts changes, for those who wait for one.
     changes: watch::Sender<u64>,
+    /// Which keys can fall due soon.
+    pub(crate) due: DueKeys,
 }
 
 impl Records {
@@ -251,7 +302,12 @@ impl Records {
             aliases: RwLock::default(),
             clusters: RwLock::default(),
             access_keys: RwLock::default(),
+            counted: Mutex::default(),
+            low: Mutex::default(),
+            worn: Mutex::default(),
+            limits: Limits::default(),
             changes: watch::channel(0).0,
+            due: DueKeys::default(),
         };
         records.reload().await?;
         Ok(records)
@@ -327,6 +383,7 @@ impl Records {
             let stale = self.keys.peek(&id).is_none_or(|known| known.revision < entry.revision);
             if stale {
                 self.keys.remove(&id);
+                self.due.suspect(id);
                 self.key_ids.write().insert(id);
                 self.changed();
             }
@@ -399,9 +456,123 @@ impl Records {
             let path = version_path(id);
             let stored = self.barrier.read(&path).await?.ok_or(Error::KeyVersionNotFound)?;
             let version = Version::decode(id, stored.value.expose());
-            version.map(Arc::new).ok_or(Error::CorruptRecord { path })
+            let mut version = version.ok_or(Error::CorruptRecord { path })?;
+            version.uses = Uses::from_stored(self.stored_uses(id).await?.0);
+            Ok::<_, Error>(Arc::new(version))
         };
         self.versions.get_or_insert_async(&id, load).await
+    }
+
+    /// How often a version was used, as the store holds it, and what a change of that expects.
+    async fn stored_uses(&self, id: KeyVersionId) -> Result<(u64, Expect), Error> {
+        let path = uses::path_of(id);
+        let Some(stored) = self.barrier.read(&path).await? else { return Ok((0, Expect::Absent)) };
+        let count = uses::decode(stored.value.expose()).ok_or(Error::CorruptRecord { path })?;
+        Ok((count, stored.expect()))
+    }
+
+    /// Counts a use of a version, before it is used.
+    pub(crate) async fn count_use(&self, version: &Arc<Version>) -> Result<(), Error> {
+        match version.uses.count() {
+            Counted::Ahead => Ok(()),
+            Counted::RunningLow => {
+                self.low.lock().push(Arc::clone(version));
+                Ok(())
+            }
+            Counted::Beyond => self.reserve_uses(version).await,
+        }
+    }
+
+    /// Counts ahead where half of what was reserved is used.
+    pub(crate) async fn reserve_more(&self) -> Result<(), Error> {
+        self.barrier.reserve_seals(false).await?;
+        let low = std::mem::take(&mut *self.low.lock());
+        for version in low {
+            self.reserve_uses(&version).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a version has encrypted as much as one may.
+    pub(crate) fn is_worn(&self, version: &Version) -> bool {
+        version.uses.used() >= self.limits.version.load(Ordering::Relaxed)
+    }
+
+    /// The keys whose primary versions have encrypted as much as one may.
+    pub(crate) fn worn_keys(&self) -> Vec<KeyId> {
+        std::mem::take(&mut *self.worn.lock()).into_iter().collect()
+    }
+
+    /// Counts uses of a version ahead, durably.
+    async fn reserve_uses(&self, version: &Version) -> Result<(), Error> {
+        let _alone = version.uses.reserving.lock().await;
+        // Whoever was before us may have reserved enough for both.
+        if !version.uses.runs_low() {
+            return Ok(());
+        }
+        for _ in 0..MAX_RESERVATIONS {
+            let (stored, expect) = self.stored_uses(version.id).await?;
+            let count = version.uses.next().max(stored);
+            if self.write_uses(version.id, count, expect).await? {
+                version.uses.reserved(count);
+                self.counted.lock().insert(version.id, count);
+                if self.is_worn(version) {
+                    self.worn.lock().insert(version.key_id);
+                }
+                return Ok(());
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// False if somebody else was faster.
+    async fn write_uses(
+        &self,
+        id: KeyVersionId,
+        count: u64,
+        expect: Expect,
+    ) -> Result<bool, Error> {
+        let mut batch = Batch::default();
+        batch.put(&self.barrier, &uses::path_of(id), &uses::encode(count), expect)?;
+        match self.barrier.commit(&batch).await {
+            Ok(_) => Ok(true),
+            Err(CommitError::Conflict { .. }) => Ok(false),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Leaves the exact counts of the versions that were used, as many as there is time for; the
+    /// others stay a little too high. Nothing may be used afterwards.
+    pub(crate) async fn end_counting(&self, patience: Duration) -> Result<(), Error> {
+        let until = tokio::time::Instant::now() + patience;
+        let counted: Vec<(KeyVersionId, u64)> = self.counted.lock().drain().collect();
+        for (id, reserved) in counted {
+            if tokio::time::Instant::now() > until {
+                return Ok(());
+            }
+            // What was evicted from the cache meanwhile has no exact count any more.
+            let Some(version) = self.versions.peek(&id) else { continue };
+            let used = version.uses.close();
+            let (stored, expect) = self.stored_uses(id).await?;
+            if stored == reserved && used < stored {
+                self.write_uses(id, used, expect).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys as they are stored, in the order of their ids, past the cache; and the path to go on
+    /// after, unless that was the end.
+    pub(crate) async fn stored_keys(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<Key>, Option<String>), Error> {
+        let page = self.barrier.store().list(KEYS, after, limit).await?;
+        let keys: Result<Vec<Key>, Error> =
+            page.iter().map(|entry| Ok(self.barrier.open_json(entry)?.value)).collect();
+        let last = page.last().filter(|_| page.len() == limit).map(|entry| entry.path.clone());
+        Ok((keys?, last))
     }
 
     /// Whether there is a key of that id.
@@ -410,7 +581,7 @@ impl Records {
     }
 
     /// The ids of all keys, in order.
-    pub(crate) fn with_key_ids<T>(&self, read: impl FnOnce(&BTreeSet<KeyId>) -> T) -> T {
+    pub(crate) fn with_key_ids<T>(&self, read: impl FnOnce(&KeyIndex) -> T) -> T {
         read(&self.key_ids.read())
     }
 
@@ -549,6 +720,10 @@ impl Records {
                 put(&format!("{ACCESS_KEYS}{}", key.id), &key.encode(), Expect::Absent)?
             }
             Write::Raw { path, value, expect } => put(path, value, *expect)?,
+            Write::Keyring(next) => {
+                barrier.stage_keyring(batch, next).await?;
+                return Ok(Ok(None));
+            }
             Write::Clear { path, value, expect } => {
                 let found = barrier.read_clear(path).await?;
                 if found.map(|(revision, _)| revision) != *expect {
@@ -566,6 +741,7 @@ impl Records {
                 if let Some(stored) = barrier.read(&path).await? {
                     batch.delete(&path, stored.expect());
                 }
+                batch.delete(&uses::path_of(*id), self.stored_uses(*id).await?.1);
                 return Ok(Ok(None));
             }
             Write::DropAlias(name, expect) => {
@@ -581,6 +757,7 @@ impl Records {
         match write {
             Write::Key(value, expect) => {
                 let id = value.id;
+                self.due.learn(&value);
                 let stored = Stored { value: *value, counter, revision, code };
                 if matches!(expect, Expect::Absent) {
                     self.key_ids.write().insert(id);
@@ -607,6 +784,7 @@ impl Records {
             Write::DropAlias(name, _) => {
                 self.aliases.write().remove(&name);
             }
+            Write::Keyring(next) => self.barrier.turn_keyring(*next),
             Write::Raw { .. } | Write::Clear { .. } => {}
         }
     }

@@ -113,6 +113,13 @@ impl Batch {
             std::mem::take(&mut self.transaction).expect_revision(path, revision).delete(path);
     }
 
+    /// Has the head of a shard written anew, although nothing changes in the shard.
+    pub(super) fn touch(&mut self, shard: u8) {
+        if let Err(place) = self.deltas.binary_search_by_key(&shard, |delta| delta.shard) {
+            self.deltas.insert(place, Delta { shard, sum: Sum::default(), records: 0 });
+        }
+    }
+
     /// Adds the parcel that accounts for the batch. What comes after it would not be named in it.
     pub(crate) fn put_parcel(
         &mut self,
@@ -135,7 +142,9 @@ impl Batch {
     ) {
         let mut settled = heads::zeros();
         for (path, shards) in parcels {
-            self.transaction = std::mem::take(&mut self.transaction).delete(path);
+            // Whoever takes a parcel out counts it, once.
+            self.transaction =
+                std::mem::take(&mut self.transaction).expect_exists(path).delete(path);
             shards.iter().for_each(|shard| settled[usize::from(*shard)] += 1);
         }
         self.sweep = Some(Sweep { log, settled });

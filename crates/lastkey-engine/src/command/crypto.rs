@@ -249,6 +249,7 @@ pub(super) async fn seal_under(
         KeyUsage::EncryptDecrypt => {}
     }
     let version = core.records.version(version).await?;
+    core.records.count_use(&version).await?;
     Ok(blob::seal(&version.material, &version.id, context, plaintext, &*core.entropy))
 }
 

@@ -17,6 +17,7 @@ use crate::{
     },
     policy::Resource,
     records::{Change, Version},
+    uses::Uses,
 };
 
 /// The fewest days a deletion may be scheduled ahead.
@@ -126,6 +127,7 @@ pub(super) fn new_version(core: &Core, key_id: KeyId, spec: KeySpec, now: Timest
         created: now,
         suite: Suite::SoftwareAes,
         material: KeyMaterial::generate(spec.algorithm().key_len(), &*core.entropy),
+        uses: Uses::from_stored(0),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Versions: rotation on demand and by itself, and the end of a key.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use lastkey_crypto::{Epoch, KeyId, KeyVersionId};
 
@@ -9,7 +9,7 @@ use super::{
     keys::{change_key, new_version},
 };
 use crate::{
-    Caller, Error,
+    Caller, Error, Timestamp,
     action::Action,
     audit::Record,
     barrier::Stored,
@@ -19,10 +19,13 @@ use crate::{
     records::Change,
 };
 
+/// Keys read at a time when all are looked at, and the pause after each time.
+const LOOK_PAGE: usize = 100;
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
 /// At most this many versions of one key.
 const MAX_VERSIONS: usize = 10_000;
-/// Versions destroyed in one transaction, which has room for as many heads.
-const DESTROY_STEP: usize = 60;
+/// Versions destroyed in one transaction, each with its count of uses and the heads of both.
+const DESTROY_STEP: usize = 28;
 
 /// Rotates a key at once: a new version becomes primary as soon as it is durable.
 #[derive(Clone, Debug)]
@@ -45,7 +48,8 @@ impl Command for CreateKeyVersion {
     }
 }
 
-/// Rotates a key whose interval has ended. Does nothing if it was rotated meanwhile.
+/// Rotates a key whose interval has ended, or whose primary version has encrypted as much as one
+/// may. Does nothing if it was rotated meanwhile.
 pub(crate) struct RotateDueKey {
     pub(crate) key: KeyId,
 }
@@ -61,7 +65,9 @@ impl Command for RotateDueKey {
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
         let old = core.records.key(self.key).await?;
         let now = core.clock.now();
-        if old.value.next_rotation().is_none_or(|due| due > now) {
+        let primary = core.records.version(old.value.primary.version).await?;
+        let worn = core.records.is_worn(&primary) && old.value.state == KeyState::Enabled;
+        if !worn && old.value.next_rotation().is_none_or(|due| due > now) {
             return Ok(Done::read(()));
         }
         let rotated = rotate(core, scope, &old)?;
@@ -86,7 +92,7 @@ fn rotate(
     let now = core.clock.now();
     let version = new_version(core, key.id, key.spec, now);
     scope.record.field("new_key_version", version.id);
-    let answer = KeyVersion { key_id: key.id, id: version.id, created: now };
+    let answer = KeyVersion { key_id: key.id, id: version.id, created: now, uses: 0 };
     let mut new = key.clone();
     new.promote(version.id, Epoch::random(&*core.entropy), now);
     Ok(Done::write(answer, Change::new().create_version(version).update_key(old, new)))
@@ -148,7 +154,7 @@ impl Command for DescribeKeyVersion {
         if version.key_id != key {
             return Err(Error::KeyVersionNotFound);
         }
-        Ok(Done::read(KeyVersion { key_id: key, id: version.id, created: version.created }))
+        Ok(Done::read(version.describe()))
     }
 }
 
@@ -180,7 +186,7 @@ impl Command for ListKeyVersions {
         let mut items = Vec::with_capacity(ids.items.len());
         for id in ids.items {
             let version = core.records.version(id).await?;
-            items.push(KeyVersion { key_id: key.value.id, id, created: version.created });
+            items.push(version.describe());
         }
         Ok(Done::read(Listing { items, page: ids.page, total: ids.total }))
     }
@@ -251,22 +257,61 @@ impl Core {
         may_rotate: bool,
         may_destroy: bool,
     ) -> Result<(), Error> {
+        let now = self.clock.now();
+        let due = &self.records.due;
+        let looked = match due.needs_look(now) {
+            true => self.look_at_keys(now).await,
+            false => Ok(()),
+        };
+        for id in due.take(now) {
+            if let Err(error) = self.do_what_is_due(id, may_rotate, may_destroy).await {
+                due.suspect(id);
+                return Err(error);
+            }
+        }
+        looked
+    }
+
+    /// Goes through all keys, for those that can fall due soon. Not through the cache, which has
+    /// better things to keep.
+    async fn look_at_keys(&self, now: Timestamp) -> Result<(), Error> {
+        self.records.due.look_begins(now);
+        let mut after = None;
+        loop {
+            let (keys, last) = self.records.stored_keys(after.as_deref(), LOOK_PAGE).await?;
+            keys.iter().for_each(|key| self.records.due.learn(key));
+            after = last;
+            if after.is_none() {
+                self.records.due.look_ended(now);
+                return Ok(());
+            }
+            // Requests come first.
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    /// Looks at one key and does what is due.
+    async fn do_what_is_due(
+        self: &Arc<Self>,
+        id: KeyId,
+        may_rotate: bool,
+        may_destroy: bool,
+    ) -> Result<(), Error> {
         // Each command has a request id of its own: it is what its audit record is known by.
         let caller = || Caller::system(&*self.entropy);
         let now = self.clock.now();
-        let ids: Vec<KeyId> = self.records.with_key_ids(|ids| ids.iter().copied().collect());
-        for id in ids {
-            let key = match self.records.key(id).await {
-                Err(Error::KeyNotFound) => continue,
-                other => other?,
-            };
-            if may_rotate && key.value.next_rotation().is_some_and(|due| due <= now) {
-                self.execute(&caller(), RotateDueKey { key: id }).await?;
-            }
-            let due = may_destroy && key.value.deletion_at.is_some_and(|at| at <= now);
-            if key.value.destroying || due {
-                while !self.execute(&caller(), DestroyKey { key: id }).await? {}
-            }
+        let key = match self.records.key(id).await {
+            Err(Error::KeyNotFound) => return Ok(()),
+            other => other?,
+        };
+        // What cannot be done yet stays known; what is done is learnt with its change.
+        self.records.due.learn(&key.value);
+        if may_rotate && key.value.next_rotation().is_some_and(|due| due <= now) {
+            self.execute(&caller(), RotateDueKey { key: id }).await?;
+        }
+        let due = may_destroy && key.value.deletion_at.is_some_and(|at| at <= now);
+        if key.value.destroying || due {
+            while !self.execute(&caller(), DestroyKey { key: id }).await? {}
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::{
     barrier::Expect,
     engine::Core,
     identity::AccessKey,
+    key_index::KeyIndex,
     policy::Resource,
     records::Change,
 };
@@ -75,7 +76,7 @@ impl Core {
             now: self.clock.now(),
             seal,
             ready: self.readiness().is_ok(),
-            keys: self.records.with_key_ids(std::collections::BTreeSet::len),
+            keys: self.records.with_key_ids(KeyIndex::len),
             clusters: self.records.clusters().len(),
             audit_records: head.seq,
             audit_head: hex::encode(head.hash),

@@ -33,6 +33,8 @@ fn write(answer: &mut Document, version: &KeyVersion) {
     answer.plain("KeyId", version.key_id);
     answer.plain("KeyVersionId", version.id);
     answer.plain("CreationDate", version.created.to_seconds_text());
+    // Ours alone; clients of the original ignore what they do not know.
+    answer.plain("Encryptions", version.uses);
 }
 
 pub(super) async fn update_rotation_policy(call: &Call<'_>) -> Answer {

@@ -281,6 +281,7 @@ async fn versions(client: &Client, key: &str, output: &Output) -> Result<(), Fai
         Column("VERSION", "key_version_id"),
         Column("CREATED", "creation_date"),
         Column("PRIMARY", "primary"),
+        Column("ENCRYPTIONS", "encryptions"),
     ];
     output.list(&items, &Value::Null, &columns);
     Ok(())

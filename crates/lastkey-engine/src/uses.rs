@@ -1,0 +1,171 @@
+//! How often a key was used, counted so that a crash never makes it less.
+//!
+//! A count in memory is lost in a crash, and a durable write for each use would be the slowest part
+//! of it. So uses are counted ahead: the store holds a number that is not reached yet, and before
+//! it is, a larger one is made durable. What a crash leaves in the store was never too small, and
+//! too large by at most a block; a clean end leaves the exact number.
+//!
+//! The hot path is one atomic addition. A block is reserved in the background when half of the one
+//! before is used, so that nobody waits but the first.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The first block that is counted ahead; each next one is four times as large.
+const FIRST_BLOCK: u64 = 1 << 12;
+/// The largest block.
+pub(crate) const LARGEST_BLOCK: u64 = 1 << 20;
+const FORMAT: u8 = 1;
+
+/// Where a key version's uses are kept.
+pub(crate) fn path_of(version: lastkey_crypto::KeyVersionId) -> String {
+    format!("uses/{version}")
+}
+
+/// A count of uses, as the store holds it.
+///
+/// Record (behind the barrier, big-endian): `format 1 ‖ count 8`.
+pub(crate) fn encode(count: u64) -> [u8; 9] {
+    let mut bytes = [FORMAT; 9];
+    bytes[1..].copy_from_slice(&count.to_be_bytes());
+    bytes
+}
+
+/// Reads a count.
+pub(crate) fn decode(bytes: &[u8]) -> Option<u64> {
+    let count = bytes.strip_prefix(&[FORMAT])?;
+    Some(u64::from_be_bytes(count.try_into().ok()?))
+}
+
+/// Whether a use may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// It is counted, durably.
+    Ahead,
+    /// It is; but more should be reserved soon.
+    RunningLow,
+    /// It is not durable yet: reserve first.
+    Beyond,
+}
+
+/// Counts the uses of one key.
+#[derive(Debug)]
+pub(crate) struct Uses {
+    used: AtomicU64,
+    /// What the store holds.
+    reserved: AtomicU64,
+    block: AtomicU64,
+    /// Held by who reserves.
+    pub(crate) reserving: tokio::sync::Mutex<()>,
+}
+
+impl Uses {
+    /// Goes on from what the store holds; nothing is reserved beyond it.
+    pub(crate) fn from_stored(count: u64) -> Self {
+        Self::new(count, count, FIRST_BLOCK)
+    }
+
+    /// Counts from `used`, where the store holds `reserved` already, in the largest blocks.
+    pub(crate) fn in_large_blocks(used: u64, reserved: u64) -> Self {
+        Self::new(used, reserved, LARGEST_BLOCK)
+    }
+
+    fn new(used: u64, reserved: u64, block: u64) -> Self {
+        Self {
+            used: AtomicU64::new(used),
+            reserved: AtomicU64::new(reserved),
+            block: AtomicU64::new(block),
+            reserving: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Counts a use.
+    pub(crate) fn count(&self) -> Counted {
+        let before = self.used.fetch_add(1, Ordering::Relaxed);
+        let reserved = self.reserved.load(Ordering::Acquire);
+        if before >= reserved {
+            return Counted::Beyond;
+        }
+        // Told once for each block: nobody else gets this number.
+        let half = self.block.load(Ordering::Relaxed) / 2;
+        if reserved - before == half.max(1) { Counted::RunningLow } else { Counted::Ahead }
+    }
+
+    /// How many uses there were, at least.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// What the store holds.
+    pub(crate) fn held(&self) -> u64 {
+        self.reserved.load(Ordering::Acquire)
+    }
+
+    /// Whether less than half a block is left.
+    pub(crate) fn runs_low(&self) -> bool {
+        let left = self.reserved.load(Ordering::Acquire).saturating_sub(self.used());
+        left < self.block.load(Ordering::Relaxed) / 2
+    }
+
+    /// What the store should hold next.
+    pub(crate) fn next(&self) -> u64 {
+        let base = self.used().max(self.reserved.load(Ordering::Acquire));
+        base.saturating_add(self.block.load(Ordering::Relaxed))
+    }
+
+    /// The store holds `count` now.
+    pub(crate) fn reserved(&self, count: u64) {
+        self.reserved.fetch_max(count, Ordering::Release);
+        let block = self.block.load(Ordering::Relaxed);
+        self.block.store((block * 4).min(LARGEST_BLOCK), Ordering::Relaxed);
+    }
+
+    /// Ends the counting; what is used from now on is not durable any more.
+    pub(crate) fn close(&self) -> u64 {
+        self.reserved.store(0, Ordering::Release);
+        self.used()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// At every moment, what a crash would leave is not less than what was used.
+    #[test]
+    fn a_crash_never_undercounts() {
+        let mut stored = 0;
+        for crash_after in [1, 2, 4_095, 4_096, 4_097, 100_000] {
+            let uses = Uses::from_stored(stored);
+            let mut answered = 0;
+            for _ in 0..crash_after {
+                if uses.count() != Counted::Ahead {
+                    stored = uses.next();
+                    uses.reserved(stored);
+                }
+                answered += 1;
+                assert!(stored >= uses.used(), "{stored} after {answered}");
+            }
+        }
+        assert!(stored <= 108_291 + 6 * LARGEST_BLOCK);
+    }
+
+    #[test]
+    fn who_is_beyond_is_told_and_nobody_else_twice() {
+        let uses = Uses::from_stored(7);
+        assert_eq!(uses.count(), Counted::Beyond);
+        uses.reserved(uses.next());
+        let low = (0..4_000).filter(|_| uses.count() == Counted::RunningLow).count();
+        assert!(low <= 1);
+        assert!(uses.close() >= 4_008);
+        assert_eq!(uses.count(), Counted::Beyond);
+    }
+
+    #[test]
+    fn counts_come_back() {
+        for count in [0, 1, 1 << 40, u64::MAX] {
+            assert_eq!(decode(&encode(count)), Some(count));
+        }
+        assert_eq!(decode(&[1; 8]), None);
+        assert_eq!(decode(&[2; 9]), None);
+    }
+}
