@@ -34,7 +34,7 @@ use crate::{Entropy, mac};
 pub use arena::{Stats, stats};
 
 /// Longest material that fits a locked slot, in bytes. Longer material works, on the plain heap.
-pub const MAX_LOCKED_LEN: usize = arena::SLOT_LEN;
+pub const MAX_LOCKED_LEN: usize = arena::MAX_LEN;
 
 /// A global allocator that zeroes memory when it is freed (decision 13).
 ///
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn material_of_any_length_keeps_its_bytes() {
-        for len in [0, 1, 16, 24, 32, 64, 65, 4096] {
+        for len in [0, 1, 16, 24, 32, 64, 65, 138, 512, 513, 4096] {
             let bytes: Vec<u8> = (0..len).map(|i| i as u8).collect();
             let material = KeyMaterial::from_slice(&bytes);
             assert_eq!(material.expose(), bytes);

@@ -2,8 +2,9 @@
 //!
 //! Pages come from `mmap` in groups of 64 KiB, each between two guard pages that fault on any
 //! access, so that a read running over from elsewhere ends there. A group is cut into slots of
-//! 64 bytes; a free list under one mutex hands them out. Groups are never given back: the number
-//! of long-lived keys has a peak, and the pages of the peak are kept.
+//! 64 bytes for symmetric keys, or of 512 for encoded private keys; a free list of each under one
+//! mutex hands them out. Groups are never given back: the number of long-lived keys has a peak,
+//! and the pages of the peak are kept.
 //!
 //! Keys move through here when they are made, loaded or dropped; encrypting does not take the
 //! mutex.
@@ -21,14 +22,17 @@ use rustix::mm::{
 };
 use zeroize::Zeroize;
 
-/// Bytes in a slot: the longest key that is locked.
-pub(super) const SLOT_LEN: usize = 64;
+/// Bytes in a slot of each size.
+const SLOT_LENS: [usize; 2] = [64, MAX_LEN];
+/// The longest key that is locked.
+pub(super) const MAX_LEN: usize = 512;
 /// Bytes in a group of pages; a multiple of every page size in use (4, 16 and 64 KiB).
 const GROUP_LEN: usize = 64 * 1024;
 /// Bytes of guard on each side; likewise.
 const GUARD_LEN: usize = 64 * 1024;
 
-static ARENA: Mutex<Arena> = Mutex::new(Arena { free: Vec::new(), stats: Stats::NONE });
+static ARENA: Mutex<Arena> =
+    Mutex::new(Arena { free: [Vec::new(), Vec::new()], stats: Stats::NONE });
 static HEAP_KEYS: AtomicIsize = AtomicIsize::new(0);
 
 /// What the process-wide memory for keys looks like; for health and metrics.
@@ -71,30 +75,30 @@ pub(super) fn count_heap_key(change: isize) {
     HEAP_KEYS.fetch_add(change, Ordering::Relaxed);
 }
 
-/// Up to [`SLOT_LEN`] bytes of locked memory, exclusively owned.
+/// Up to [`MAX_LEN`] bytes of locked memory, exclusively owned.
 pub(super) struct Slot {
     start: NonNull<u8>,
     len: usize,
+    /// Which of [`SLOT_LENS`] it is of.
+    size: usize,
 }
 
 impl Slot {
     /// Takes a slot, zeroed; nothing if `len` does not fit or no page can be mapped.
     pub(super) fn take(len: usize) -> Option<Self> {
-        if len > SLOT_LEN {
-            return None;
-        }
+        let size = SLOT_LENS.iter().position(|slot| len <= *slot)?;
         let mut arena = arena();
-        if arena.free.is_empty() {
-            arena.grow()?;
+        if arena.free[size].is_empty() {
+            arena.grow(size)?;
         }
-        let FreeSlot(start) = arena.free.pop()?;
+        let FreeSlot(start) = arena.free[size].pop()?;
         arena.stats.keys_in_slots += 1;
-        Some(Self { start, len })
+        Some(Self { start, len, size })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` points at SLOT_LEN bytes of a private mapping that is never unmapped,
-        // initialised to zero by the kernel; len ≤ SLOT_LEN. The slot left the free list when
+        // SAFETY: `start` points at SLOT_LENS[size] bytes of a private mapping that is never unmapped,
+        // initialised to zero by the kernel; len ≤ SLOT_LENS[size]. The slot left the free list when
         // `self` was made and returns to it when `self` is dropped, so nobody else refers to it,
         // and the borrow of `self` keeps writes away.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
@@ -110,7 +114,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.bytes_mut().zeroize();
         let mut arena = arena();
-        arena.free.push(FreeSlot(self.start));
+        arena.free[self.size].push(FreeSlot(self.start));
         arena.stats.keys_in_slots -= 1;
     }
 }
@@ -127,7 +131,7 @@ struct FreeSlot(NonNull<u8>);
 unsafe impl Send for FreeSlot {}
 
 struct Arena {
-    free: Vec<FreeSlot>,
+    free: [Vec<FreeSlot>; 2],
     stats: Stats,
 }
 
@@ -138,16 +142,17 @@ fn arena() -> MutexGuard<'static, Arena> {
 
 impl Arena {
     /// Maps one more group and cuts it into slots.
-    fn grow(&mut self) -> Option<()> {
+    fn grow(&mut self, size: usize) -> Option<()> {
         let group = map_group()?;
         self.stats.pages_mapped += 1;
         self.stats.pages_unlocked += usize::from(!lock(group));
         self.stats.pages_unadvised += usize::from(!keep_private(group));
         // Reserve first, so that a failed allocation cannot lose part of a group.
-        self.free.reserve(GROUP_LEN / SLOT_LEN);
-        for offset in (0..GROUP_LEN).step_by(SLOT_LEN) {
+        let slot = SLOT_LENS[size];
+        self.free[size].reserve(GROUP_LEN / slot);
+        for offset in (0..GROUP_LEN).step_by(slot) {
             // SAFETY: offset < GROUP_LEN, the length of the mapping that `group` points at.
-            self.free.push(FreeSlot(unsafe { group.add(offset) }));
+            self.free[size].push(FreeSlot(unsafe { group.add(offset) }));
         }
         Some(())
     }

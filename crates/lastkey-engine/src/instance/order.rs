@@ -10,11 +10,8 @@ use lastkey_crypto::{
 use super::{Instance, InstanceStatus, NewShares, OperatorError, Work, share_out};
 use crate::{
     Caller, Engine, Parts, Seal,
-    command::{
-        Command,
-        seal::{
-            CancelSeal, ConfirmSeal, ManageSeal, MigrateSeal, RekeySeal, RotateRootKey, SealChange,
-        },
+    command::seal::{
+        CancelSeal, ConfirmSeal, ManageSeal, MigrateSeal, RekeySeal, RotateRootKey, SealChange,
     },
     seal::{
         Gathering, Kept, ROOT_KEY_BYTES, RootPrint, SealEntry, SealKind, SealRecord, ShamirEntry,
@@ -224,12 +221,19 @@ impl Instance {
         let Plan { change, shares } = plan;
         let parts = self.parts()?;
         let (next, root) = (change.next.clone(), change.root.clone());
-        match order {
-            Order::Rekey { .. } => commit(engine, caller, RekeySeal(change)).await?,
-            Order::Confirm => commit(engine, caller, ConfirmSeal(change)).await?,
-            Order::Cancel => commit(engine, caller, CancelSeal(change)).await?,
-            Order::Migrate { .. } => commit(engine, caller, MigrateSeal(change)).await?,
-            Order::RotateRoot => commit(engine, caller, RotateRootKey(change)).await?,
+        let committed = match order {
+            Order::Rekey { .. } => engine.execute(caller, RekeySeal(change)).await,
+            Order::Confirm => engine.execute(caller, ConfirmSeal(change)).await,
+            Order::Cancel => engine.execute(caller, CancelSeal(change)).await,
+            Order::Migrate { .. } => engine.execute(caller, MigrateSeal(change)).await,
+            Order::RotateRoot => engine.execute(caller, RotateRootKey(change)).await,
+        };
+        if let Err(error) = committed {
+            // It may have been made all the same: what the store says counts.
+            if Kept::load(&*parts.store).await?.record != next {
+                return Err(error.into());
+            }
+            tracing::warn!(%error, "the change of the seal was made, but its record is late");
         }
         engine.sealed_anew(&next, root, &parts.incarnation, &*parts.seal).await;
         Ok(shares)
@@ -252,14 +256,6 @@ impl Instance {
             tracing::error!(%error, "the old seal still works; run `lastkey operator confirm`");
         }
     }
-}
-
-async fn commit<C: Command>(
-    engine: &Engine,
-    caller: &Caller,
-    command: C,
-) -> Result<C::Output, OperatorError> {
-    Ok(engine.execute(caller, command).await?)
 }
 
 /// What to write. `None` if there is nothing.

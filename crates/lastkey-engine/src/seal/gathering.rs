@@ -15,15 +15,14 @@ pub enum Refused {
     #[error(transparent)]
     Share(#[from] ShareError),
     /// It belongs to another installation, or to a set that was replaced.
+    // Ours is not named: who knows it could make shares that fit.
     #[error(
-        "this is a share of set {found}, but this server's is {expected}: it belongs to another \
+        "this is a share of set {found}, which is not this server's: it belongs to another \
          installation, or to a set that was replaced"
     )]
     OtherSet {
         /// The share's.
         found: String,
-        /// Ours.
-        expected: String,
     },
     /// It is of another generation.
     #[error(
@@ -137,18 +136,19 @@ fn missing(progress: Threshold) -> u8 {
 /// The set that a share is of.
 fn set_of<'a>(share: &Share, sets: &'a [ShamirEntry]) -> Result<&'a ShamirEntry, Refused> {
     let head = share.head();
-    let all =
-        |show: fn(&ShamirEntry) -> String| sets.iter().map(show).collect::<Vec<_>>().join(" or ");
+    let generations = || {
+        let all = sets.iter().map(|entry| entry.generation.to_string());
+        all.collect::<Vec<_>>().join(" or ")
+    };
     if !sets.iter().any(|entry| entry.is_of(head.set)) {
-        let expected = all(|entry| entry.set.clone());
-        return Err(Refused::OtherSet { found: head.set.to_string(), expected });
+        return Err(Refused::OtherSet { found: head.set.to_string() });
     }
     let found = sets
         .iter()
         .find(|entry| entry.is_of(head.set) && entry.generation == head.generation)
         .ok_or_else(|| Refused::OtherGeneration {
             found: head.generation,
-            expected: all(|entry| entry.generation.to_string()),
+            expected: generations(),
         })?;
     if head.threshold != found.threshold || head.index > found.shares {
         return Err(Refused::Unfit);

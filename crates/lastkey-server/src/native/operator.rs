@@ -16,7 +16,7 @@ use http::{Method, StatusCode};
 use lastkey_crypto::share::Share;
 use lastkey_engine::{
     Caller, Error, InstanceStatus, Life, NewShares, OperatorError, Order, Outcome, Principal,
-    SealKind, SealSummary, ShareRefused,
+    SealKind, SealSummary, ShareRefused, command::RotateKeyring,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
@@ -227,7 +227,8 @@ async fn order(sealing: &Arc<Sealing>, exchange: &Exchange<'_>, route: &str) -> 
         }
         _ => match what.as_deref() {
             Some("root") => Order::RotateRoot,
-            _ => return Err(Error::invalid("what", "give root").into()),
+            Some("keyring") => return rotate_keyring(sealing, &caller).await,
+            _ => return Err(Error::invalid("what", "give root or keyring").into()),
         },
     };
     let token = match token {
@@ -255,6 +256,17 @@ async fn order(sealing: &Arc<Sealing>, exchange: &Exchange<'_>, route: &str) -> 
         Outcome::Shares(new) => made(&new),
         Outcome::Status(status) => told(*status, true),
     }
+}
+
+#[derive(Serialize)]
+struct RotatedKeyring {
+    keyring_key: u32,
+}
+
+async fn rotate_keyring(sealing: &Sealing, caller: &Caller) -> Answer {
+    let open = sealing.open().ok_or(Error::Sealed(Life::Sealed))?;
+    let keyring_key = open.engine.execute(caller, RotateKeyring).await?;
+    json(&RotatedKeyring { keyring_key })
 }
 
 /// Who calls, as the engine knows them.

@@ -159,7 +159,14 @@ impl Call<'_> {
             body.insert("share".to_owned(), json!(&*read_share(&status)?));
         }
         let answer = self.post(route, &Value::Object(body))?;
-        if answer["shares"].is_array() {
+        if let Some(key) = answer["keyring_key"].as_u64() {
+            self.output.object(&answer, || {
+                format!(
+                    "keyring key {key} encrypts from now on; what others encrypted is encrypted \
+                     again in the background"
+                )
+            });
+        } else if answer["shares"].is_array() {
             self.show_shares(&answer, "lastkey operator confirm");
         } else {
             self.progress(&answer);
