@@ -157,8 +157,12 @@ impl Core {
                 if let Error::Internal | Error::CorruptRecord { .. } = error {
                     tracing::error!(request_id = %caller.request_id, %error, "a command failed");
                 }
-                self.audit.append(record.finish(error.code(), latency)).await?;
-                Err(error)
+                let recorded = self.audit.append(record.finish(error.code(), latency)).await;
+                match (recorded, &error) {
+                    // Its own record comes later; nobody may be told that nothing was done.
+                    (_, Error::Uncertain(_)) | (Ok(_), _) => Err(error),
+                    (Err(refused), _) => Err(refused.into()),
+                }
             }
         }
     }

@@ -1,0 +1,118 @@
+//! The audit log as a stranger reads it: lines of JSON, chained by SHA-256.
+
+use std::collections::{BTreeMap, HashMap};
+
+use lastkey_crypto::mac;
+use serde_json::Value;
+
+use crate::{disk::SimDisk, world::AUDIT};
+
+/// One record, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its number.
+    pub seq: u64,
+    /// What was done.
+    pub action: String,
+    /// `ok` or a code.
+    pub outcome: String,
+    /// By whom.
+    pub principal: String,
+}
+
+/// What the log holds.
+#[derive(Clone, Debug, Default)]
+pub struct Log {
+    /// The records of each request.
+    pub by_request: HashMap<String, Vec<Found>>,
+    /// The versions that records say were made, by key.
+    pub versions: BTreeMap<String, Vec<String>>,
+    /// The keys whose end is recorded.
+    pub destroyed: Vec<String>,
+    last: u64,
+    prev: [u8; 32],
+}
+
+impl Log {
+    /// How many records there are.
+    pub fn len(&self) -> u64 {
+        self.last
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.last == 0
+    }
+
+    /// Reads what came since the last time, and makes sure that what was there has not changed.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn follow(&mut self, disk: &SimDisk) -> Result<(), String> {
+        let mut seq = 0;
+        let mut prev = [0; 32];
+        let (known, known_hash) = (self.last, self.prev);
+        for text in segments(disk) {
+            for line in text.split_inclusive(|byte| *byte == b'\n') {
+                let Some(line) = line.strip_suffix(b"\n") else {
+                    return Err(format!("record {} ends in the middle", seq + 1));
+                };
+                seq += 1;
+                let head = format!(r#"{{"seq":{seq},"prev":"{}","#, hex::encode(prev));
+                if !line.starts_with(head.as_bytes()) {
+                    return Err(format!("record {seq} is not in its place in the chain"));
+                }
+                prev = mac::sha256(&[line]);
+                if seq == known && prev != known_hash {
+                    return Err(format!("record {seq} is another than it was"));
+                }
+                if seq > known {
+                    self.take(seq, line)?;
+                }
+            }
+        }
+        if seq < known {
+            return Err(format!("the log ended at record {known} and ends at {seq}"));
+        }
+        (self.last, self.prev) = (seq, prev);
+        Ok(())
+    }
+
+    fn take(&mut self, seq: u64, line: &[u8]) -> Result<(), String> {
+        let record: Value = serde_json::from_slice(line)
+            .map_err(|error| format!("record {seq} is no JSON: {error}"))?;
+        let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+        let found = Found {
+            seq,
+            action: text("action"),
+            outcome: text("outcome"),
+            principal: text("principal"),
+        };
+        if found.outcome == "ok" {
+            let versions = self.versions.entry(text("key")).or_default();
+            match found.action.as_str() {
+                "CreateKey" => versions.push(text("key_version")),
+                "CreateKeyVersion" | "RotateDueKey" if record["new_key_version"].is_string() => {
+                    versions.push(text("new_key_version"));
+                }
+                "DestroyKey" if record["step"] == "end" => self.destroyed.push(text("key")),
+                _ => {}
+            }
+        }
+        self.by_request.entry(text("id")).or_default().push(found);
+        Ok(())
+    }
+}
+
+fn segments(disk: &SimDisk) -> Vec<Vec<u8>> {
+    disk.with(|state| {
+        let Some(directory) = state.directories.get(std::path::Path::new(AUDIT)) else {
+            return Vec::new();
+        };
+        let segments = directory.names.iter().filter(|(name, _)| {
+            name.to_str()
+                .is_some_and(|name| name.starts_with("segment-") && name.ends_with(".jsonl"))
+        });
+        segments.map(|(_, file)| state.files[*file].content.bytes()).collect()
+    })
+}

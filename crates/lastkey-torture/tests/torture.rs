@@ -1,0 +1,59 @@
+//! The crash tester itself: a short run that must find nothing, and disks that lie, which it must
+//! find out.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "seeds are to be seen")]
+
+use std::process::{Command, Output};
+
+fn torture(args: &[&str]) -> (Output, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_lastkey-torture")).args(args).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{text}");
+    (output, text)
+}
+
+/// `LASTKEY_TORTURE_SEED` repeats a run.
+#[test]
+fn a_thousand_crashes_lose_nothing() {
+    let seed = std::env::var("LASTKEY_TORTURE_SEED").ok();
+    let mut args = vec!["--crashes", "1000", "--workers", "2"];
+    if let Some(seed) = &seed {
+        args.extend(["--seed", seed]);
+    }
+    let (output, text) = torture(&args);
+    assert!(output.status.success(), "{text}");
+}
+
+/// The one write that everything hangs on: the journal's `fdatasync`.
+#[test]
+fn a_disk_that_lies_about_the_journal_is_found_out() {
+    let (output, text) = torture(&["--crashes", "600", "--lie", "journal"]);
+    assert!(!output.status.success(), "nobody noticed: {text}");
+    assert!(text.contains("again: cargo xtask torture --seed"), "{text}");
+}
+
+/// The other one: the store's.
+#[test]
+fn a_disk_that_lies_about_the_store_is_found_out() {
+    let (output, text) = torture(&["--crashes", "600", "--lie", "store"]);
+    assert!(!output.status.success(), "nobody noticed: {text}");
+}
+
+/// What is printed repeats the run: the same seed takes the same way.
+#[test]
+fn a_seed_repeats_its_history() {
+    let trace = || {
+        let mut worker = Command::new(env!("CARGO_BIN_EXE_lastkey-torture"));
+        worker.args(["--seed", "7", "--worker", "1"]).stdout(std::process::Stdio::piped());
+        let mut worker = worker.spawn().unwrap();
+        let mut lines = std::io::BufReader::new(worker.stdout.take().unwrap());
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+        worker.kill().unwrap();
+        worker.wait().unwrap();
+        line
+    };
+    let first = trace();
+    assert!(first.contains(r#""trace""#), "{first}");
+    assert_eq!(first, trace());
+}
