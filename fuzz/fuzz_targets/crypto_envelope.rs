@@ -21,14 +21,18 @@ fuzz_target!(|bytes: &[u8]| {
     let mut one_by_one = Vec::new();
     let Ok(mut decryptor) = Decryptor::new(payload, &header, &data_key) else { return };
     let end = decryptor.copy_to(&mut one_by_one);
+    if end.is_ok() {
+        assert!(one_by_one.len() < payload.len());
+    }
+    // Threads take a hundred times as long as the rest: a few of all inputs are enough.
+    if bytes.len() % 16 != 0 {
+        return;
+    }
     let mut parallel = Vec::new();
     let key = header.open(&data_key).unwrap();
     let other_end = Pipeline::new().workers(2).decrypt(&key, payload, &mut parallel);
     assert_eq!(one_by_one, parallel);
     assert_eq!(end.is_ok(), other_end.is_ok());
-    if end.is_ok() {
-        assert!(parallel.len() < payload.len());
-    }
 });
 
 /// Written again it is the same header, and the same bytes unless a slot that does not count held
