@@ -562,6 +562,7 @@ impl Core {
             (guard.may_rotate(), guard.may_destroy())
         };
         self.rotate_worn(may_rotate).await?;
+        self.delete_old_records(may_destroy).await;
         self.run_due_work(starting || may_rotate, may_destroy).await
     }
 
@@ -674,8 +675,6 @@ impl Core {
         if let Err(error) = self.run_due(false).await {
             tracing::error!(%error, "due rotations or deletions wait");
         }
-        let may_destroy = self.time_guard.lock().await.may_destroy();
-        self.delete_old_records(may_destroy).await;
         if let Err(error) = self.keep_time().await {
             tracing::warn!(%error, "the running time was not kept");
         }

@@ -10,6 +10,9 @@ use prometheus_client::{
 
 use crate::{Carrier, SinkStatus};
 
+/// What a metric shows of a sink.
+type Value = fn(&SinkStatus) -> u64;
+
 /// Reads the carriers when it is asked.
 #[derive(Debug)]
 pub struct SinkMetrics(Arc<[Arc<Carrier>]>);
@@ -27,7 +30,7 @@ impl Collector for SinkMetrics {
         if all.is_empty() {
             return Ok(());
         }
-        let gauges: [(&str, &str, fn(&SinkStatus) -> u64); 3] = [
+        let gauges: [(&str, &str, Value); 3] = [
             ("lastkey_audit_sink_up", "1 while the sink takes records", |sink| sink.ok.into()),
             ("lastkey_audit_sink_lag", "Audit records that wait for the sink", |sink| sink.lag),
             ("lastkey_audit_sink_seq", "The last audit record that the sink took", |sink| sink.seq),
@@ -39,7 +42,7 @@ impl Collector for SinkMetrics {
                 ConstGauge::new(value(sink)).encode(metric.encode_family(&labels)?)?;
             }
         }
-        let counters: [(&str, &str, fn(&SinkStatus) -> u64); 2] = [
+        let counters: [(&str, &str, Value); 2] = [
             ("lastkey_audit_sink_failures", "Deliveries that failed", |sink| sink.failures),
             (
                 "lastkey_audit_sink_missed",

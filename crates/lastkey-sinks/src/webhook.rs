@@ -71,7 +71,7 @@ impl Webhook {
             .header(header::USER_AGENT, concat!("lastkey/", env!("CARGO_PKG_VERSION")));
         let mut numbers = lines.iter().filter_map(|line| seq(line));
         if let Some(first) = numbers.next() {
-            let last = numbers.last().unwrap_or(first);
+            let last = numbers.next_back().unwrap_or(first);
             request = request.header("lastkey-first-seq", first).header("lastkey-last-seq", last);
         }
         if let Some(token) = &self.trust.token {

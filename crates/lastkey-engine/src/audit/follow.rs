@@ -271,7 +271,8 @@ fn newest(disk: &dyn Disk, directory: &Path) -> io::Result<u64> {
         let mut bytes = vec![0; usize::try_from(length - from).unwrap_or(0)];
         let filled = read_full(&*opened.file, &mut bytes, from)?;
         let whole = memchr::memrchr(b'\n', &bytes[..filled]).map_or(0, |newline| newline + 1);
-        let newest = bytes[..whole].split(|byte| *byte == b'\n').filter_map(segment::link).last();
+        let mut lines = bytes[..whole].rsplit(|byte| *byte == b'\n');
+        let newest = lines.find_map(segment::link);
         match newest {
             Some(link) => return Ok(link.seq),
             // It was begun just now.

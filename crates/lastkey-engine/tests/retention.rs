@@ -1,0 +1,78 @@
+//! Deleting old audit records through the engine: recorded, stated, done; and never by a clock
+//! that jumped.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use lastkey_crypto::{KeyMaterial, signing::SigningKey};
+use lastkey_engine::{
+    Engine, ManualClock, NoAnchor,
+    audit::{AuditLog, AuditOptions, Checkpointing, Query, Retention},
+    command::*,
+};
+use support::{World, parts, root};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+async fn start(world: &World, retention: Retention) -> Engine {
+    let (store, clock) = (world.store.clone(), world.clock.clone());
+    let mut parts = parts(store, clock, world.directory.path(), "here", Arc::new(NoAnchor));
+    let (audit, journal) = (world.audit_directory(), world.directory.path().join("journal"));
+    let clock: Arc<ManualClock> = world.clock.clone();
+    parts.audit = Box::new(move |key| {
+        let seed = KeyMaterial::from_slice(&[9; 32]);
+        let by = Checkpointing::new(SigningKey::from_seed(seed).unwrap(), clock.clone());
+        let options = AuditOptions {
+            segment_bytes: 8_192,
+            retention,
+            checkpoints: Some(by),
+            ..AuditOptions::default()
+        };
+        AuditLog::open_with(&audit, &journal, key, options).map(|log| Arc::new(log) as _)
+    });
+    Engine::start(parts).await.unwrap()
+}
+
+async fn work(engine: &Engine, count: usize) {
+    for _ in 0..count {
+        let _ = engine.execute(&root(engine), DescribeService).await.unwrap();
+    }
+}
+
+async fn deletions(engine: &Engine) -> usize {
+    let query = Query { action: Some("DeleteAudit".into()), limit: 100, ..Query::default() };
+    engine.execute(&root(engine), QueryAudit { query }).await.unwrap().records.len()
+}
+
+#[tokio::test]
+async fn too_much_is_deleted_and_recorded() {
+    let world = World::new();
+    let engine = start(&world, Retention { bytes: Some(20_000), age: None }).await;
+    work(&engine, 200).await;
+    engine.run_due_work().await.unwrap();
+    assert_eq!(deletions(&engine).await, 1);
+    let found = engine.execute(&root(&engine), VerifyAudit).await.unwrap();
+    assert!(found.ok && found.deleted_through > 100, "{found:?}");
+    engine.shutdown().await;
+    let engine = start(&world, Retention::default()).await;
+    assert!(engine.execute(&root(&engine), VerifyAudit).await.unwrap().ok);
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_deletes_nothing_for_a_day() {
+    let world = World::new();
+    let engine = start(&world, Retention { bytes: None, age: Some(DAY * 30) }).await;
+    work(&engine, 200).await;
+    world.clock.jump_to(support::START.after(DAY * 400));
+    engine.run_due_work().await.unwrap();
+    assert_eq!(deletions(&engine).await, 0);
+    // A day of running time later, the age counts.
+    for _ in 0..30 {
+        world.clock.advance(Duration::from_secs(3_600));
+        engine.run_due_work().await.unwrap();
+    }
+    assert_eq!(deletions(&engine).await, 1);
+    assert!(engine.execute(&root(&engine), VerifyAudit).await.unwrap().ok);
+}
