@@ -51,9 +51,13 @@ pub struct OpenOptions {
     /// Bytes of the transactions that wait for the committer, at most.
     pub max_waiting_bytes: usize,
     /// Whether opening verifies the checksum of every page, also after a clean shutdown (after a
-    /// crash it always does). It reads the file up to three times: nothing to notice in a usual
-    /// store of some MiB, about a second for 150 MiB from a slow disk.
+    /// crash it always does), as long as the file is not larger than
+    /// [`check_at_most`](Self::check_at_most).
     pub check: bool,
+    /// A larger file that was closed cleanly is not read when it is opened: the check reads it up
+    /// to three times, about a second for 150 MiB. Damage is then found when it is read; it is for
+    /// whoever reads to tell whether what was read is what was written.
+    pub check_at_most: u64,
     /// How soon a medium that failed is tried again at first; each time it fails again the wait
     /// doubles, up to four seconds.
     pub retry: Duration,
@@ -66,6 +70,7 @@ impl Default for OpenOptions {
             max_waiting: 4096,
             max_waiting_bytes: 16 << 20,
             check: true,
+            check_at_most: 32 << 20,
             retry: Duration::from_millis(10),
         }
     }
@@ -157,7 +162,8 @@ impl Shared {
 impl RedbStore {
     /// Opens the store in the file at `path`, and creates it (mode 0600) where there is none.
     ///
-    /// Reads and checks the whole file, unless it was closed cleanly and the options say not to.
+    /// Reads and checks the whole file, unless it was closed cleanly and the options say not to, or
+    /// it is larger than they allow.
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self, OpenError> {
         Self::open_on(&FileSystem, path, options)
     }

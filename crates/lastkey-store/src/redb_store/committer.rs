@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redb::Database;
+use redb::{Database, StorageBackend};
 
 use super::{
     OpenOptions, Shared,
@@ -257,14 +257,16 @@ impl<M: Medium> Drop for Committer<M> {
     }
 }
 
-/// Opens the database on the medium; redb checks all of it if it was not closed cleanly.
+/// Opens the database on the medium; redb checks all of it if it was not closed cleanly, or is
+/// small enough.
 pub(super) fn open_database(
     medium: &impl Medium,
     options: OpenOptions,
 ) -> Result<Database, Failure> {
-    let mut builder = Database::builder();
-    builder.set_cache_size(options.cache_bytes).set_check_integrity_on_open(options.check);
     let backend = medium.backend();
+    let check = options.check && backend.len()? <= options.check_at_most;
+    let mut builder = Database::builder();
+    builder.set_cache_size(options.cache_bytes).set_check_integrity_on_open(check);
     let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(backend)));
     Ok(opened.map_err(|_| Failure::corrupt("redb gave up"))??)
 }

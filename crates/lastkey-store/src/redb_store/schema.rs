@@ -8,6 +8,8 @@
 //!           revision, big endian     value
 //! ```
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::failure::Failure;
@@ -182,12 +184,25 @@ impl Snapshot {
     }
 
     pub(super) fn get(&self, path: &str) -> Result<Option<Entry>, Failure> {
+        unpanicked(|| self.read(path))
+    }
+
+    pub(super) fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, Failure> {
+        unpanicked(|| self.read_all(prefix, after, limit))
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Entry>, Failure> {
         let Some(raw) = self.entries.get(path)? else { return Ok(None) };
         let (revision, value) = decode(raw.value())?;
         Ok(Some(Entry { path: path.to_owned(), value: value.to_vec(), revision }))
     }
 
-    pub(super) fn list(
+    fn read_all(
         &self,
         prefix: &str,
         after: Option<&str>,
@@ -209,6 +224,11 @@ impl Snapshot {
         }
         Ok(found)
     }
+}
+
+/// redb trusts the pages of a file that it did not check, and panics over what makes no sense.
+fn unpanicked<T>(read: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(Failure::corrupt("redb gave up")))
 }
 
 fn encode(revision: Revision, value: &[u8], raw: &mut [u8]) {
