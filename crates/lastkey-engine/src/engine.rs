@@ -389,17 +389,17 @@ impl Engine {
         &self,
         record: &SealRecord,
         root: Option<Arc<KeyMaterial>>,
-        incarnation: &Incarnation,
-        seal: &dyn Seal,
+        parts: &Parts,
     ) {
         if let Some(root) = root {
             self.core.records.barrier.adopt_root(root);
         }
         *self.core.seal_kind.lock() = record.kind();
-        seal.settle(record).await;
+        parts.seal.settle(record).await;
         // The seal's files are part of what tells this medium from a copy of it.
         let kept = async {
-            let incarnation = incarnation().map_err(|e| Error::Unavailable(e.to_string()))?;
+            let medium = (parts.incarnation)();
+            let incarnation = medium.map_err(|e| Error::Unavailable(e.to_string()))?;
             self.core.keep_incarnation(&incarnation).await
         };
         if let Err(error) = kept.await {
@@ -487,9 +487,14 @@ impl Core {
             .await
             .map_err(|_| Error::Internal)?
             .map_err(|e| Error::Unavailable(format!("the audit log cannot be read: {e}")))?;
+        // What was admitted before was not looked for. It is too old now; but the clock may be
+        // ahead, and be set back later.
+        self.nonces.forget_until(from.as_seconds());
         if nonces.len() >= NonceTable::CAPACITY {
-            // More than can be remembered: what came before the restart is refused for its age.
-            self.nonces.forget_until(self.clock.now().as_seconds());
+            // More than can be remembered: what came before the restart is refused for its age,
+            // also if the clock was set back since.
+            let newest = nonces.iter().map(|(_, signed)| *signed).max().unwrap_or(i64::MIN);
+            self.nonces.forget_until(newest.max(self.clock.now().as_seconds()));
         }
         for (print, signed) in nonces {
             self.nonces.remember(NoncePrint(print), signed);

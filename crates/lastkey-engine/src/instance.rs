@@ -38,7 +38,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 pub use error::OperatorError;
 pub use life::{Life, LifeEvent};
-pub use order::{Order, Outcome};
+pub use order::{Order, Outcome, With};
 
 use crate::{
     Caller, Engine, Error, Parts, RequestId, SealError, StartError,

@@ -47,6 +47,7 @@ pub use error::{Error, ErrorKind};
 pub use identity::AccessKey;
 pub use instance::{
     Attendant, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError, Order, Outcome,
+    With,
 };
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,

@@ -19,7 +19,7 @@ use lastkey_crypto::{EncryptionContext, Entropy, KeyMaterial, SecretBytes, share
 use lastkey_engine::{
     Caller, Engine, Error, FileSeal, Instance, KeyRef, Life, NewShares, NoAnchor, OperatorError,
     Order, Outcome, Parts, RootPrint, Seal, SealEntry, SealError, SealKind, SealRecord, Seals,
-    ShareRefused,
+    ShareRefused, With,
     audit::Query,
     command::{CreateKey, Decrypt, Encrypt, QueryAudit},
 };
@@ -70,7 +70,7 @@ async fn order(
     share: Option<&str>,
 ) -> Result<Outcome, OperatorError> {
     let share = share.map(|text| Share::parse(text).unwrap());
-    instance.order(&caller(instance), order, share, None).await
+    instance.order(&caller(instance), order, With { share, token: None }).await
 }
 
 /// Gives shares for an order until it is done.
@@ -338,7 +338,7 @@ async fn whoever_may_not_changes_nothing() {
     drop(engine);
     assert!(instance.seal(&plugin).await.is_err());
     assert_eq!(instance.life(), Life::Unsealed);
-    let refused = instance.order(&plugin, Order::RotateRoot, None, None).await.unwrap_err();
+    let refused = instance.order(&plugin, Order::RotateRoot, With::default()).await.unwrap_err();
     assert_eq!(refused.code(), "Forbidden.NoPermission");
     instance.shutdown().await;
 }

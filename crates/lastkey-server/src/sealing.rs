@@ -80,12 +80,13 @@ impl Sealing {
             stopped: Mutex::new(false),
             shares: Mutex::new((SHARES_AT_ONCE, Instant::now())),
         });
+        // First this: what opens from here on is not missed.
+        let attendant: Arc<dyn Attendant> = Arc::<Self>::clone(&sealing);
+        sealing.instance.attend(&attendant);
         if let Ok(engine) = sealing.instance.engine() {
             let open = sealing.prepare(&engine).await?;
             sealing.go(open)?;
         }
-        let attendant: Arc<dyn Attendant> = Arc::<Self>::clone(&sealing);
-        sealing.instance.attend(&attendant);
         Ok(sealing)
     }
 
@@ -108,10 +109,10 @@ impl Sealing {
 
     /// Lets the daemon prepare what it needs, now and with each opening.
     pub(crate) async fn on_open(&self, on_open: OnOpen) -> Result<(), String> {
+        *self.on_open.write() = Some(Arc::clone(&on_open));
         if let Some(open) = self.open() {
             on_open(Opening { engine: open.engine.clone(), pki: Arc::clone(&open.pki) }).await?;
         }
-        *self.on_open.write() = Some(on_open);
         Ok(())
     }
 

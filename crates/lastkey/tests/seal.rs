@@ -214,6 +214,63 @@ fn a_server_under_shares_from_init_to_a_restart() {
 }
 
 #[test]
+fn a_share_is_asked_for_without_echo() {
+    use std::io::Read as _;
+    let site = Site::start("server", &["--seal", "shamir"]);
+    let shares = shares(&site.ok(&["init", "--shares", "2", "--threshold", "2"], ""));
+    // `script` gives the command a terminal of its own.
+    let command = format!(
+        "{} operator unseal --admin-socket {}",
+        site.lab.lastkey.binary().display(),
+        site.data().join("admin.sock").display()
+    );
+    let mut child = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut said = Vec::new();
+    while !String::from_utf8_lossy(&said).contains("not shown): ") {
+        let mut byte = [0];
+        assert_eq!(output.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
+        said.push(byte[0]);
+    }
+    input.write_all(format!("{}\n", shares[0]).as_bytes()).unwrap();
+    output.read_to_end(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("1 of 2 shares entered"), "{said}");
+    assert!(!said.contains(&shares[0][10..30]), "the share is on the screen: {said}");
+}
+
+#[test]
+fn an_older_store_is_held_until_the_operator_says_why_it_is_served() {
+    let mut site = Site::start("server", &[]);
+    site.encrypt();
+    let (store, old) = (site.data().join("store.redb"), site.lab.path("old.redb"));
+    site.restart("server", &[]);
+    drop(site.running.take().map(|mut running| running.stop()));
+    fs::copy(&store, &old).unwrap();
+    site.restart("server", &[]);
+    let credentials = site.data().join("credentials.json");
+    let more = ["key", "create", "--alias", "alias/more"];
+    site.lab.lastkey.cli(Some(&credentials), &more).unwrap().expect_ok("create").unwrap();
+    drop(site.running.take().map(|mut running| running.stop()));
+    fs::copy(&old, &store).unwrap();
+    site.restart("server", &[]);
+    let status = site.status();
+    assert_eq!(status["state"], "held", "{status}");
+    assert_eq!(site.keys().code, 6);
+    assert_eq!(site.health("/readyz").0, 503);
+    assert_eq!(site.operator(&["accept-restore", "--reason", " "], "").code, 1);
+    site.ok(&["accept-restore", "--reason", "the test put a backup back"], "");
+    assert_eq!(site.status()["state"], "unsealed");
+    assert_eq!(site.keys().code, 0);
+}
+
+#[test]
 fn up_waits_for_its_root_key_and_its_plugin_for_both() {
     let mut site = Site::start("up", &["--seal", "shamir"]);
     assert!(!site.data().join("kms.sock").exists());

@@ -43,6 +43,15 @@ pub enum Order {
     RotateRoot,
 }
 
+/// What comes with an order.
+#[derive(Default)]
+pub struct With {
+    /// One more share.
+    pub share: Option<Share>,
+    /// The token to migrate to, where it is not the one that this process knows.
+    pub token: Option<Arc<dyn Seal>>,
+}
+
 /// What came of an order.
 #[derive(Debug)]
 pub enum Outcome {
@@ -156,7 +165,6 @@ impl Work {
 
 impl Instance {
     /// Carries out an order, or takes one more share for it. Each call is authorised and audited.
-    /// `token` is the token to migrate to, where it is not the one this process knows.
     ///
     /// # Errors
     /// [`OperatorError`]; the seal is what it was.
@@ -164,8 +172,7 @@ impl Instance {
         &self,
         caller: &Caller,
         order: Order,
-        share: Option<Share>,
-        token: Option<Arc<dyn Seal>>,
+        With { share, token }: With,
     ) -> Result<Outcome, OperatorError> {
         let parts = self.parts()?;
         let engine = self.engine()?;
@@ -198,7 +205,7 @@ impl Instance {
         };
         let plan = plan(order, given, &kept, (parts, &engine)).await;
         let outcome = match plan {
-            Ok(Some(plan)) => self.carry_out(order, plan, caller, &engine).await,
+            Ok(Some(plan)) => self.carry_out(order, plan, (caller, &engine)).await,
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
@@ -215,8 +222,7 @@ impl Instance {
         &self,
         order: Order,
         plan: Plan,
-        caller: &Caller,
-        engine: &Engine,
+        (caller, engine): (&Caller, &Engine),
     ) -> Result<Option<NewShares>, OperatorError> {
         let Plan { change, shares } = plan;
         let parts = self.parts()?;
@@ -235,7 +241,7 @@ impl Instance {
             }
             tracing::warn!(%error, "the change of the seal was made, but its record is late");
         }
-        engine.sealed_anew(&next, root, &parts.incarnation, &*parts.seal).await;
+        engine.sealed_anew(&next, root, parts).await;
         Ok(shares)
     }
 
@@ -250,7 +256,7 @@ impl Instance {
             let (parts, engine) = (self.parts()?, self.engine()?);
             let plan = confirm(entry, unseal_key, kept, parts);
             let caller = engine.system_caller();
-            self.carry_out(Order::Confirm, plan, &caller, &engine).await
+            self.carry_out(Order::Confirm, plan, (&caller, &engine)).await
         };
         if let Err(error) = confirmed.await {
             tracing::error!(%error, "the old seal still works; run `lastkey operator confirm`");

@@ -16,7 +16,7 @@ use http::{Method, StatusCode};
 use lastkey_crypto::share::Share;
 use lastkey_engine::{
     Caller, Error, InstanceStatus, Life, NewShares, OperatorError, Order, Outcome, Principal,
-    SealKind, SealSummary, ShareRefused, command::RotateKeyring,
+    SealKind, SealSummary, ShareRefused, With, command::RotateKeyring,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
@@ -248,7 +248,7 @@ async fn order(sealing: &Arc<Sealing>, exchange: &Exchange<'_>, route: &str) -> 
     let token = token.map(|token| Arc::new(token) as Arc<dyn lastkey_engine::Seal>);
     let (instance, sealing) = (sealing.instance.clone(), Arc::clone(sealing));
     let outcome = detached(async move {
-        let outcome = instance.order(&caller, order, share, token).await;
+        let outcome = instance.order(&caller, order, With { share, token }).await;
         sealing.seal_changed();
         outcome
     });
