@@ -341,6 +341,22 @@ fn searches_find_what_reading_everything_finds() {
 }
 
 #[test]
+fn searches_while_segments_are_compressed_miss_nothing_and_find_nothing_twice() {
+    const RECORDS: u64 = 4000;
+    let world = World { compress: true, segment_bytes: 60_000, ..World::new() };
+    let log = world.open();
+    let all = Query { limit: 1 << 20, outcome: Some("ok".into()), ..Query::default() };
+    let ok = |n: &u64| n % 17 != 0;
+    for start in (0..RECORDS).step_by(100) {
+        write_many(&log, start..start + 100);
+        let page = log.query(&all).unwrap();
+        let found: Vec<u64> =
+            page.records.iter().map(|record| record["latency_us"].as_u64().unwrap()).collect();
+        assert!(found == (0..start + 100).filter(ok).collect::<Vec<_>>(), "after {start}");
+    }
+}
+
+#[test]
 fn nonces_come_back_from_compressed_segments_too() {
     let world = compressing();
     let log = world.open();

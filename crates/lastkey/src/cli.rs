@@ -356,7 +356,7 @@ pub(crate) struct AuditFilter {
     #[arg(long)]
     pub(crate) key: Option<String>,
     /// The action, such as Encrypt.
-    #[arg(long)]
+    #[arg(long, visible_alias = "operation")]
     pub(crate) action: Option<String>,
     /// `ok`, or an error's code.
     #[arg(long)]

@@ -8,7 +8,11 @@
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind},
-    sync::atomic::{AtomicUsize, Ordering},
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use lastkey_store::disk::{DiskFile, read_full};
@@ -161,8 +165,9 @@ fn find<T: Send>(
 enum Piece {
     /// A frame of a compressed one.
     Block(SegmentFile, Block),
-    /// Lines of a plain one that begin in this range.
-    Range(SegmentFile, std::ops::Range<u64>),
+    /// Lines of a plain one that begin in this range. It stays open, for it may be compressed and
+    /// removed meanwhile.
+    Range(Arc<dyn DiskFile>, Range<u64>),
     /// A compressed one without index.
     Whole(SegmentFile),
 }
@@ -219,7 +224,9 @@ impl<T: Send> Search<'_, T> {
         let mut hits = Hits::new();
         let looked = match piece {
             Piece::Block(segment, block) => self.look_into_block(segment, block, &mut hits),
-            Piece::Range(segment, range) => self.look_into_range(segment, range, &mut hits),
+            Piece::Range(file, range) => {
+                lines_of_range(&**file, range).map(|lines| self.scan(&lines, &mut hits))
+            }
             Piece::Whole(segment) => self.look_into_whole(segment, &mut hits),
         };
         match looked {
@@ -263,22 +270,6 @@ impl<T: Send> Search<'_, T> {
                 "a block of a compressed audit segment does not open; run `lastkey audit verify`"
             ),
         }
-        Ok(())
-    }
-
-    fn look_into_range(
-        &self,
-        segment: &SegmentFile,
-        range: &std::ops::Range<u64>,
-        hits: &mut Hits<T>,
-    ) -> io::Result<()> {
-        let opened = segment.open(&*self.shelf.disk, &self.shelf.directory)?;
-        if opened.compressed {
-            // It was compressed since: whoever looks into its first piece looks into all of it.
-            return if range.start == 0 { self.look_through_lines(&opened, hits) } else { Ok(()) };
-        }
-        let lines = lines_of_range(&*opened.file, range)?;
-        self.scan(&lines, hits);
         Ok(())
     }
 
@@ -328,7 +319,8 @@ impl<T: Send> Search<'_, T> {
         let length = opened.file.length()?;
         let start = enter(&*opened.file, length, self.query.after)?;
         let step = usize::try_from(PIECE).unwrap_or(usize::MAX);
-        let range = |from: u64| Piece::Range(*segment, from..(from + PIECE).min(length));
+        let range =
+            |from: u64| Piece::Range(Arc::clone(&opened.file), from..(from + PIECE).min(length));
         Ok((start..length).step_by(step).map(range).collect())
     }
 
@@ -385,7 +377,7 @@ fn enter(file: &dyn DiskFile, length: u64, after: u64) -> io::Result<u64> {
 }
 
 /// The lines that begin in a range, whole.
-fn lines_of_range(file: &dyn DiskFile, range: &std::ops::Range<u64>) -> io::Result<Vec<u8>> {
+fn lines_of_range(file: &dyn DiskFile, range: &Range<u64>) -> io::Result<Vec<u8>> {
     // One byte before tells whether a line begins at `from`.
     let start = range.start.saturating_sub(1);
     let mut bytes = vec![0; usize::try_from(range.end - start).unwrap_or(0)];

@@ -34,6 +34,9 @@ use super::{
 };
 use crate::Timestamp;
 
+/// How much nicer than the rest of the process a server's own verification is.
+const NICER: i32 = 10;
+
 /// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verification {
@@ -215,10 +218,15 @@ fn walk_all(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..threads().min(segments.len()) {
-            scope.spawn(work);
+        for _ in 0..threads().min(segments.len()) {
+            scope.spawn(|| {
+                if live.is_some() {
+                    // Requests go first. On Linux this is about the calling thread alone.
+                    let _ = rustix::process::nice(NICER);
+                }
+                work();
+            });
         }
-        work();
     });
     if files.progress.is_stopped() {
         return Err(ErrorKind::Interrupted.into());
