@@ -139,14 +139,10 @@ impl Anchor for FileAnchor {
         file.set_length(0)?;
         file.write_at(bytes, 0)?;
         file.sync()?;
-        let first = self.open()?.is_none();
         self.disk.rename(&draft, &self.path)?;
-        // A rename that a power cut takes back leaves an older anchor, which is true as well; but
-        // a store without any counts as one that was put back.
-        match self.path.parent() {
-            Some(directory) if first => self.disk.sync_directory(directory),
-            _ => Ok(()),
-        }
+        // A rename that a power cut takes back would leave the anchor of another history of the
+        // store, where a first start was cut short before, or none at all.
+        self.path.parent().map_or(Ok(()), |directory| self.disk.sync_directory(directory))
     }
 }
 
@@ -227,6 +223,12 @@ fn unusable(error: io::Error) -> Error {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::StorageFull,
         _ => Error::Unavailable(format!("the store's anchor cannot be used: {error}")),
     }
+}
+
+/// For the golden vectors.
+#[cfg(test)]
+pub(crate) fn encoded(store: StoreId, sequences: Counts) -> Vec<u8> {
+    Anchored { store, sequences }.encode()
 }
 
 /// For the fuzz target: reads an unwrapped anchor.

@@ -25,6 +25,8 @@ use self::{
     batch::Pipeline,
     keyring::{Identity, Keyring},
 };
+#[cfg(test)]
+pub(crate) use self::keyring::again as keyring_again;
 pub(crate) use self::{
     batch::{Batch, Written},
     check::Inspection,

@@ -21,6 +21,8 @@ mod engine;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(test)]
+mod golden;
 mod heads;
 mod identity;
 mod instance;

@@ -278,7 +278,7 @@ pub(crate) struct Records {
     clusters: RwLock<BTreeMap<ClusterId, Arc<Stored<Cluster>>>>,
     access_keys: RwLock<HashMap<Arc<str>, Arc<AccessKey>>>,
     /// Versions whose uses were counted ahead, and to which number.
-    counted: Mutex<HashMap<KeyVersionId, u64>>,
+    counted: Mutex<BTreeMap<KeyVersionId, u64>>,
     /// Versions that soon need more to be counted ahead.
     low: Mutex<Vec<Arc<Version>>>,
     /// Keys that are due because their primary versions have encrypted so much.
@@ -545,7 +545,7 @@ impl Records {
     /// others stay a little too high. Nothing may be used afterwards.
     pub(crate) async fn end_counting(&self, patience: Duration) -> Result<(), Error> {
         let until = tokio::time::Instant::now() + patience;
-        let counted: Vec<(KeyVersionId, u64)> = self.counted.lock().drain().collect();
+        let counted = std::mem::take(&mut *self.counted.lock());
         for (id, reserved) in counted {
             if tokio::time::Instant::now() > until {
                 return Ok(());

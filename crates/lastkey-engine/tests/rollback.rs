@@ -432,3 +432,97 @@ async fn racing_writers_share_commits_in_a_file() {
     drop(engine);
     start().await.shutdown().await;
 }
+
+/// A store as release 0.1.0 has left it: the same records, but no heads.
+async fn as_of_the_first_release(prey: &Prey) {
+    use lastkey_crypto::{KeyMaterial, SystemEntropy, record, record::SealedRecord, wrap};
+    let root = std::fs::read_to_string(prey.world.directory.path().join("root.key")).unwrap();
+    let digits = root.trim_end().rsplit(' ').next().unwrap();
+    let root = KeyMaterial::from_slice(&hex::decode(digits).unwrap());
+    let keyring = prey.entry("meta/keyring").await.unwrap();
+    let plain = wrap::unwrap(&root, "keyring", &keyring.value).unwrap();
+    // Format 2: store id, key of the codes, one key with its creation.
+    let (id, key) = (&plain.expose()[49..53], &plain.expose()[61..93]);
+    let old = [&[1], id, key].concat();
+    let old = wrap::wrap(&root, "keyring", &old, &SystemEntropy);
+    prey.world.store.tamper(Entry { value: old, ..keyring });
+    let key = KeyMaterial::from_slice(key);
+    let reseal = |entry: Entry, counter: u64, change: &dyn Fn(&[u8]) -> Vec<u8>| {
+        let opened = SealedRecord::parse(&entry.value).unwrap().open(&key, &entry.path).unwrap();
+        let changed = change(opened.expose());
+        let value = record::seal(1, &key, &entry.path, counter, &changed, &SystemEntropy);
+        prey.world.store.tamper(Entry { value, ..entry });
+    };
+    reseal(prey.entry("audit/head").await.unwrap(), 1, &|mark| mark[1..41].to_vec());
+    reseal(prey.entry("meta/incarnation").await.unwrap(), 1, &|_| b"\"here\"".to_vec());
+    for entry in prey.entries().await {
+        let young = entry.path.starts_with("head/") || entry.path.starts_with("uses/");
+        if young || matches!(entry.path.as_str(), "meta/keyring-uses" | "meta/seal") {
+            prey.remove(&entry.path).await;
+        }
+    }
+    prey.anchor.tamper(None);
+}
+
+#[tokio::test]
+async fn a_store_without_heads_is_adopted_once() {
+    let prey = Prey::new();
+    let engine = prey.start().await;
+    let key = create_key(&engine).await;
+    let encrypt = Encrypt { key: by_id(&key), plaintext: secret("x"), context: context(&[]) };
+    let blob = engine.execute(&root(&engine), encrypt).await.unwrap().blob;
+    engine.shutdown().await;
+    as_of_the_first_release(&prey).await;
+    let old = prey.entries().await;
+
+    let engine = prey.start().await;
+    let same = engine.execute(&root(&engine), DescribeKey { key: by_id(&key) }).await.unwrap();
+    assert_eq!(same.primary.epoch, key.primary.epoch, "an update is no restore");
+    let decrypt = Decrypt { blob, context: context(&[]) };
+    assert_eq!(engine.execute(&root(&engine), decrypt).await.unwrap().plaintext.expose(), b"x");
+    // What the first release sealed was not counted: another keyring key seals from now on.
+    assert_eq!(engine.keyring_uses().1, 2);
+    describe(&engine, &key, "newer").await;
+    engine.shutdown().await;
+
+    // From now on, a missing head is an error,
+    let adopted = prey.entries().await;
+    prey.remove("head/00").await;
+    assert!(prey.held().await.contains("the head of shard 00"));
+    prey.put_back(&adopted).await;
+    prey.start().await.shutdown().await;
+    // and so is the store from before.
+    let newest = prey.entries().await;
+    prey.put_back(&old).await;
+    let reason = prey.held().await;
+    assert!(reason.contains("which had sealed heads"), "{reason}");
+    assert!(reason.contains("the audit log has a change"), "{reason}");
+    prey.put_back(&newest).await;
+    prey.start().await.shutdown().await;
+}
+
+/// Wherever the first start with heads is cut off, the next one goes on.
+#[tokio::test]
+async fn an_adoption_that_was_cut_off_is_done_again() {
+    use lastkey_store::CommitFault;
+    let prey = Prey::new();
+    let engine = prey.start().await;
+    create_key(&engine).await;
+    engine.shutdown().await;
+    as_of_the_first_release(&prey).await;
+    let old = prey.entries().await;
+    for cut in 0..5 {
+        prey.put_back(&old).await;
+        prey.anchor.tamper(None);
+        // The seal's own record is the first commit of such a start.
+        for _ in 0..cut {
+            prey.world.store.fail_next_commit(CommitFault::UncertainMade);
+        }
+        let _ = prey.try_start().await;
+        while prey.world.store.commit(Transaction::new()).await.is_err() {}
+        let again = prey.try_start().await;
+        assert!(again.is_ok(), "cut off at commit {cut}: {:?}", again.err());
+        again.unwrap().shutdown().await;
+        prey.start().await.shutdown().await;
+    }
+}

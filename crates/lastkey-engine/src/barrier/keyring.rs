@@ -158,6 +158,12 @@ fn keys<const SIZE: usize>(bytes: &[u8]) -> Option<BTreeMap<u32, KeyringKey>> {
     (rest.is_empty() && !keys.is_empty() && keys.len() == entries.len()).then_some(keys)
 }
 
+/// For the golden vectors: reads an unwrapped keyring and writes it again.
+#[cfg(test)]
+pub(crate) fn again(bytes: &[u8]) -> Option<Vec<u8>> {
+    Keyring::decode(bytes).map(|keyring| keyring.encode().to_vec())
+}
+
 /// For the fuzz target: reads an unwrapped keyring.
 pub(crate) fn parse(bytes: &[u8]) {
     if let Some(keyring) = Keyring::decode(bytes) {
