@@ -39,7 +39,7 @@ use self::{
     view::View,
     watch::Watch,
 };
-use crate::socket::{Listener, SocketAddress, SocketError, accept_all, from_environment};
+use crate::socket::{Listener, SocketAddress, SocketError, accept_counted, from_environment};
 
 pub use self::{
     core::KEY_VERSION_ANNOTATION,
@@ -222,9 +222,10 @@ impl Plugin {
             budget: config.budget,
             last_announced: Announced::default(),
         });
+        let closed = metrics.closed();
         let services = Services::new(core, metrics, config.version);
         let (stopping, stopped) = channel::channel(false);
-        let incoming = accept_all::<Announced>(listeners)?;
+        let incoming = accept_counted::<Announced>(listeners, closed)?;
         let serve = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))

@@ -24,9 +24,9 @@ use percent_encoding::{
 };
 
 pub use activation::from_environment;
-pub use guests::{MAX_CONNECTIONS, PROVES_ITSELF_WITHIN};
+pub use guests::{Closed, MAX_CONNECTIONS, PROVES_ITSELF_WITHIN};
 pub use listen::Listener;
-pub use peer::{Connection, PeerInfo, accept_all};
+pub use peer::{Connection, PeerInfo, accept_all, accept_counted};
 
 /// The longest path that fits in `sockaddr_un` with its final zero.
 pub const MAX_PATH: usize = 107;

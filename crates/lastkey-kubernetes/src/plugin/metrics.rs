@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,6 +14,7 @@ use parking_lot::RwLock;
 use tonic::Code;
 
 use super::view::{Uptime, uptime};
+use crate::socket::Closed;
 
 /// A method of either service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,7 @@ const CODES: usize = 17;
 #[derive(Debug, Default)]
 pub struct Metrics {
     calls: [[AtomicU64; CODES]; Method::ALL.len()],
+    closed: Arc<Closed>,
     heard: RwLock<Heard>,
 }
 
@@ -91,6 +96,11 @@ impl Metrics {
         self.heard.read().usable
     }
 
+    /// How many connections were closed, and why.
+    pub fn closed(&self) -> Arc<Closed> {
+        Arc::clone(&self.closed)
+    }
+
     pub(super) fn count(&self, method: Method, code: Code) {
         self.calls[method as usize][code as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -119,6 +129,15 @@ impl fmt::Display for Metrics {
                     writeln!(f, "lastkey_plugin_calls_total{{{labels}}} {count}")?;
                 }
             }
+        }
+        let name = "lastkey_plugin_connections_closed_total";
+        writeln!(f, "# HELP {name} Connections closed because of a bound.")?;
+        writeln!(f, "# TYPE {name} counter")?;
+        let closed = &self.closed;
+        for (reason, count) in
+            [("flood", &closed.flood), ("crowded", &closed.crowded), ("unproven", &closed.unproven)]
+        {
+            writeln!(f, "{name}{{reason=\"{reason}\"}} {}", count.load(Ordering::Relaxed))?;
         }
         writeln!(f, "# HELP lastkey_plugin_usable Whether the server allows the key now.")?;
         writeln!(f, "# TYPE lastkey_plugin_usable gauge")?;
@@ -151,6 +170,7 @@ mod tests {
         for line in [
             "lastkey_plugin_calls_total{api=\"v2\",method=\"Encrypt\",code=\"OK\"} 1",
             "lastkey_plugin_calls_total{api=\"v1beta1\",method=\"Decrypt\",code=\"InvalidArgument\"} 1",
+            "lastkey_plugin_connections_closed_total{reason=\"flood\"} 0",
             "lastkey_plugin_usable 1",
             // the well-known hash of "abc"
             "lastkey_plugin_key_id_hash_info{key_id_hash=\"sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\"} 1",

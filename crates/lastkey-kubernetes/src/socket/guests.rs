@@ -29,9 +29,21 @@ pub const MAX_CONNECTIONS: usize = 32;
 /// For a connection's first request.
 pub const PROVES_ITSELF_WITHIN: Duration = Duration::from_secs(10);
 
+/// How many connections were closed, and why.
+#[derive(Debug, Default)]
+pub struct Closed {
+    /// It sent what no honest client sends, and too much of it.
+    pub flood: AtomicU64,
+    /// It had to leave for another.
+    pub crowded: AtomicU64,
+    /// It sent no request in time.
+    pub unproven: AtomicU64,
+}
+
 /// The connections of one plugin.
 #[derive(Debug)]
 pub(super) struct Guests {
+    closed: Arc<Closed>,
     within: Duration,
     book: Mutex<Book>,
 }
@@ -78,11 +90,16 @@ pub(super) struct Guest {
 
 impl Default for Guests {
     fn default() -> Self {
-        Self { within: PROVES_ITSELF_WITHIN, book: Mutex::default() }
+        let (closed, book) = (Arc::default(), Mutex::default());
+        Self { closed, within: PROVES_ITSELF_WITHIN, book }
     }
 }
 
 impl Guests {
+    pub(super) fn new(closed: Arc<Closed>) -> Self {
+        Self { closed, ..Self::default() }
+    }
+
     /// Lets a connection in; another may have to leave for it.
     pub(super) fn admit(self: &Arc<Self>) -> Guest {
         let (leave, leaves) = oneshot::channel();
@@ -94,6 +111,7 @@ impl Guests {
         let mut book = self.book.lock();
         while book.open.len() >= MAX_CONNECTIONS {
             book.send_one_away();
+            self.closed.crowded.fetch_add(1, Ordering::Relaxed);
         }
         let number = book.next;
         book.next += 1;
@@ -131,9 +149,15 @@ impl Guest {
         let is_late = |deadline: &mut Pin<Box<Sleep>>| deadline.as_mut().poll(cx).is_ready();
         if self.unproven.as_mut().is_some_and(is_late) {
             self.has_left = true;
+            self.guests.closed.unproven.fetch_add(1, Ordering::Relaxed);
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(())
+    }
+
+    /// The connection ends because of what it sent.
+    pub(super) fn flooded(&self) {
+        self.guests.closed.flood.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Bytes came; whether there was a whole request's head by now.
@@ -186,6 +210,7 @@ mod tests {
         for at in [0, 1, 2, 4, 5, 6, 8] {
             assert!(check(&mut all[at]).await.is_ok());
         }
+        assert_eq!(guests.closed.crowded.load(Ordering::Relaxed), 2);
         drop((all, first));
         assert_eq!(guests.book.lock().open.len(), 1);
     }
@@ -200,7 +225,8 @@ mod tests {
         tokio::time::sleep(within / 4).await;
         assert!(check(&mut silent).await.is_ok());
         tokio::time::sleep(within).await;
-        assert!(check(&mut silent).await.is_err());
+        assert!(check(&mut silent).await.is_err() && check(&mut silent).await.is_err());
+        assert_eq!(guests.closed.unproven.load(Ordering::Relaxed), 1);
         assert!(check(&mut proven).await.is_ok());
     }
 }

@@ -20,7 +20,7 @@ use tonic::transport::server::Connected;
 
 use super::{
     Listener, SocketError,
-    guests::{Guest, Guests},
+    guests::{Closed, Guest, Guests},
 };
 use crate::authority::AuthorityFilter;
 
@@ -46,9 +46,20 @@ pub fn accept_all<T>(
 where
     T: Default + Send + 'static,
 {
+    accept_counted(listeners, Arc::default())
+}
+
+/// As [`accept_all`]; counts what it closes.
+pub fn accept_counted<T>(
+    listeners: Vec<Listener>,
+    closed: Arc<Closed>,
+) -> Result<impl Stream<Item = io::Result<Connection<T>>>, SocketError>
+where
+    T: Default + Send + 'static,
+{
     let (sender, receiver) = mpsc::channel(16);
     let mut tasks = JoinSet::new();
-    let guests = Arc::new(Guests::default());
+    let guests = Arc::new(Guests::new(closed));
     for listener in listeners {
         tasks.spawn(Accept::new(listener)?.run(sender.clone(), Arc::clone(&guests)));
     }
@@ -143,7 +154,11 @@ impl<T: Unpin> AsyncRead for Connection<T> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.guest.check(cx)?;
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        let read = ready!(Pin::new(&mut this.stream).poll_read(cx, buf));
+        if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+            this.guest.flooded();
+        }
+        read?;
         this.guest.heard(this.stream.has_request());
         Poll::Ready(Ok(()))
     }
