@@ -75,10 +75,37 @@ pub(super) struct DataKeys {
     held: Option<Holding>,
 }
 
+/// One data key, for as long as it may be held.
 struct Holding {
     key: Rc<HeldKey>,
+    time: Time,
+}
+
+/// When a held key was made, and until when it is used without asking.
+#[derive(Clone, Copy, Debug)]
+struct Time {
     since: Duration,
     renew_at: Duration,
+    until: Duration,
+}
+
+impl Time {
+    fn new(now: Duration, hold: Duration) -> Self {
+        Self { since: now, renew_at: now + hold / 2, until: now.saturating_add(hold) }
+    }
+
+    /// Whether nobody needs to be asked yet.
+    fn is_fresh(&self, now: Duration) -> bool {
+        // A clock that went back is none to rely on.
+        (self.since..self.renew_at).contains(&now)
+    }
+
+    /// Goes on after an attempt to renew failed, if it may. A refusal counts at once: the key may
+    /// have been disabled.
+    fn goes_on(&mut self, now: Duration, exit: Exit) -> bool {
+        self.renew_at = (now + RENEWAL_PAUSE).min(self.until);
+        exit == Exit::Unavailable && (self.since..self.until).contains(&now)
+    }
 }
 
 impl DataKeys {
@@ -110,42 +137,20 @@ impl DataKeys {
     /// The one data key of the run, renewed after half of its time if the service is there.
     fn held(&mut self) -> Result<Rc<HeldKey>, Failure> {
         let now = now();
-        let hold = self.hold.unwrap_or_default();
-        if let Some(held) = &self.held
-            && now < held.renew_at
-        {
+        if let Some(held) = self.held.as_ref().filter(|held| held.time.is_fresh(now)) {
             return Ok(Rc::clone(&held.key));
         }
         match self.service.ask(|client| new_data_key(client, &self.keys)) {
             Ok(key) => {
                 let key = Rc::new(key);
-                let holding =
-                    Holding { key: Rc::clone(&key), since: now, renew_at: now + hold / 2 };
-                self.held = Some(holding);
+                let time = Time::new(now, self.hold.unwrap_or_default());
+                self.held = Some(Holding { key: Rc::clone(&key), time });
                 Ok(key)
             }
-            Err(failure) => self.hold_on(failure, now, hold),
-        }
-    }
-
-    /// The key in hand, while the service is away and its time has not run out.
-    fn hold_on(
-        &mut self,
-        failure: Failure,
-        now: Duration,
-        hold: Duration,
-    ) -> Result<Rc<HeldKey>, Failure> {
-        // A refusal counts at once: the key may have been disabled.
-        let usable = self.held.take_if(|held| {
-            failure.exit() != Exit::Unavailable || now >= held.since.saturating_add(hold)
-        });
-        drop(usable);
-        match &mut self.held {
-            Some(held) => {
-                held.renew_at = (now + RENEWAL_PAUSE).min(held.since + hold);
-                Ok(Rc::clone(&held.key))
+            Err(failure) => {
+                self.held.take_if(|held| !held.time.goes_on(now, failure.exit()));
+                self.held.as_ref().map(|held| Rc::clone(&held.key)).ok_or(failure)
             }
-            None => Err(failure),
         }
     }
 }
@@ -246,4 +251,34 @@ fn now() -> Duration {
         now.tv_sec.try_into().unwrap_or_default(),
         now.tv_nsec.try_into().unwrap_or_default(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_held_key_is_renewed_halfway_and_ends_with_its_time() {
+        let mut time = Time::new(seconds(1000), seconds(600));
+        assert!(time.is_fresh(seconds(1000)) && time.is_fresh(seconds(1299)));
+        assert!(!time.is_fresh(seconds(1300)) && !time.is_fresh(seconds(999)));
+
+        // The server is away: it goes on, and is asked again after a while.
+        assert!(time.goes_on(seconds(1300), Exit::Unavailable));
+        assert!(time.is_fresh(seconds(1329)) && !time.is_fresh(seconds(1330)));
+        assert!(time.goes_on(seconds(1599), Exit::Unavailable));
+        assert!(!time.is_fresh(seconds(1600)), "no pause reaches beyond its time");
+        assert!(!time.goes_on(seconds(1600), Exit::Unavailable), "its time is over");
+    }
+
+    #[test]
+    fn a_refusal_ends_a_held_key_at_once() {
+        for exit in [Exit::Failed, Exit::NotFound, Exit::Denied, Exit::Dependency] {
+            assert!(!Time::new(seconds(0), seconds(600)).goes_on(seconds(300), exit));
+        }
+    }
 }
