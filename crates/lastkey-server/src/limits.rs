@@ -135,6 +135,64 @@ impl Limits {
 mod tests {
     use super::*;
 
+    const PAGE: &str = include_str!("../../../docs/limits.md");
+
+    fn bytes(bytes: usize) -> String {
+        match bytes {
+            bytes if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+            bytes => format!("{} KiB", bytes >> 10),
+        }
+    }
+
+    fn seconds(time: Duration) -> String {
+        format!("{} s", time.as_secs())
+    }
+
+    #[test]
+    fn the_page_says_what_the_program_does() {
+        let limits = Limits::default();
+        let number = |number: usize| number.to_string();
+        let rate = format!("{} a second after {}", bytes(limits.rate), seconds(limits.stall));
+        let rows = [
+            ("connections from the network", number(limits.connections)),
+            ("… of one address, loopback aside", number(limits.connections_per_address)),
+            ("… in the TLS handshake", number(limits.newcomers)),
+            ("… in the lobby, beyond all these", number(limits.lobby)),
+            ("connections of the admin socket", number(limits.admin_connections)),
+            ("requests begun and not answered", number(limits.under_way)),
+            ("requests of proven callers worked on", number(limits.requests)),
+            ("… waiting for their turn", number(limits.queue)),
+            ("… for", seconds(limits.patience)),
+            ("long polls (`plugin/status`, `audit/tail`)", number(limits.waiting)),
+            ("requests that read the whole audit log", number(limits.long)),
+            ("a body", bytes(limits.body)),
+            ("all bodies, the first 64 KiB of each", bytes(limits.bodies)),
+            ("all bodies, the rest", bytes(limits.large_bodies)),
+            ("all answers of more than 64 KiB", bytes(limits.answers)),
+            ("a head", format!("{}, {} headers", bytes(limits.head), limits.headers)),
+            ("all heads, beyond 16 KiB of each", bytes(limits.heads)),
+            ("TLS handshake", seconds(limits.handshake)),
+            ("a connection's first head", seconds(limits.first_request)),
+            ("a later head, once begun", seconds(limits.read_head)),
+            ("a body", format!("{}, and {rate}", seconds(limits.read_body))),
+            ("an answer that its caller does not take", rate),
+            ("an answer, once the request is there", seconds(limits.answer)),
+            ("without a request", seconds(limits.idle)),
+            ("requests under way at a stop", seconds(limits.drain)),
+        ];
+        for (what, bound) in rows {
+            let row = format!("| {what} | {bound}");
+            assert!(PAGE.contains(&row), "docs/limits.md has no row {row}");
+        }
+    }
+
+    #[test]
+    fn the_page_has_every_reason() {
+        for reason in crate::metrics::SHED_REASONS {
+            assert!(PAGE.contains(&format!("`{reason}`")), "docs/limits.md has no {reason}");
+        }
+    }
+
     #[test]
     fn connections_fit_the_descriptors() {
         let limits = Limits { connections: 10, ..Limits::default() }.within_descriptors();

@@ -31,7 +31,7 @@ struct ReasonLabels {
 
 /// Every reason for which something is refused or closed; each shows from the start, so that an
 /// alert can be written before it fires. `docs/limits.md` explains them.
-const SHED_REASONS: &[&str] = &[
+pub(crate) const SHED_REASONS: &[&str] = &[
     "address",
     "answers",
     "bodies",

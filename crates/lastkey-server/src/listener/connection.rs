@@ -62,6 +62,8 @@ pub(crate) async fn serve<I>(
             let mut looks = looks(look_every(limits));
             loop {
                 tokio::select! {
+                    // What has come is read before anybody says that nothing came.
+                    biased;
                     // Errors are the peer's: it went away, or did not speak HTTP.
                     _ = connection.as_mut() => break,
                     () = stopping.wait(), if watch.stopped.is_none() => {

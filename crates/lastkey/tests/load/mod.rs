@@ -271,7 +271,7 @@ struct Counts {
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     counts: Arc<Counts>,
-    tasks: JoinSet<()>,
+    tasks: JoinSet<Option<Http>>,
 }
 
 impl Load {
@@ -305,22 +305,33 @@ impl Load {
 
     /// Lets every caller have its last answer, and adds them up.
     pub(crate) async fn stop(self) -> Tally {
+        self.finish().await.0
+    }
+
+    /// As [`Self::stop`], with the connections that are still open.
+    async fn finish(self) -> (Tally, Vec<Http>) {
         self.stop.store(true, Ordering::SeqCst);
-        self.tasks.join_all().await;
+        let open = self.tasks.join_all().await.into_iter().flatten().collect();
         let read = |count: &AtomicU64| count.load(Ordering::SeqCst);
         let counts = &self.counts;
-        Tally {
+        let tally = Tally {
             ok: read(&counts.ok),
             busy: read(&counts.busy),
             refused: read(&counts.refused),
             other: read(&counts.other),
             failed: read(&counts.failed),
             longest: read(&counts.longest),
-        }
+        };
+        (tally, open)
     }
 }
 
-async fn ask_on(mut http: Http, request: Arc<[u8]>, stop: Arc<AtomicBool>, counts: Arc<Counts>) {
+async fn ask_on(
+    mut http: Http,
+    request: Arc<[u8]>,
+    stop: Arc<AtomicBool>,
+    counts: Arc<Counts>,
+) -> Option<Http> {
     while !stop.load(Ordering::SeqCst) {
         let asked = Instant::now();
         let answer = tokio::time::timeout(HANG, http.ask(&request)).await;
@@ -328,7 +339,7 @@ async fn ask_on(mut http: Http, request: Arc<[u8]>, stop: Arc<AtomicBool>, count
         counts.longest.fetch_max(millis, Ordering::SeqCst);
         let Ok(Ok(answer)) = answer else {
             counts.failed.fetch_add(1, Ordering::SeqCst);
-            return;
+            return None;
         };
         let is_busy = answer.status == 429 && answer.header("retry-after").is_some();
         let count = match answer.status {
@@ -342,7 +353,34 @@ async fn ask_on(mut http: Http, request: Arc<[u8]>, stop: Arc<AtomicBool>, count
             tokio::time::sleep(IMPATIENCE).await;
         }
         if answer.header("connection") == Some("close") {
-            return;
+            return None;
         }
     }
+    Some(http)
+}
+
+/// How fast eight good callers are served by one server, beside how fast by the other: in turns of
+/// a twentieth of a second, so that whatever else the machine does slows both.
+pub(crate) async fn beside(one: &Target, other: &Target) -> f64 {
+    const CALLERS: usize = 8;
+    let mut sides = Vec::new();
+    for target in [one, other] {
+        let mut open = Vec::new();
+        for _ in 0..CALLERS {
+            open.push(target.open(Who::Plugin).await.unwrap());
+        }
+        sides.push((open, 0_u64));
+    }
+    for _ in 0..20 {
+        for (open, served) in &mut sides {
+            let load = Load::on(std::mem::take(open), encrypt());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let (tally, still_open) = load.finish().await;
+            assert_eq!((tally.busy, tally.failed, tally.other), (0, 0, 0), "{tally:?}");
+            assert_eq!(still_open.len(), CALLERS);
+            *served += tally.ok;
+            *open = still_open;
+        }
+    }
+    sides[0].1 as f64 / sides[1].1 as f64
 }
