@@ -24,6 +24,7 @@
 
 pub mod alibaba;
 mod body;
+mod deadline;
 mod exchange;
 mod fair;
 mod identity;

@@ -15,7 +15,7 @@ use prometheus_client::{collector::Collector, metrics::gauge::Gauge, registry::R
 
 use crate::{
     alibaba::{self, Place, Refusal, document::Format},
-    body,
+    body, deadline,
     exchange::{Exchange, Peer, Reply},
     limits::Limits,
     listener::doorman::Doorman,
@@ -127,10 +127,12 @@ impl Service {
         };
         let path_limit = self.time_for(head.uri.path());
         let gate = Gate { admission: &self.admission, metrics: &self.metrics };
+        let is_polled = head.version < http::Version::HTTP_2;
         let exchange = Exchange { head, body, peer, request_id, gate };
-        let reply = tokio::time::timeout(path_limit, self.handle(wire, &exchange)).await;
+        let work = self.handle(wire, &exchange);
+        let reply = deadline::within(path_limit, is_polled, work).await;
         drop(body_room);
-        reply.unwrap_or_else(|_| {
+        reply.unwrap_or_else(|| {
             tracing::warn!(%request_id, "a request took too long");
             refuse(Error::Unavailable("the request took too long".to_owned()).into())
         })
