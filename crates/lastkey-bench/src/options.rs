@@ -33,7 +33,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
     /// Seconds of each measurement
-    #[arg(long, default_value_t = 1.2)]
+    #[arg(long, default_value_t = 1.0)]
     pub(crate) seconds: f64,
     /// Seconds of load before each measurement
     #[arg(long, default_value_t = 0.3)]
