@@ -67,7 +67,7 @@ impl Sealing {
         source: CertificateSource,
         leaf: Option<PathBuf>,
     ) -> Result<Arc<Self>, CertificateError> {
-        let leaf = leaf.map(Leaf::new);
+        let leaf = leaf.as_deref().map(Leaf::new);
         let now = SystemClock.now();
         let door = RwLock::new(Door::new(sealed_config(&source, leaf.as_ref(), now)?));
         let sealing = Arc::new(Self {

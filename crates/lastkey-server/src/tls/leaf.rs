@@ -32,7 +32,7 @@ pub(crate) struct Leaf {
 }
 
 impl Leaf {
-    pub(crate) fn new(directory: PathBuf) -> Self {
+    pub(crate) fn new(directory: &Path) -> Self {
         let certificate = directory.join("server.pem");
         Self { certificate, key: directory.join("server.key") }
     }
