@@ -218,6 +218,7 @@ fn wrapped(witness: &Witness, sequences: Counts) -> Vec<u8> {
     wrap::wrap(&witness.key, PURPOSE, &plain, &SystemEntropy)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
 fn unusable(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::StorageFull,

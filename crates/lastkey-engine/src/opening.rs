@@ -78,7 +78,10 @@ pub(crate) async fn open(
     } else {
         barrier.accept(inspection)?;
     }
-    anchor::write(&*parts.anchor, barrier)?;
+    // What it says already is true as well; a full disk must not keep an operator out.
+    if let Err(error) = anchor::write(&*parts.anchor, barrier) {
+        tracing::warn!(%error, "the anchor fell behind the store");
+    }
     let audit = match audit {
         Some(audit) => audit,
         None => (parts.audit)(new_audit_key(barrier, &*parts.entropy).await?)?,

@@ -283,6 +283,7 @@ impl Outbox {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
 fn unreadable(error: std::io::Error) -> Error {
     Error::Unavailable(format!("the audit log cannot be read: {error}"))
 }

@@ -228,3 +228,27 @@ async fn a_version_that_encrypted_enough_gives_way_to_another() {
     assert_ne!(other.primary.version, key.primary.version);
     assert_eq!(other.versions.len(), 2);
 }
+
+/// The disk is full when the server starts: it starts, and counts once there is room.
+#[tokio::test]
+async fn a_start_without_room_is_a_start() {
+    use lastkey_store::{CommitFault, Transaction};
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let blob = encrypt(&engine, &key).await;
+    engine.shutdown().await;
+    world.store.fail_next_commit(CommitFault::Full);
+    let engine = world.start().await;
+    decrypt(&engine, &blob).await;
+    let (before, _) = engine.keyring_uses();
+    create_key(&engine).await;
+    assert!(engine.keyring_uses().0 > before);
+    // The next sweep has counted ahead.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let counted = engine.keyring_uses().0;
+    drop(engine);
+    while world.store.commit(Transaction::new()).await.is_err() {}
+    let engine = world.start().await;
+    assert!(engine.keyring_uses().0 >= counted);
+}

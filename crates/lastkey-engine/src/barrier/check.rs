@@ -200,7 +200,7 @@ impl Barrier {
             found.push((head, stored));
         }
         let (mark, mark_stored) = mark?;
-        (found.len() == SHARDS).then(|| Found {
+        (found.len() == SHARDS).then_some(Found {
             store: identity.store,
             heads: found,
             mark,
@@ -318,6 +318,7 @@ impl Barrier {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
 fn unreadable(error: Error) -> BarrierError {
     BarrierError::Unreadable(error.to_string())
 }

@@ -91,7 +91,12 @@ impl Barrier {
         // Room for the reservation itself; the margin covers starts that go no further.
         let uses = Uses::in_large_blocks(used, used.saturating_add(MARGIN));
         *self.keyring_uses.write() = Arc::new(uses);
-        self.reserve_seals(true).await
+        // A disk that is full now must not keep an operator out: the next sweep tries again, and
+        // until then the margin is all that can be sealed.
+        if let Err(error) = self.reserve_seals(true).await {
+            tracing::warn!(%error, "seals of the keyring could not be counted ahead");
+        }
+        Ok(())
     }
 
     /// Reserves more seals ahead, where few are left.
