@@ -35,6 +35,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Crash store and audit log over and over, on a simulated disk, until something is lost
+    Torture {
+        /// Handed to lastkey-torture as they are: --seed N --crashes M --minutes T
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// A real etcd and kube-apiserver beside `lastkey up`, shown step by step
     Demo(demo::Options),
 }
@@ -46,6 +52,7 @@ fn main() -> ExitCode {
         Command::Peers(options) => peers::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench { args } => bench(&args),
+        Command::Torture { args } => torture(&args),
         Command::Demo(options) => demo::run(&options),
     };
     match result {
@@ -55,6 +62,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn torture(args: &[String]) -> Result<(), shell::Error> {
+    shell::Step::cargo("run")
+        .args(["--quiet", "--package", "lastkey-torture", "--"])
+        .args(args)
+        .run("the crash tester")
 }
 
 fn bench(args: &[String]) -> Result<(), shell::Error> {

@@ -99,11 +99,13 @@ impl Gate {
         if !state.ruled {
             return Verdict::Go;
         }
-        let thread = std::thread::current();
-        let key = (thread.name().unwrap_or("?").to_owned(), gettid());
-        let bell = Arc::new(Condvar::new());
         let mut hasher = DefaultHasher::new();
         detail.hash(&mut hasher);
+        let thread = std::thread::current();
+        // Nameless helpers share work as it comes; they are known by what they do.
+        let name = thread.name().map_or_else(|| format!("? {:x}", hasher.finish()), str::to_owned);
+        let key = (name, gettid());
+        let bell = Arc::new(Condvar::new());
         let waiting =
             Waiting { step, detail: hasher.finish(), verdict: None, bell: Arc::clone(&bell) };
         state.arrivals += 1;

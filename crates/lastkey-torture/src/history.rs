@@ -142,7 +142,7 @@ impl History {
 }
 
 fn course(random: &mut Random, last: bool) -> Course {
-    let commands = if last { 0 } else { 5 + random.below(60) };
+    let commands = if last { 0 } else { 5 + random.below(35) };
     let trouble = (!last && random.percent(35)).then(|| Trouble::any(random, commands));
     Course { commands, callers: 1 + random.below(10), trouble, fat: random.percent(2) }
 }

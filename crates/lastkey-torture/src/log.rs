@@ -1,11 +1,14 @@
 //! The audit log as a stranger reads it: lines of JSON, chained by SHA-256.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use lastkey_crypto::mac;
 use serde_json::Value;
 
-use crate::{disk::SimDisk, world::AUDIT};
+use crate::{disk::SimDisk, image::Image, world::AUDIT};
 
 /// One record, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +55,7 @@ impl Log {
         let mut seq = 0;
         let mut prev = [0; 32];
         let (known, known_hash) = (self.last, self.prev);
-        for text in segments(disk) {
+        for text in segments(disk)? {
             for line in text.split_inclusive(|byte| *byte == b'\n') {
                 let Some(line) = line.strip_suffix(b"\n") else {
                     return Err(format!("record {} ends in the middle", seq + 1));
@@ -104,15 +107,27 @@ impl Log {
     }
 }
 
-fn segments(disk: &SimDisk) -> Vec<Vec<u8>> {
-    disk.with(|state| {
-        let Some(directory) = state.directories.get(std::path::Path::new(AUDIT)) else {
-            return Vec::new();
-        };
-        let segments = directory.names.iter().filter(|(name, _)| {
-            name.to_str()
-                .is_some_and(|name| name.starts_with("segment-") && name.ends_with(".jsonl"))
-        });
-        segments.map(|(_, file)| state.files[*file].content.bytes()).collect()
-    })
+/// The segments in their order; a compressed one counts where the plain one is gone.
+fn segments(disk: &SimDisk) -> Result<Vec<Vec<u8>>, String> {
+    let found: BTreeMap<String, (bool, Image)> = disk.with(|state| {
+        let mut found = BTreeMap::new();
+        let Some(directory) = state.directories.get(Path::new(AUDIT)) else { return found };
+        for (name, file) in &directory.names {
+            let name = name.to_string_lossy();
+            let plain = name.strip_suffix(".jsonl");
+            let Some(stem) = plain.or_else(|| name.strip_suffix(".jsonl.zst")) else { continue };
+            let image = state.files[*file].content.clone();
+            let entry = (plain.is_none(), image);
+            if plain.is_some() || !found.contains_key(stem) {
+                found.insert(stem.to_owned(), entry);
+            }
+        }
+        found
+    });
+    let read = |(name, (compressed, image)): (String, (bool, Image))| match compressed {
+        false => Ok(image.bytes()),
+        true => zstd::decode_all(image.bytes().as_slice())
+            .map_err(|error| format!("the closed segment {name} cannot be read: {error}")),
+    };
+    found.into_iter().map(read).collect()
 }

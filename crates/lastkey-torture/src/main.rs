@@ -71,11 +71,26 @@ fn main() -> ExitCode {
 /// Runs history after history, and prints a line about each, until nobody reads them any more.
 fn work(mut seed: u64, stride: u64, options: &Options) -> io::Result<bool> {
     use io::Write as _;
+    stay_on_one_processor(seed);
     loop {
         let lie = options.lie.clone().map(|file| Lie { file });
         let report = History::new(seed, lie)?.run(CRASHES);
         writeln!(io::stdout(), "{}", to_json(&report))?;
         seed = seed.wrapping_add(stride);
+    }
+}
+
+/// Whoever shares work among as many helpers as there are processors does it alone then, and in the
+/// same order each time.
+fn stay_on_one_processor(number: u64) {
+    let Ok(mine) = rustix::thread::sched_getaffinity(None) else { return };
+    let mine: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| mine.is_set(*cpu)).collect();
+    let chosen = usize::try_from(number).unwrap_or(0).checked_rem(mine.len());
+    if let Some(cpu) = chosen.and_then(|index| mine.get(index)) {
+        let mut only = rustix::thread::CpuSet::new();
+        only.set(*cpu);
+        let _ = rustix::thread::sched_setaffinity(None, &only);
     }
 }
 
@@ -194,7 +209,8 @@ impl Total {
         self.troubles += number("troubles");
         self.restarts += number("restarts");
         if let Some(failure) = report["failure"].as_str() {
-            let what = format!("{failure}\n(seed {}, life {})", number("seed"), number("crashes") + 1);
+            let what =
+                format!("{failure}\n(seed {}, life {})", number("seed"), number("crashes") + 1);
             self.failure = Some((number("seed"), what));
         }
     }

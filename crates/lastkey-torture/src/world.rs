@@ -2,13 +2,14 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
+use lastkey_crypto::{KeyMaterial, signing::SigningKey};
 use lastkey_engine::{
     BuiltinPolicy, Engine, FileAnchor, FileSeal, ManualClock, Parts, StartError, Timestamp,
-    audit::AuditLog,
+    audit::{AuditLog, AuditOptions, Checkpointing},
 };
 use lastkey_store::{OpenError, OpenOptions, RedbStore, disk::Disk};
 
-use crate::{disk::SimDisk, random::SeededEntropy};
+use crate::{Random, SeededEntropy, disk::SimDisk};
 
 /// Where everything lies.
 const DATA: &str = "/data";
@@ -18,6 +19,8 @@ pub const STORE: &str = "/data/store.redb";
 pub const AUDIT: &str = "/data/audit";
 /// The directory of its journal.
 pub const JOURNAL: &str = "/data/journal";
+/// What the log's checkpoints are signed with.
+const CHECKPOINT_SEED: [u8; 32] = [7; 32];
 /// The anchor.
 const ANCHOR: &str = "/data/anchor";
 /// 2026-01-01T00:00:00Z.
@@ -42,6 +45,8 @@ pub struct World {
     /// Its clock; it runs without power, too.
     pub clock: Arc<ManualClock>,
     entropy: Arc<SeededEntropy>,
+    /// The log's segments are closed when they are this large.
+    segment_bytes: u64,
     /// The root key, in a real file: seals have crash tests of their own.
     seal: Arc<tempfile::TempDir>,
 }
@@ -58,6 +63,7 @@ impl World {
             disk,
             clock: Arc::new(ManualClock::at(START)),
             entropy: Arc::new(SeededEntropy::new(seed)),
+            segment_bytes: [8 << 10, 32 << 10, 64 << 20][Random::fork(seed, "segments").below(3)],
             seal: Arc::new(tempfile::tempdir()?),
         })
     }
@@ -75,6 +81,7 @@ impl World {
         };
         let store = RedbStore::open_on(&self.disk, STORE, options)?;
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let (clock, segment_bytes) = (self.clock.clone(), self.segment_bytes);
         let parts = Parts {
             store: Arc::new(store),
             seal: Arc::new(FileSeal::new(self.seal.path().join("root.key"))),
@@ -83,12 +90,15 @@ impl World {
             entropy: self.entropy.clone(),
             policy: Arc::new(BuiltinPolicy::default()),
             audit: Box::new(move |key| {
-                let log = AuditLog::open_on(
-                    Arc::clone(&disk),
-                    Path::new(AUDIT),
-                    Path::new(JOURNAL),
-                    key,
-                )?;
+                let signing = SigningKey::from_seed(KeyMaterial::from_slice(&CHECKPOINT_SEED));
+                let options = AuditOptions {
+                    disk: Arc::clone(&disk),
+                    segment_bytes,
+                    compress: true,
+                    checkpoints: signing.map(|key| Checkpointing::new(key, clock.clone())),
+                    ..AuditOptions::default()
+                };
+                let log = AuditLog::open_with(Path::new(AUDIT), Path::new(JOURNAL), key, options)?;
                 Ok(Arc::new(log))
             }),
             incarnation: Box::new(|| Ok("this disk".to_owned())),

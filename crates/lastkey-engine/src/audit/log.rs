@@ -116,7 +116,11 @@ struct Queue {
 /// What readers of the log may know about its writer.
 #[derive(Clone, Debug)]
 struct Published {
+    /// The last record that is durable.
     head: Head,
+    /// The last one that the segments hold: the same, unless one of them refuses what the journal
+    /// has.
+    written: Head,
     end: Position,
     health: Result<(), AuditError>,
 }
@@ -228,12 +232,12 @@ impl AuditLog {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             arrived: Condvar::new(),
-            published: Mutex::new(Published { head, end, health: Ok(()) }),
+            published: Mutex::new(Published { head, written: head, end, health: Ok(()) }),
         });
         let signer = match checkpoints {
             Some(by) => {
                 let shared = Arc::clone(&shared);
-                let head = move || shared.published.lock().head;
+                let head = move || shared.published.lock().written;
                 Some(Signer::start((Arc::clone(&disk), directory), log, by, head)?)
             }
             None => None,
@@ -255,6 +259,7 @@ impl AuditLog {
             head,
             end,
             behind: Vec::new(),
+            written: head,
             syncer: Syncer::start()?,
             rotations: signer.as_ref().map(Signer::rotations),
             bell: keeper.as_ref().map(Keeper::bell),
@@ -339,11 +344,24 @@ impl AuditSink for AuditLog {
 
     fn verify_watched(&self, known: &[Head], progress: &Arc<Progress>) -> io::Result<Verification> {
         let _reading = self.reading.read();
-        let Published { head, end, .. } = self.shared.published.lock().clone();
         let signed = self.signer.as_ref().map(|signer| (signer.public(), signer.log()));
         let Shelf { disk, directory, .. } = &*self.shelf;
         let files = verify::Files { disk: &**disk, directory, progress };
-        verify::live(&files, &verify::Live { head, end, known, signed })
+        let mut attempts = 3;
+        loop {
+            let Published { written: head, end, .. } = self.shared.published.lock().clone();
+            // What the store remembers may be in the journal only, for a moment.
+            let known: Vec<Head> =
+                known.iter().filter(|known| known.seq <= head.seq).copied().collect();
+            let live = verify::Live { head, end, known: &known, signed };
+            let found = verify::live(&files, &live)?;
+            attempts -= 1;
+            // A segment that the writer began meanwhile is none of what was looked at.
+            let moved = self.shared.published.lock().end.segment != end.segment;
+            if found.ok || !moved || attempts == 0 {
+                return Ok(found);
+            }
+        }
     }
 
     fn to_delete(&self, now: Option<Timestamp>) -> io::Result<Option<Deletion>> {
@@ -405,6 +423,8 @@ struct Committer {
     end: Position,
     /// Durable in the journal, but refused by the segment's file; written before anything else.
     behind: Vec<u8>,
+    /// The last record that the segments hold.
+    written: Head,
     syncer: Syncer,
     rotations: Option<Rotations>,
     bell: Option<Bell>,
@@ -486,7 +506,8 @@ impl Committer {
             {
                 tracing::error!(%error, "audit records cannot be written");
             }
-            *published = Published { head: self.head, end: self.end, health: health.clone() };
+            let (head, written, end) = (self.head, self.written, self.end);
+            *published = Published { head, written, end, health: health.clone() };
         }
         // Only now does the keeper see that another segment is open.
         if std::mem::take(&mut self.closed_one)
@@ -529,6 +550,7 @@ impl Committer {
             self.end = self.end.plus(self.behind.len());
             self.behind.clear();
         }
+        self.written = self.head;
         Ok(())
     }
 
