@@ -247,7 +247,10 @@ fn a_changed_audit_log_is_seen() {
     let up = lab.up();
     lab.cli(&up.ready, &["key", "create", "--description", "seen"]);
     lab.cli(&up.ready, &["audit", "verify"]);
-    let segment = fs::read_dir(lab.path("data/audit")).unwrap().next().unwrap().unwrap().path();
+    let mut files =
+        fs::read_dir(lab.path("data/audit")).unwrap().map(|entry| entry.unwrap().path());
+    // Beside the segments lie the checkpoints.
+    let segment = files.find(|path| path.extension() == Some("jsonl".as_ref())).unwrap();
     let text = fs::read_to_string(&segment).unwrap();
     let changed = text.replacen("CreateKey", "DeleteKey", 1);
     assert_ne!(changed, text, "there is a record of the creation in {}", segment.display());
