@@ -371,8 +371,10 @@ pub(crate) async fn beside(one: &Target, other: &Target) -> f64 {
         }
         sides.push((open, 0_u64));
     }
-    for _ in 0..20 {
-        for (open, served) in &mut sides {
+    for turn in 0..20 {
+        // Each of them goes first as often as the other.
+        for side in [turn % 2, 1 - turn % 2] {
+            let (open, served) = &mut sides[side];
             let load = Load::on(std::mem::take(open), encrypt());
             tokio::time::sleep(Duration::from_millis(50)).await;
             let (tally, still_open) = load.finish().await;
