@@ -107,8 +107,9 @@ impl<'a> Pipeline<'a> {
         })
     }
 
-    /// Decrypts what follows the header in `source`, to its end. The key is from [`Header::open`]. Returns how many bytes of
-    /// plaintext that were. The sink is flushed.
+    /// Decrypts what follows the header in `source`, to its end, by the key from
+    /// [`Header::open`](super::Header::open). Returns how many bytes of plaintext that were. The
+    /// sink is flushed.
     ///
     /// # Errors
     ///
