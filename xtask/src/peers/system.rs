@@ -19,11 +19,8 @@ const VENV: Tool = Tool {
     packages: &["python3", "python3-venv"],
 };
 const NODE: Tool = Tool { name: "node", probe: &["node", "--version"], packages: &["nodejs"] };
-const SOFTHSM: Tool = Tool {
-    name: "softhsm2-util",
-    probe: &["softhsm2-util", "--version"],
-    packages: &["softhsm2"],
-};
+const SOFTHSM: Tool =
+    Tool { name: "softhsm2-util", probe: &["softhsm2-util", "--version"], packages: &["softhsm2"] };
 const NPM: Tool = Tool { name: "npm", probe: &["npm", "--version"], packages: &["npm"] };
 
 /// Makes sure that the tools for these peers are there.

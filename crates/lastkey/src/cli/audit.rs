@@ -42,8 +42,8 @@ pub(crate) struct AuditOptions {
     #[arg(id = "audit_checkpoint_key", long = "audit-checkpoint-key", value_name = "FILE")]
     pub(crate) checkpoint_key: Option<PathBuf>,
 
-    /// Carry the records elsewhere too: stdout, syslog, syslog:///PATH,
-    /// syslog+udp://HOST[:PORT], syslog+tcp://HOST[:PORT], https://HOST/PATH. May be given several
+    /// Carry the records elsewhere too: stdout, syslog, syslog:///PATH, syslog+udp://HOST:PORT,
+    /// syslog+tcp://HOST:PORT (both without :PORT, too), https://HOST/PATH. May be given several
     /// times.
     #[arg(id = "audit_sink", long = "audit-sink", value_name = "SINK")]
     pub(crate) sinks: Vec<SinkAddress>,
