@@ -93,7 +93,11 @@ async fn patience_ends_and_nothing_leaks() {
     let started = Instant::now();
     assert_eq!(places.enter(Share(2)).await.map(|_| ()), Err(NoPlace::Late));
     assert!(started.elapsed() >= Duration::from_millis(50));
+    assert_eq!(places.load(), (1, 0));
+    drop(first);
     // Somebody who hangs up while he waits.
+    let places = self::places(1, 10, 60_000);
+    let first = places.enter(Share(1)).await.unwrap();
     let gone = tokio::time::timeout(Duration::from_millis(5), places.enter(Share(2))).await;
     assert!(gone.is_err());
     assert_eq!(places.load(), (1, 0));
