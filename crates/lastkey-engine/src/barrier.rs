@@ -2,7 +2,7 @@
 //!
 //! Every record is sealed by a keyring key, with its path and a counter of its own as associated
 //! data, so that a record moved to another path, or given another counter, does not open. That
-//! none is put back in an older version is what [`heads`] are for: they are written with
+//! none is put back in an older version is what [`heads`](crate::heads) are for: they are written with
 //! each commit ([`batch`]), and compared with all records when the store is opened ([`check`]). The
 //! keyring itself is stored wrapped under the root key, which the seal keeps ([`keyring`]).
 
@@ -21,12 +21,12 @@ use lastkey_store::{CommitError, Entry, Revision, Store, Transaction};
 use parking_lot::RwLock;
 use serde::{Serialize, de::DeserializeOwned};
 
+#[cfg(test)]
+pub(crate) use self::keyring::again as keyring_again;
 use self::{
     batch::Pipeline,
     keyring::{Identity, Keyring},
 };
-#[cfg(test)]
-pub(crate) use self::keyring::again as keyring_again;
 pub(crate) use self::{
     batch::{Batch, Written},
     check::Inspection,

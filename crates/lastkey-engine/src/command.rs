@@ -32,12 +32,12 @@ pub use log::{ReadCheckpointKey, WatchedVerifyAudit};
 pub use plugin::{
     PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRefusal, PluginState, PluginStatus,
 };
+pub(crate) use rotation::RotateDueKey;
 pub use rotation::{CreateKeyVersion, DescribeKeyVersion, ListKeyVersions, UpdateRotationPolicy};
 pub use service::{
     CreateAccessKey, DescribeService, QueryAudit, ReadCertificate, RenewCertificate, ServiceStatus,
     VerifyAudit, WriteSealed,
 };
-pub(crate) use rotation::RotateDueKey;
 pub(crate) use service::{RedrawEpochs, sealed_path};
 pub use tags::{
     ListResourceTags, ListTagResources, TagResource, TaggedKey, UntagResource, UntagWhich,
