@@ -218,12 +218,15 @@ impl Service {
         };
         match ready {
             Ok(()) => Reply::text(StatusCode::OK, "readyz", "ready\n"),
-            // The code alone: whoever asks has shown no credential.
-            Err(error) => Reply::text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "readyz",
-                format!("not ready: {}\n", error.code()),
-            ),
+            // The code, and what an operator looks for first: whoever asks has shown no credential.
+            Err(error) => {
+                let cause = match error {
+                    Error::StorageFull => " (the disk is full)",
+                    _ => "",
+                };
+                let text = format!("not ready: {}{cause}\n", error.code());
+                Reply::text(StatusCode::SERVICE_UNAVAILABLE, "readyz", text)
+            }
         }
     }
 

@@ -42,12 +42,19 @@ fn a_full_disk_refuses_work_and_recovers() {
     let refusal = refusal.expect("work is refused on a full disk, at last");
     assert_eq!(refusal.code, 6, "{refusal:?}");
     assert!(refusal.stderr.contains("disk"), "the cause is named: {}", refusal.stderr);
-    eventually("/readyz fails", SOON, || match client.get("/readyz") {
+    eventually("/readyz fails and says why", SOON, || match client.get("/readyz") {
         Ok(answer) if answer.status == 200 => Err("still ready".to_owned()),
-        Ok(_) => Ok(()),
+        Ok(answer) if answer.text().contains("disk") => Ok(()),
+        Ok(answer) => Err(answer.text()),
         Err(error) => Err(error.to_string()),
     })
     .unwrap();
+    // The operator gets in over the local socket and sees the state.
+    let local = |args: &[&str]| {
+        let socket = up.ready.admin_socket.to_string_lossy().into_owned();
+        lab.lastkey.cli(None, &[&["--admin-socket", &socket], args].concat()).unwrap()
+    };
+    local(&["operator", "status"]).expect_ok("the operator's status on a full disk").unwrap();
     // 3. There is room again: it goes on by itself.
     fs::remove_file(ballast).unwrap();
     eventually("/readyz is well", SOON, || client.get("/readyz")?.expect_ok("readyz")).unwrap();
