@@ -249,6 +249,7 @@ impl AuditLog {
         } else {
             None
         };
+        let syncer = Syncer::start(journal.generation().saturating_sub(1))?;
         let committer = Committer {
             disk,
             directory: directory.to_owned(),
@@ -260,7 +261,7 @@ impl AuditLog {
             end,
             behind: Vec::new(),
             written: head,
-            syncer: Syncer::start()?,
+            syncer,
             rotations: signer.as_ref().map(Signer::rotations),
             bell: keeper.as_ref().map(Keeper::bell),
             closed_one: false,

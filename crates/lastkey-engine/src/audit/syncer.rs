@@ -23,7 +23,10 @@ pub(super) struct Syncer {
 }
 
 impl Syncer {
-    pub(super) fn start() -> io::Result<Self> {
+    /// Starts with what the segments hold durably already: opening the log has put back and
+    /// synchronised all that the journal held, so that no generation before the present one is
+    /// waited for.
+    pub(super) fn start(completed: u64) -> io::Result<Self> {
         let (jobs, work) = mpsc::sync_channel::<Job>(2);
         let (answer, done) = mpsc::channel();
         let thread = std::thread::Builder::new().name("audit-sync".into()).spawn(move || {
@@ -34,7 +37,7 @@ impl Syncer {
                 }
             }
         })?;
-        Ok(Self { jobs: Some(jobs), done, completed: 0, failed: None, thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), done, completed, failed: None, thread: Some(thread) })
     }
 
     /// Begins to make durable what the journal's `generation` holds.
