@@ -1,4 +1,5 @@
 //! The log goes on after restarts, for longer than its journal holds.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
 use std::{path::Path, sync::mpsc, time::Duration};
 
