@@ -32,7 +32,9 @@ impl User {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        // A CI that runs us in the background may have told us to ignore interrupts.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,TERM,HUP").arg(&self.binary);
         command.args(args).current_dir(&self.dir).env("LASTKEY_CREDENTIALS", &self.credentials);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
