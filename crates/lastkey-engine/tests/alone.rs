@@ -1,4 +1,5 @@
 //! A caller who is alone commits its records by itself.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
 use std::path::Path;
 

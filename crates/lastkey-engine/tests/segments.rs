@@ -297,10 +297,11 @@ fn searches_find_what_reading_everything_finds() {
         Query { to: second(7), ..all.clone() },
         Query { after: 1200, action: some("encrypt"), ..all.clone() },
     ];
+    let plain = queries.clone();
     for limit in [1, 7, 100] {
         for newest in [false, true] {
-            for query in queries[..11].to_vec() {
-                queries.push(Query { limit, newest, ..query });
+            for query in &plain[..11] {
+                queries.push(Query { limit, newest, ..query.clone() });
             }
         }
     }
@@ -346,7 +347,7 @@ fn searches_while_segments_are_compressed_miss_nothing_and_find_nothing_twice() 
     let world = World { compress: true, segment_bytes: 60_000, ..World::new() };
     let log = world.open();
     let all = Query { limit: 1 << 20, outcome: Some("ok".into()), ..Query::default() };
-    let ok = |n: &u64| n % 17 != 0;
+    let ok = |n: &u64| !n.is_multiple_of(17);
     for start in (0..RECORDS).step_by(100) {
         write_many(&log, start..start + 100);
         let page = log.query(&all).unwrap();

@@ -328,10 +328,10 @@ impl Model {
                 self.note_epoch(key, sealed.key.key_version, sealed.key.epoch)?;
                 self.sealed.push(PluginCiphertext { key, cluster, sealed, plaintext });
             }
-            (Op::PluginDecrypt { number, .. }, Answer::Opened(found)) => {
-                if self.sealed[number].plaintext != found.expose() {
-                    return Err("a plugin's ciphertext opens as something else".into());
-                }
+            (Op::PluginDecrypt { number, .. }, Answer::Opened(found))
+                if self.sealed[number].plaintext != found.expose() =>
+            {
+                return Err("a plugin's ciphertext opens as something else".into());
             }
             (Op::PluginStatus { key, .. }, Answer::Plugin(state)) => {
                 self.saw(key, state.key_version);
