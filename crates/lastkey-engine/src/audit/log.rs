@@ -527,7 +527,7 @@ impl Committer {
         if self.segment.is_gone()? {
             tracing::error!("the open audit segment was removed or replaced; a new one is begun");
             self.next_segment()?;
-        } else if self.end.offset >= self.segment_bytes {
+        } else if self.end.offset >= self.segment_bytes && !self.syncer.has_failed() {
             self.next_segment()?;
         }
         self.segment.reserve(self.end.offset + payload as u64)?;
@@ -556,12 +556,15 @@ impl Committer {
     }
 
     fn next_segment(&mut self) -> io::Result<()> {
+        // The closed segment is not in the next background job any more. One that does not become
+        // durable stays open: nobody may compress it, and the journal must not forget its records.
+        if let Err(error) = self.segment.sync() {
+            self.syncer.fail(&error);
+            return Err(error);
+        }
         let end = Position { segment: self.head.seq + 1, offset: 0 };
-        let segment = Segment::open(&*self.disk, &self.directory, end.segment)?;
-        let closed = std::mem::replace(&mut self.segment, segment);
+        self.segment = Segment::open(&*self.disk, &self.directory, end.segment)?;
         self.end = end;
-        // The closed segment is not in the next background job any more.
-        closed.sync()?;
         if let Some(rotations) = &self.rotations {
             rotations.tell(self.head);
         }
@@ -581,6 +584,9 @@ impl Committer {
 
     fn close(&mut self) -> io::Result<()> {
         self.catch_up()?;
+        // A clean end says that the segments have everything for certain. After a synchronisation
+        // that failed they may not, whatever a later one says: the next start reads the journal.
+        self.syncer.wait_for_all()?;
         self.segment.sync()?;
         if !self.journal.has_room(0) {
             self.turn_journal()?;

@@ -19,6 +19,8 @@ pub(super) struct Syncer {
     /// A synchronisation that failed may have lost data for good; only a restart, which reads the
     /// journal again, is safe.
     failed: Option<String>,
+    /// The newest generation that was given to the thread, or that needed none.
+    begun: u64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -37,14 +39,38 @@ impl Syncer {
                 }
             }
         })?;
-        Ok(Self { jobs: Some(jobs), done, completed, failed: None, thread: Some(thread) })
+        Ok(Self {
+            jobs: Some(jobs),
+            done,
+            completed,
+            failed: None,
+            begun: completed,
+            thread: Some(thread),
+        })
+    }
+
+    /// Waits until all that was begun is durable.
+    pub(super) fn wait_for_all(&mut self) -> io::Result<()> {
+        self.wait_for(self.begun)
+    }
+
+    /// Notes that records may be missing from a segment until a restart reads the journal again.
+    pub(super) fn fail(&mut self, error: &io::Error) {
+        self.failed.get_or_insert_with(|| error.to_string());
+    }
+
+    /// Whether records may be missing from a segment.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.is_some()
     }
 
     /// Begins to make durable what the journal's `generation` holds.
     pub(super) fn begin(&mut self, generation: u64, file: Arc<dyn DiskFile>) -> io::Result<()> {
         let gone = || io::Error::other("the audit synchroniser is gone");
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        jobs.send((generation, file)).map_err(|_| gone())
+        jobs.send((generation, file)).map_err(|_| gone())?;
+        self.begun = generation;
+        Ok(())
     }
 
     /// Waits until that generation's records are durable in the segments.
