@@ -312,6 +312,8 @@ mod tests {
         let later = house.from("127.0.0.1").unwrap();
         drop(house.from("127.0.0.1").unwrap());
         assert!(silent.pulse.begin(false).is_some(), "nobody has to leave at once");
+        // The later one stays the younger one, whenever the clock ticked.
+        assert!(later.pulse.begin(false).is_some());
         std::thread::sleep(A_MOMENT);
         assert!(house.from("127.0.0.1").is_some());
         assert_eq!(silent.pulse.phase(), Phase::Silent);
