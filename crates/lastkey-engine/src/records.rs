@@ -13,26 +13,30 @@ use std::{
     time::Duration,
 };
 
-use lastkey_crypto::{Algorithm, ClusterId, KeyId, KeyMaterial, KeyVersionId, SecretBytes, Suite};
+use lastkey_crypto::{ClusterId, KeyId, KeyVersionId, SecretBytes};
 use lastkey_store::{CommitError, Entry, Event, Revision};
 use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 use crate::{
-    Error, Timestamp,
-    barrier::{Barrier, Batch, Expect, MAX_USES, NextKeyring, Stored, Written, to_json},
+    Error,
+    barrier::{Barrier, Batch, Expect, MAX_USES, Stored, Written, to_json},
     cluster::Cluster,
     due::DueKeys,
     identity::AccessKey,
-    key::{AliasName, Key, KeyVersion},
+    key::{AliasName, Key},
     key_index::KeyIndex,
     outbox::Parcel,
     policy::Policy,
     uses::{self, Counted, Uses},
 };
+
+mod change;
+mod counting;
+
+use change::Write;
+pub(crate) use change::{AliasRecord, Change, Version};
 
 const KEYS: &str = "key/";
 const VERSIONS: &str = "version/";
@@ -42,189 +46,6 @@ const ACCESS_KEYS: &str = "access-key/";
 const CACHED_KEYS: usize = 100_000;
 const CACHED_VERSIONS: usize = 100_000;
 const LIST_PAGE: usize = 1_000;
-/// A reservation of uses that lost a race is tried again this often.
-const MAX_RESERVATIONS: usize = 8;
-
-/// One version with its material.
-///
-/// Record (behind the barrier, big-endian):
-/// ```text
-/// 00  1  format 1
-/// 01  1  suite
-/// 02  16 key id
-/// 12  8  creation, milliseconds since 1970
-/// 1a  …  material: 16, 24 or 32 bytes
-/// ```
-pub(crate) struct Version {
-    pub(crate) id: KeyVersionId,
-    pub(crate) key_id: KeyId,
-    pub(crate) created: Timestamp,
-    pub(crate) suite: Suite,
-    pub(crate) material: KeyMaterial,
-    /// What it has encrypted; kept in a record of its own.
-    pub(crate) uses: Uses,
-}
-
-const VERSION_FORMAT: u8 = 1;
-
-impl Version {
-    pub(crate) fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(64));
-        bytes.extend_from_slice(&[VERSION_FORMAT, self.suite.into()]);
-        bytes.extend_from_slice(self.key_id.as_bytes());
-        bytes.extend_from_slice(&self.created.as_millis().to_be_bytes());
-        bytes.extend_from_slice(self.material.expose());
-        bytes
-    }
-
-    /// What callers may know of it.
-    pub(crate) fn describe(&self) -> KeyVersion {
-        KeyVersion {
-            key_id: self.key_id,
-            id: self.id,
-            created: self.created,
-            uses: self.uses.used(),
-        }
-    }
-
-    pub(crate) fn decode(id: KeyVersionId, bytes: &[u8]) -> Option<Self> {
-        let (&[format, suite], rest) = bytes.split_first_chunk()?;
-        let (key_id, rest) = rest.split_first_chunk::<16>()?;
-        let (created, material) = rest.split_first_chunk::<8>()?;
-        let known = format == VERSION_FORMAT
-            && [Algorithm::Aes128, Algorithm::Aes192, Algorithm::Aes256]
-                .iter()
-                .any(|algorithm| algorithm.key_len() == material.len());
-        if !known {
-            return None;
-        }
-        Some(Self {
-            id,
-            key_id: KeyId::from_bytes(*key_id),
-            created: Timestamp::from_millis(i64::from_be_bytes(*created)),
-            suite: Suite::try_from(suite).ok()?,
-            material: KeyMaterial::from_slice(material),
-            uses: Uses::from_stored(0),
-        })
-    }
-}
-
-/// What an alias record says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct AliasRecord {
-    pub(crate) name: AliasName,
-    pub(crate) key: KeyId,
-}
-
-/// One thing a change writes or deletes.
-enum Write {
-    Key(Box<Key>, Expect),
-    Version(Version),
-    Alias(AliasRecord, Expect),
-    Cluster(Box<Cluster>, Expect),
-    AccessKey(AccessKey),
-    DropKey(KeyId, Expect),
-    DropVersion(KeyVersionId),
-    DropAlias(AliasName, Expect),
-    Raw {
-        path: String,
-        value: Zeroizing<Vec<u8>>,
-        expect: Expect,
-    },
-    Keyring(Box<NextKeyring>),
-    /// Not sealed by the barrier: what it takes to open the barrier.
-    Clear {
-        path: &'static str,
-        value: Vec<u8>,
-        expect: Option<Revision>,
-    },
-}
-
-/// What a command wants to be true afterwards, all of it or none.
-#[derive(Default)]
-pub(crate) struct Change {
-    writes: Vec<Write>,
-}
-
-impl Change {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
-    fn with(mut self, write: Write) -> Self {
-        self.writes.push(write);
-        self
-    }
-
-    pub(crate) fn create_key(self, key: Key) -> Self {
-        self.with(Write::Key(Box::new(key), Expect::Absent))
-    }
-
-    pub(crate) fn update_key(self, old: &Stored<Key>, new: Key) -> Self {
-        self.with(Write::Key(Box::new(new), old.expect()))
-    }
-
-    pub(crate) fn create_version(self, version: Version) -> Self {
-        self.with(Write::Version(version))
-    }
-
-    pub(crate) fn create_alias(self, name: AliasName, key: KeyId) -> Self {
-        self.with(Write::Alias(AliasRecord { name, key }, Expect::Absent))
-    }
-
-    pub(crate) fn update_alias(self, old: &Stored<AliasRecord>, key: KeyId) -> Self {
-        let record = AliasRecord { name: old.value.name.clone(), key };
-        self.with(Write::Alias(record, old.expect()))
-    }
-
-    pub(crate) fn delete_alias(self, old: &Stored<AliasRecord>) -> Self {
-        self.with(Write::DropAlias(old.value.name.clone(), old.expect()))
-    }
-
-    pub(crate) fn create_cluster(self, cluster: Cluster) -> Self {
-        self.with(Write::Cluster(Box::new(cluster), Expect::Absent))
-    }
-
-    pub(crate) fn update_cluster(self, old: &Stored<Cluster>, new: Cluster) -> Self {
-        self.with(Write::Cluster(Box::new(new), old.expect()))
-    }
-
-    pub(crate) fn create_access_key(self, key: AccessKey) -> Self {
-        self.with(Write::AccessKey(key))
-    }
-
-    pub(crate) fn delete_key(self, old: &Stored<Key>) -> Self {
-        self.with(Write::DropKey(old.value.id, old.expect()))
-    }
-
-    pub(crate) fn delete_version(self, id: KeyVersionId) -> Self {
-        self.with(Write::DropVersion(id))
-    }
-
-    /// How many records it writes or deletes.
-    pub(crate) fn len(&self) -> usize {
-        self.writes.len()
-    }
-
-    pub(crate) fn put(self, path: String, value: Zeroizing<Vec<u8>>, expect: Expect) -> Self {
-        self.with(Write::Raw { path, value, expect })
-    }
-
-    /// Puts a keyring in place of the present one.
-    pub(crate) fn keyring(self, next: NextKeyring) -> Self {
-        self.with(Write::Keyring(Box::new(next)))
-    }
-
-    /// Writes what rests outside of the barrier; `None` expects that there is nothing yet.
-    pub(crate) fn put_clear(
-        self,
-        path: &'static str,
-        value: Vec<u8>,
-        expect: Option<Revision>,
-    ) -> Self {
-        self.with(Write::Clear { path, value, expect })
-    }
-}
 
 /// Which key each alias names, and which aliases each key has.
 #[derive(Default)]
@@ -461,104 +282,6 @@ impl Records {
             Ok::<_, Error>(Arc::new(version))
         };
         self.versions.get_or_insert_async(&id, load).await
-    }
-
-    /// How often a version was used, as the store holds it, and what a change of that expects.
-    async fn stored_uses(&self, id: KeyVersionId) -> Result<(u64, Expect), Error> {
-        let path = uses::path_of(id);
-        let Some(stored) = self.barrier.read(&path).await? else { return Ok((0, Expect::Absent)) };
-        let count = uses::decode(stored.value.expose()).ok_or(Error::CorruptRecord { path })?;
-        Ok((count, stored.expect()))
-    }
-
-    /// Counts a use of a version, before it is used.
-    pub(crate) async fn count_use(&self, version: &Arc<Version>) -> Result<(), Error> {
-        match version.uses.count() {
-            Counted::Ahead => Ok(()),
-            Counted::RunningLow => {
-                self.low.lock().push(Arc::clone(version));
-                Ok(())
-            }
-            Counted::Beyond => self.reserve_uses(version).await,
-        }
-    }
-
-    /// Counts ahead where half of what was reserved is used.
-    pub(crate) async fn reserve_more(&self) -> Result<(), Error> {
-        self.barrier.reserve_seals(false).await?;
-        let low = std::mem::take(&mut *self.low.lock());
-        for version in low {
-            self.reserve_uses(&version).await?;
-        }
-        Ok(())
-    }
-
-    /// Whether a version has encrypted as much as one may.
-    pub(crate) fn is_worn(&self, version: &Version) -> bool {
-        version.uses.used() >= self.limits.version.load(Ordering::Relaxed)
-    }
-
-    /// The keys whose primary versions have encrypted as much as one may.
-    pub(crate) fn worn_keys(&self) -> Vec<KeyId> {
-        std::mem::take(&mut *self.worn.lock()).into_iter().collect()
-    }
-
-    /// Counts uses of a version ahead, durably.
-    async fn reserve_uses(&self, version: &Version) -> Result<(), Error> {
-        let _alone = version.uses.reserving.lock().await;
-        // Whoever was before us may have reserved enough for both.
-        if !version.uses.runs_low() {
-            return Ok(());
-        }
-        for _ in 0..MAX_RESERVATIONS {
-            let (stored, expect) = self.stored_uses(version.id).await?;
-            let count = version.uses.next().max(stored);
-            if self.write_uses(version.id, count, expect).await? {
-                version.uses.reserved(count);
-                self.counted.lock().insert(version.id, count);
-                if self.is_worn(version) {
-                    self.worn.lock().insert(version.key_id);
-                }
-                return Ok(());
-            }
-        }
-        Err(Error::Busy)
-    }
-
-    /// False if somebody else was faster.
-    async fn write_uses(
-        &self,
-        id: KeyVersionId,
-        count: u64,
-        expect: Expect,
-    ) -> Result<bool, Error> {
-        let mut batch = Batch::default();
-        batch.put(&self.barrier, &uses::path_of(id), &uses::encode(count), expect)?;
-        match self.barrier.commit(&batch).await {
-            Ok(_) => Ok(true),
-            Err(CommitError::Conflict { .. }) => Ok(false),
-            Err(other) => Err(other.into()),
-        }
-    }
-
-    /// Leaves the exact counts of the versions that were used, as many as there is time for; the
-    /// others stay a little too high. Nothing may be used afterwards.
-    pub(crate) async fn end_counting(&self, patience: Duration) -> Result<(), Error> {
-        let until = tokio::time::Instant::now() + patience;
-        let counted = std::mem::take(&mut *self.counted.lock());
-        for (id, reserved) in counted {
-            if tokio::time::Instant::now() > until {
-                return Ok(());
-            }
-            // What was evicted from the cache meanwhile has no exact count any more.
-            let Some(version) = self.versions.peek(&id) else { continue };
-            let used = version.uses.close();
-            let (stored, expect) = self.stored_uses(id).await?;
-            if stored == reserved && used < stored {
-                self.write_uses(id, used, expect).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Keys as they are stored, in the order of their ids, past the cache; and the path to go on

@@ -27,6 +27,7 @@ mod body;
 mod deadline;
 mod exchange;
 mod fair;
+pub mod files;
 mod identity;
 mod limits;
 mod listener;

@@ -5,9 +5,7 @@
 //! docs/security.md says so. A server under a file seal leaves none.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,6 +21,7 @@ use super::{
     authority::{ServerPair, to_pem},
     certificate::{CertificateError, CertificateSource, certified, from_files},
 };
+use crate::files;
 
 /// Where the certificate and its key lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,17 +63,8 @@ impl Leaf {
 }
 
 fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), CertificateError> {
-    let temporary = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        let _ = fs::remove_file(&temporary);
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(|source| CertificateError::Write { path: path.to_owned(), source })
+    files::replace(path, content, mode)
+        .map_err(|source| CertificateError::Write { path: path.to_owned(), source })
 }
 
 /// How connections are welcomed while the server is sealed. Clients are not asked for

@@ -1,12 +1,13 @@
 //! The data directory: what lies where in it.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
+    fs::{self, DirBuilder, OpenOptions},
+    io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
+use lastkey_server::files;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::output::Failure;
@@ -178,21 +179,7 @@ fn check_socket_length(directory: &Path) -> Result<(), Failure> {
 
 /// Puts a whole file in place of another, durably, with this mode.
 pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), Failure> {
-    let failed = |error: io::Error| Failure::file(path, &error);
-    let temporary = path.with_extension("new");
-    let write = || {
-        let _ = fs::remove_file(&temporary);
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        failed(error)
-    })
+    files::replace(path, content, mode).map_err(|error| Failure::file(path, &error))
 }
 
 #[cfg(test)]

@@ -1,0 +1,151 @@
+//! What the engine does by itself while it runs.
+
+use super::*;
+
+/// Delivered outbox parcels wait at most this long for their deletion.
+const SWEEP_EVERY: Duration = Duration::from_millis(250);
+/// Due rotations and deletions are looked for this often.
+const DUE_EVERY: Duration = Duration::from_secs(60);
+/// An unhealthy log is tried this often.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+/// The anchor follows the store this often.
+const ANCHOR_EVERY: Duration = Duration::from_secs(1);
+/// While the keyring has old keys, some records are sealed again this often.
+const RESEAL_EVERY: Duration = Duration::from_millis(100);
+/// Exact counts of uses may take this long to write at the end.
+const COUNTING_PATIENCE: Duration = Duration::from_secs(1);
+/// Refused callers are summed up this often.
+const REFUSALS_EVERY: Duration = Duration::from_secs(10);
+
+impl Core {
+    pub(super) async fn flush_refusals(&self) {
+        let refusals = std::mem::take(&mut *self.refusals.lock());
+        for (code, refusal) in refusals {
+            let caller =
+                Caller::new(Principal::System, Source::Internal, RequestId::random(&*self.entropy));
+            let mut record = Record::begin(Action::RefuseCallers.name(), &caller, self.clock.now());
+            record.number("count", refusal.count);
+            let sources: Vec<String> = refusal.sources.iter().map(ToString::to_string).collect();
+            record.field("sources", sources.join(" "));
+            let _ = self.audit.append(record.finish(code, Duration::ZERO)).await;
+        }
+    }
+
+    /// An attempt to write, so that a log that could not is found working again.
+    async fn heartbeat(&self) {
+        if self.audit.health().is_err() {
+            let caller = Caller::system(&*self.entropy);
+            let record = Record::begin(Action::Heartbeat.name(), &caller, self.clock.now());
+            let _ = self.audit.append(record.finish("ok", Duration::ZERO)).await;
+        }
+        self.outbox.pay(&self.records.barrier, &*self.audit).await;
+    }
+
+    pub(super) fn start_background(self: &Arc<Self>, due_at_start: bool) {
+        let (follower, starter) = (Arc::clone(self), Arc::clone(self));
+        let tasks = [
+            tokio::spawn(async move {
+                if due_at_start && let Err(error) = starter.run_due(true).await {
+                    tracing::error!(%error, "due rotations or deletions wait");
+                }
+            }),
+            tokio::spawn(async move { follower.records.follow().await }),
+            self.every(SWEEP_EVERY, |core| Box::pin(async { core.sweep().await })),
+            self.every(DUE_EVERY, |core| Box::pin(async { core.look_for_due_work().await })),
+            self.every(HEARTBEAT_EVERY, |core| Box::pin(async { core.heartbeat().await })),
+            self.every(REFUSALS_EVERY, |core| Box::pin(async { core.flush_refusals().await })),
+            self.every(ANCHOR_EVERY, |core| Box::pin(async { core.anchor().await })),
+            self.every(RESEAL_EVERY, |core| Box::pin(async { core.reseal().await })),
+        ];
+        self.background.lock().extend(tasks);
+    }
+
+    pub(super) async fn end_counting(&self) -> Result<(), Error> {
+        self.records.end_counting(COUNTING_PATIENCE).await?;
+        self.records.barrier.end_counting().await
+    }
+
+    pub(super) async fn sweep(&self) {
+        if let Err(error) = self.records.reserve_more().await {
+            tracing::warn!(%error, "uses of keys could not be counted ahead");
+        }
+        if let Err(error) = self.outbox.sweep(&self.records.barrier, &*self.audit).await {
+            tracing::warn!(%error, "delivered records wait in the outbox");
+        }
+    }
+
+    /// Seals some records again after a rotation of the keyring, and ends it when none is left.
+    async fn reseal(self: &Arc<Self>) {
+        let mut round = self.resealing.lock().await;
+        let worked = match self.records.barrier.reseal_some(&mut round).await {
+            Ok(Step::Idle | Step::More) => Ok(()),
+            Ok(Step::Clean) => self.execute(&Caller::system(&*self.entropy), DropKeyringKeys).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = worked {
+            tracing::warn!(%error, "records wait to be sealed by the newest keyring key");
+        }
+    }
+
+    /// Rotates what was used as much as it may be, and a keyring that is old.
+    pub(super) async fn rotate_worn(self: &Arc<Self>, may_rotate: bool) -> Result<(), Error> {
+        let caller = || Caller::system(&*self.entropy);
+        for key in self.records.worn_keys() {
+            match self.execute(&caller(), RotateDueKey { key }).await {
+                Ok(()) | Err(Error::KeyNotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (uses, since, keys) = self.records.barrier.keyring_state();
+        let worn = uses >= self.records.limits.keyring.load(Ordering::Relaxed);
+        let old = may_rotate && self.clock.now().since(since) >= MAX_AGE;
+        // One rotation at a time: the one before has to come to its end first.
+        if (worn || old) && keys == 1 {
+            self.execute(&caller(), RotateKeyring).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets the anchor know how far the store has come, if it came further.
+    pub(super) async fn anchor(self: &Arc<Self>) {
+        let Some(committed) = self.records.barrier.committed() else { return };
+        if *self.anchored.lock() == committed {
+            return;
+        }
+        let core = Arc::clone(self);
+        let wrote = tokio::task::spawn_blocking(move || {
+            anchor::write(&*core.anchor, &core.records.barrier)
+        });
+        match wrote.await {
+            Ok(Ok(())) => *self.anchored.lock() = committed,
+            Ok(Err(error)) => tracing::warn!(%error, "the anchor fell behind the store"),
+            Err(_) => {}
+        }
+    }
+
+    async fn look_for_due_work(self: &Arc<Self>) {
+        if let Err(error) = self.run_due(false).await {
+            tracing::error!(%error, "due rotations or deletions wait");
+        }
+        if let Err(error) = self.keep_time().await {
+            tracing::warn!(%error, "the running time was not kept");
+        }
+    }
+
+    fn every(
+        self: &Arc<Self>,
+        period: Duration,
+        work: for<'a> fn(&'a Arc<Core>) -> BoxFuture<'a, ()>,
+    ) -> JoinHandle<()> {
+        let core = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(period);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            ticks.tick().await;
+            loop {
+                ticks.tick().await;
+                work(&core).await;
+            }
+        })
+    }
+}

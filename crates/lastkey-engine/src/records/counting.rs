@@ -1,0 +1,106 @@
+//! How often each version has encrypted, counted ahead in the store.
+
+use super::*;
+
+/// A reservation of uses that lost a race is tried again this often.
+const MAX_RESERVATIONS: usize = 8;
+
+impl Records {
+    /// How often a version was used, as the store holds it, and what a change of that expects.
+    pub(super) async fn stored_uses(&self, id: KeyVersionId) -> Result<(u64, Expect), Error> {
+        let path = uses::path_of(id);
+        let Some(stored) = self.barrier.read(&path).await? else { return Ok((0, Expect::Absent)) };
+        let count = uses::decode(stored.value.expose()).ok_or(Error::CorruptRecord { path })?;
+        Ok((count, stored.expect()))
+    }
+
+    /// Counts a use of a version, before it is used.
+    pub(crate) async fn count_use(&self, version: &Arc<Version>) -> Result<(), Error> {
+        match version.uses.count() {
+            Counted::Ahead => Ok(()),
+            Counted::RunningLow => {
+                self.low.lock().push(Arc::clone(version));
+                Ok(())
+            }
+            Counted::Beyond => self.reserve_uses(version).await,
+        }
+    }
+
+    /// Counts ahead where half of what was reserved is used.
+    pub(crate) async fn reserve_more(&self) -> Result<(), Error> {
+        self.barrier.reserve_seals(false).await?;
+        let low = std::mem::take(&mut *self.low.lock());
+        for version in low {
+            self.reserve_uses(&version).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a version has encrypted as much as one may.
+    pub(crate) fn is_worn(&self, version: &Version) -> bool {
+        version.uses.used() >= self.limits.version.load(Ordering::Relaxed)
+    }
+
+    /// The keys whose primary versions have encrypted as much as one may.
+    pub(crate) fn worn_keys(&self) -> Vec<KeyId> {
+        std::mem::take(&mut *self.worn.lock()).into_iter().collect()
+    }
+
+    /// Counts uses of a version ahead, durably.
+    async fn reserve_uses(&self, version: &Version) -> Result<(), Error> {
+        let _alone = version.uses.reserving.lock().await;
+        // Whoever was before us may have reserved enough for both.
+        if !version.uses.runs_low() {
+            return Ok(());
+        }
+        for _ in 0..MAX_RESERVATIONS {
+            let (stored, expect) = self.stored_uses(version.id).await?;
+            let count = version.uses.next().max(stored);
+            if self.write_uses(version.id, count, expect).await? {
+                version.uses.reserved(count);
+                self.counted.lock().insert(version.id, count);
+                if self.is_worn(version) {
+                    self.worn.lock().insert(version.key_id);
+                }
+                return Ok(());
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// False if somebody else was faster.
+    async fn write_uses(
+        &self,
+        id: KeyVersionId,
+        count: u64,
+        expect: Expect,
+    ) -> Result<bool, Error> {
+        let mut batch = Batch::default();
+        batch.put(&self.barrier, &uses::path_of(id), &uses::encode(count), expect)?;
+        match self.barrier.commit(&batch).await {
+            Ok(_) => Ok(true),
+            Err(CommitError::Conflict { .. }) => Ok(false),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Leaves the exact counts of the versions that were used, as many as there is time for; the
+    /// others stay a little too high. Nothing may be used afterwards.
+    pub(crate) async fn end_counting(&self, patience: Duration) -> Result<(), Error> {
+        let until = tokio::time::Instant::now() + patience;
+        let counted = std::mem::take(&mut *self.counted.lock());
+        for (id, reserved) in counted {
+            if tokio::time::Instant::now() > until {
+                return Ok(());
+            }
+            // What was evicted from the cache meanwhile has no exact count any more.
+            let Some(version) = self.versions.peek(&id) else { continue };
+            let used = version.uses.close();
+            let (stored, expect) = self.stored_uses(id).await?;
+            if stored == reserved && used < stored {
+                self.write_uses(id, used, expect).await?;
+            }
+        }
+        Ok(())
+    }
+}
