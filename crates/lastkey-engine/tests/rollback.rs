@@ -6,7 +6,7 @@ mod support;
 use std::{collections::BTreeMap, sync::Arc};
 
 use lastkey_engine::{
-    AliasName, Engine, Error, FileAnchor, Key, MemoryAnchor, StartError, audit::Query, command::*,
+    AliasName, Engine, Error, Key, MemoryAnchor, StartError, audit::Query, command::*,
 };
 use lastkey_store::{Entry, Store, Transaction};
 use support::{World, by_id, context, create_key, parts, root, secret};
@@ -394,43 +394,6 @@ async fn racing_writers_keep_the_heads_true() {
     while prey.world.store.commit(Transaction::new()).await.is_err() {}
     engine.shutdown().await;
     prey.start().await.shutdown().await;
-}
-
-/// The same over the file, where answers come later than places.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn racing_writers_share_commits_in_a_file() {
-    use lastkey_store::{OpenOptions, RedbStore};
-    let world = World::new();
-    let file = world.directory.path().join("store.redb");
-    let start = async || {
-        let store = Arc::new(RedbStore::open(&file, OpenOptions::default()).unwrap());
-        let anchor = Arc::new(FileAnchor::new(world.directory.path().join("anchor")));
-        let parts = parts(store, world.clock.clone(), world.directory.path(), "here", anchor);
-        Engine::start(parts).await.unwrap()
-    };
-    let engine = start().await;
-    let key = create_key(&engine).await;
-    let tasks: Vec<_> = (0..32)
-        .map(|n| {
-            let (engine, key) = (engine.clone(), by_id(&key));
-            tokio::spawn(async move {
-                for m in 0..8 {
-                    engine.execute(&root(&engine), CreateKey::default()).await.unwrap();
-                    let tags = BTreeMap::from([(format!("t{}", n % 10), m.to_string())]);
-                    let tag = TagResource { key: key.clone(), tags };
-                    let tagged = engine.execute(&root(&engine), tag).await;
-                    assert!(matches!(tagged, Ok(()) | Err(Error::Busy)), "{tagged:?}");
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
-    assert_eq!(engine.key_count(), 32 * 8 + 1);
-    engine.shutdown().await;
-    drop(engine);
-    start().await.shutdown().await;
 }
 
 /// A store as release 0.1.0 has left it: the same records, but no heads.

@@ -370,11 +370,11 @@ impl State {
         }
     }
 
-    /// False if the store holds an older head than it has confirmed.
-    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
-    fn learn_head(&mut self, index: usize, generation: u64, head: Head, stored: Vec<u8>) -> bool {
-        self.heads[index].relearn(generation, head, stored);
-        head.sequence >= self.committed[index]
+    /// What is known of a shard before its head is read: the tip's generation, and the sequence
+    /// below which what will be read cannot be. Others may commit while it is read, so neither
+    /// can be asked for afterwards.
+    fn before_reading(&self, index: usize) -> (u64, u64) {
+        (self.heads[index].generation, self.committed[index])
     }
 
     fn confirm(&mut self, staged: &Staged) {
@@ -458,11 +458,12 @@ impl Barrier {
     async fn recall(&self, pipeline: &Pipeline, unknown: &Unknown) -> Result<(), CommitError> {
         for shard in &unknown.shards {
             let index = usize::from(*shard);
-            let generation = pipeline.state.lock().heads[index].generation;
+            let (generation, confirmed) = pipeline.state.lock().before_reading(index);
             let (head, stored) = self.read_head(*shard).await?;
-            if !pipeline.state.lock().learn_head(index, generation, head, stored) {
+            if head.sequence < confirmed {
                 return Err(self.distrust(format!("the head of shard {shard:02x} went back")));
             }
+            pipeline.state.lock().heads[index].relearn(generation, head, stored);
         }
         if unknown.mark {
             let generation = pipeline.state.lock().mark.generation;
