@@ -75,6 +75,19 @@ impl Site {
         with_input(&self.lab, &[&["operator"], args, &place].concat(), input)
     }
 
+    /// The same over the network, with the credentials and the authority of a client.
+    fn over_tls(&self, args: &[&str], input: &str) -> Outcome {
+        // A port may have changed since the file was written, which is made anew at an unsealing.
+        let own = self.data().join("credentials.json");
+        let mut text: Value = serde_json::from_slice(&fs::read(own).unwrap()).unwrap();
+        text["url"] = Value::from(self.up().ready.url.as_str());
+        let file = self.lab.path("keeper.json");
+        fs::write(&file, text.to_string()).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        let place = ["--credentials", file.to_str().unwrap()];
+        with_input(&self.lab, &[&["operator"], args, &place].concat(), input)
+    }
+
     fn ok(&self, args: &[&str], input: &str) -> Value {
         self.operator(args, input).expect_ok(&args.join(" ")).unwrap().json()
     }
@@ -333,4 +346,72 @@ fn the_seal_is_changed_while_the_server_runs() {
     site.restart("server", &[]);
     assert_eq!(site.status()["state"], "unsealed");
     site.assert_decrypts(&sealed);
+}
+
+#[test]
+fn keepers_enter_their_shares_over_the_network() {
+    let mut site = Site::start("server", &["--seal", "shamir"]);
+    let old = shares(&site.ok(&["init", "--shares", "3", "--threshold", "2"], ""));
+    // There is no authority a keeper could trust before the first unsealing.
+    site.unseal(&old[..2]);
+    let sealed = site.encrypt();
+    let ok = |site: &Site, args: &[&str], input: &str| {
+        site.over_tls(args, input).expect_ok(&args.join(" ")).unwrap().json()
+    };
+    // What belongs on the server's machine is refused from anywhere else.
+    ok(&site, &["seal"], "");
+    for args in [&["unseal", "--reset"][..], &["init", "--shares", "3", "--threshold", "2"]] {
+        let outcome = site.over_tls(args, "");
+        assert_eq!(outcome.code, 4, "{args:?}: {}", outcome.stderr);
+    }
+    let entered = ok(&site, &["unseal"], &old[2]);
+    assert_eq!(entered["progress"]["entered"], 1, "{entered}");
+    assert_eq!(ok(&site, &["unseal"], &old[0])["state"], "unsealed");
+    site.assert_decrypts(&sealed);
+
+    // New shares, each keeper from a machine of their own; the old ones are worthless afterwards.
+    ok(&site, &["rekey", "--shares", "3", "--threshold", "3"], &old[0]);
+    let new = shares(&ok(&site, &["rekey"], &old[1]));
+    for share in &new {
+        ok(&site, &["confirm"], share);
+    }
+    assert_eq!(site.status()["seal"]["generation"], 2, "{}", site.status());
+    // Another process, sealed: it shows the certificate that the keepers trust.
+    site.restart("server", &[]);
+    let refused = site.over_tls(&["unseal"], &old[0]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("generation"), "{}", refused.stderr);
+    for share in &new {
+        ok(&site, &["unseal"], share);
+    }
+    assert_eq!(ok(&site, &["status"], "")["state"], "unsealed");
+    site.assert_decrypts(&sealed);
+}
+
+#[test]
+fn the_keyring_is_rotated_and_the_old_one_is_dropped() {
+    let mut site = Site::start("server", &["--seal", "shamir"]);
+    let shares = shares(&site.ok(&["init", "--shares", "2", "--threshold", "2"], ""));
+    site.unseal(&shares);
+    let sealed = site.encrypt();
+    // Nobody enters a share for it, and it needs no word but the caller's: over both doors.
+    assert_eq!(site.ok(&["rotate", "keyring"], "")["keyring_key"], 2);
+    let made = site.over_tls(&["rotate", "keyring"], "").expect_ok("rotate keyring").unwrap();
+    assert_eq!(made.json()["keyring_key"], 3);
+    let credentials = site.data().join("credentials.json");
+    let query = ["audit", "query", "--operation", "DropKeyringKeys"];
+    lastkey_testbed::eventually("the old keys are dropped", SOON, || {
+        let found = site.lab.lastkey.cli(Some(&credentials), &query)?.expect_ok("audit query")?;
+        let dropped = found.json()["items"].as_array().is_some_and(|items| {
+            items.iter().any(|item| item.to_string().contains("\"keyring_key\":3"))
+        });
+        let late = |line| lastkey_testbed::Error::ReadyLine { line, cause: "not yet".to_owned() };
+        dropped.then_some(()).ok_or_else(|| late(found.stdout))
+    })
+    .unwrap();
+    site.assert_decrypts(&sealed);
+    site.restart("server", &[]);
+    site.unseal(&shares);
+    site.assert_decrypts(&sealed);
+    assert_eq!(site.ok(&["rotate", "keyring"], "")["keyring_key"], 4);
 }
