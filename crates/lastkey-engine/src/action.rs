@@ -42,7 +42,7 @@ actions! {
     DeleteAudit, ReadCheckpointKey,
     // the seal
     SealServer, UnsealServer, ManageSeal, RekeySeal, ConfirmSeal, CancelSeal, MigrateSeal,
-    RotateRootKey,
+    RotateRootKey, ForgetShares,
 }
 
 impl fmt::Display for Action {

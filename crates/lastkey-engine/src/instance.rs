@@ -18,12 +18,13 @@
 //! 5. the engine is dropped, and with it the root key, the keyring and every key that was cached:
 //!    locked memory zeroes itself when it is freed.
 
+mod abandoned;
 mod error;
 mod life;
 mod order;
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -36,6 +37,7 @@ use parking_lot::RwLock;
 use serde::Serialize;
 use tokio::sync::{Mutex, MutexGuard};
 
+pub use abandoned::GIVEN_UP;
 pub use error::OperatorError;
 pub use life::{Life, LifeEvent};
 pub use order::{Order, Outcome, With};
@@ -83,6 +85,8 @@ struct Inner {
     attendants: RwLock<Vec<Weak<dyn Attendant>>>,
     /// Held by whatever changes the state or the seal.
     work: Mutex<Work>,
+    /// Whether somebody looks after shares that wait.
+    watched: AtomicBool,
     request_ids: RequestIds,
 }
 
@@ -112,6 +116,10 @@ struct Work {
     held: Option<Arc<KeyMaterial>>,
     /// Shares refused since the server was sealed.
     refused: u64,
+    /// Shares forgotten since then.
+    forgotten: u64,
+    /// Running time when the last share was taken.
+    progress_at: Duration,
 }
 
 /// How an installation is, for everybody to know. Nothing in it is secret.
@@ -168,6 +176,7 @@ impl Instance {
             shown: RwLock::default(),
             attendants: RwLock::default(),
             work: Mutex::default(),
+            watched: AtomicBool::new(false),
             request_ids: RequestIds::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -313,6 +322,7 @@ impl Instance {
             Life::Unsealed => return Ok(self.status()),
             Life::Sealed => {}
         }
+        self.forget_abandoned(&mut work).await;
         let kept = Kept::load(&*parts.store).await?;
         let Some(share) = share else {
             let root = seal::obtain(&*parts.store, &*parts.seal, &*parts.entropy).await?;
@@ -325,8 +335,9 @@ impl Instance {
             return Err(OperatorError::TakesNoShares(kept.record.kind()));
         }
         let given = work.unsealing.enter(share, (&sets, kept.record.root));
-        if given.is_err() {
-            work.refused += 1;
+        match &given {
+            Ok(_) => self.progressed(&mut work),
+            Err(_) => work.refused += 1,
         }
         let shown = given.as_ref().map(|given| given.is_some());
         let given = match shown {
@@ -412,7 +423,7 @@ impl Instance {
             Err(error) => return Err(error),
         };
         drop(root);
-        if let Err(error) = self.prepare(&engine, work.refused).await {
+        if let Err(error) = self.prepare(&engine, work).await {
             engine.retire(PATIENCE).await;
             return Err(error);
         }
@@ -422,9 +433,11 @@ impl Instance {
         Ok(())
     }
 
-    async fn prepare(&self, engine: &Engine, refused: u64) -> Result<(), StartError> {
+    async fn prepare(&self, engine: &Engine, work: &Work) -> Result<(), StartError> {
         if let Some(record) = self.sealed_before(engine).await? {
-            engine.execute(&engine.system_caller(), UnsealServer { record, refused }).await?;
+            let &Work { refused, forgotten, .. } = work;
+            let unsealed = UnsealServer { record, refused, forgotten };
+            engine.execute(&engine.system_caller(), unsealed).await?;
         }
         for attendant in self.attendants() {
             if let Err(error) = attendant.opened(engine).await {

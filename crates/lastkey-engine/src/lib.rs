@@ -48,8 +48,8 @@ pub use engine::{Engine, Incarnation, OpenAudit, Parts, StartError};
 pub use error::{Error, ErrorKind};
 pub use identity::AccessKey;
 pub use instance::{
-    Attendant, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError, Order, Outcome,
-    With,
+    Attendant, GIVEN_UP, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError,
+    Order, Outcome, With,
 };
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,

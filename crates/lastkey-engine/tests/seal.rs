@@ -17,9 +17,9 @@ use std::{
 use async_trait::async_trait;
 use lastkey_crypto::{EncryptionContext, Entropy, KeyMaterial, SecretBytes, share::Share};
 use lastkey_engine::{
-    Caller, Engine, Error, FileSeal, Instance, KeyRef, Life, NewShares, NoAnchor, OperatorError,
-    Order, Outcome, Parts, RootPrint, Seal, SealEntry, SealError, SealKind, SealRecord, Seals,
-    ShareRefused, With,
+    Caller, Engine, Error, FileSeal, GIVEN_UP, Instance, KeyRef, Life, NewShares, NoAnchor,
+    OperatorError, Order, Outcome, Parts, RootPrint, Seal, SealEntry, SealError, SealKind,
+    SealRecord, Seals, ShareRefused, With,
     audit::Query,
     command::{CreateKey, Decrypt, Encrypt, QueryAudit},
 };
@@ -200,6 +200,62 @@ async fn what_is_done_with_the_seal_is_in_the_audit_log() {
     }
     let first = page.records.iter().find(|r| r["action"] == "UnsealServer").unwrap();
     assert_eq!(first["shares_refused"], 1);
+    drop(engine);
+    instance.shutdown().await;
+}
+
+/// Until the one who looks after shares that wait has seen what the clock says.
+async fn until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{what}");
+}
+
+#[tokio::test]
+async fn shares_that_nobody_goes_on_with_are_forgotten() {
+    let world = World::new();
+    let instance = started(&world, SealKind::Shamir).await;
+    let shares = texts(&instance.init(4, 3).await.unwrap());
+    let almost = GIVEN_UP - Duration::from_secs(1);
+    let entered = || instance.status().progress.unwrap().entered;
+    instance.unseal(parse(&shares[0])).await.unwrap();
+    world.clock.advance(almost);
+    // One more gives both their time anew; one that is refused gives none.
+    instance.unseal(parse(&shares[1])).await.unwrap();
+    world.clock.advance(almost);
+    assert!(instance.unseal(parse(&shares[1])).await.is_err());
+    assert_eq!(entered(), 2);
+    // By itself, with nobody asking.
+    world.clock.advance(Duration::from_secs(2));
+    until("two shares are forgotten", || entered() == 0).await;
+    // And at once, for who comes too late.
+    instance.unseal(parse(&shares[0])).await.unwrap();
+    world.clock.advance(GIVEN_UP);
+    let status = instance.unseal(parse(&shares[1])).await.unwrap();
+    assert_eq!(status.progress.unwrap().entered, 1);
+    unseal(&instance, &[shares[2].clone(), shares[3].clone()]).await;
+
+    // A change of the seal that nobody goes on with stands in nobody's way.
+    let rekey = Order::Rekey { splitting: Some((3, 2)) };
+    order(&instance, rekey, Some(&shares[0])).await.unwrap();
+    let other = order(&instance, Order::RotateRoot, Some(&shares[0])).await.unwrap_err();
+    assert_eq!(other.code(), "Rejected.OtherOrder");
+    world.clock.advance(GIVEN_UP);
+    until("the order is forgotten", || instance.status().order.is_none()).await;
+    order(&instance, Order::RotateRoot, Some(&shares[0])).await.unwrap();
+    order(&instance, Order::Cancel, None).await.unwrap();
+
+    let query = QueryAudit { query: Query { limit: 1000, ..Query::default() } };
+    let engine = instance.engine().unwrap();
+    let page = engine.execute(&root(&engine), query).await.unwrap();
+    let of = |action: &str| page.records.iter().find(|r| r["action"] == action).unwrap();
+    assert_eq!(of("UnsealServer")["shares_forgotten"], 3);
+    assert_eq!(of("ForgetShares")["shares_forgotten"], 1);
+    assert_eq!(of("ForgetShares")["target"], "rekey");
     drop(engine);
     instance.shutdown().await;
 }

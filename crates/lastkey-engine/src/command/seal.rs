@@ -119,10 +119,32 @@ impl Command for ManageSeal {
     }
 }
 
-/// Records that the server was unsealed, and how many shares were refused before.
+/// Records that shares were dropped because nobody went on.
+pub(crate) struct ForgetShares {
+    pub(crate) order: &'static str,
+    pub(crate) shares: u64,
+}
+
+impl Command for ForgetShares {
+    const ACTION: Action = Action::ForgetShares;
+    type Output = ();
+
+    fn resource(&self, _: &Core, record: &mut Record) -> Resource {
+        record.field("target", self.order);
+        record.number("shares_forgotten", self.shares);
+        Resource::Service
+    }
+
+    async fn act(&self, _: &Core, _: &mut Scope<'_>) -> Result<Done<()>, Error> {
+        Ok(Done::read(()))
+    }
+}
+
+/// Records that the server was unsealed, and what became of shares before that.
 pub(crate) struct UnsealServer {
     pub(crate) record: SealRecord,
     pub(crate) refused: u64,
+    pub(crate) forgotten: u64,
 }
 
 impl Command for UnsealServer {
@@ -133,6 +155,7 @@ impl Command for UnsealServer {
         record.field("seal", self.record.kind());
         record.number("generation", self.record.generation);
         record.number("shares_refused", self.refused);
+        record.number("shares_forgotten", self.forgotten);
         Resource::Service
     }
 

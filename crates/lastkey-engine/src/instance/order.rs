@@ -179,6 +179,7 @@ impl Instance {
         let index = share.as_ref().map(|share| share.head().index);
         engine.execute(caller, ManageSeal { order: order.name(), share: index }).await?;
         let mut work = self.work().await;
+        self.forget_abandoned(&mut work).await;
         let kept = Kept::load(&*parts.store).await?;
         // What the first caller asked for is what the others give their shares for.
         let order = match &work.order {
@@ -195,9 +196,13 @@ impl Instance {
             parts.seal.use_token(token);
         }
         let sets = order.takes(Some(&kept.record));
+        let begun = work.order.is_none();
         let given = match work.gather(order, share, (&sets, kept.record.root)) {
             Gathered::Enough(given) => given,
             Gathered::Not(entered) => {
+                if begun || entered.is_ok() {
+                    self.progressed(&mut work);
+                }
                 self.show(&work).await?;
                 entered?;
                 return Ok(Outcome::Status(Box::new(self.status())));

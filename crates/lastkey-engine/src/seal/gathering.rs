@@ -111,6 +111,11 @@ impl Gathering {
         Ok(Some(Given { unseal_key, root, entry: entry.clone() }))
     }
 
+    /// How many shares wait here.
+    pub(crate) fn held(&self) -> usize {
+        self.shares.len()
+    }
+
     /// How far it is, for the set that is furthest.
     pub(crate) fn progress(&self, sets: &[ShamirEntry]) -> Threshold {
         let count = |entry: &ShamirEntry| {
