@@ -4,7 +4,9 @@
 //! nothing else; nothing here holds a key.
 
 pub mod authority;
+pub mod cluster;
 pub mod cluster_config;
+pub mod encryption_config;
 pub mod plugin;
 pub mod proto;
 pub mod socket;

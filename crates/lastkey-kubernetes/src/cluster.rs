@@ -1,0 +1,21 @@
+//! A cluster as Lastkey reaches it: its apiservers and, where that is allowed, its etcd.
+//!
+//! [`Access`] is what `lastkey cluster add` registers: addresses, whom to trust, and one credential.
+//! [`ApiServer`] lists, reads and writes back what an apiserver keeps, [`Etcd`] reads what rests
+//! under it. Both pass values on as the bytes they came as: nothing here looks into a Secret,
+//! prints one, or keeps one longer than the page it came with, and what is freed is zeroed first.
+
+mod access;
+mod apiserver;
+mod connect;
+mod error;
+mod kubeconfig;
+mod object;
+mod resource;
+
+pub use access::{Access, AccessError, Credential, EtcdAccess, ServerUrl};
+pub use apiserver::{ApiServer, ListQuery, Reply, Shape};
+pub use error::ApiError;
+pub use kubeconfig::{Kubeconfig, KubeconfigError};
+pub use object::{Meta, Object, Page};
+pub use resource::{Discovery, Resource};

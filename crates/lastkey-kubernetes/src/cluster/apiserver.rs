@@ -1,0 +1,437 @@
+//! A client of a cluster's apiservers.
+
+use std::{
+    error::Error as StdError,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy,
+    rt::{TokioExecutor, TokioTimer},
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use zeroize::Zeroizing;
+
+use super::{
+    Access, AccessError, ApiError, Credential, Discovery, Object, Page, Resource, ServerUrl,
+    connect::{Connector, Trust},
+    error::Answer,
+    object::zeroed_when_dropped,
+    resource::group_versions,
+};
+
+/// The largest answer that is read: a page of Secrets of a megabyte each has to be smaller.
+const MAX_BODY: usize = 64 << 20;
+/// The longest that one call may take; an apiserver itself gives up after a minute.
+const TIMEOUT: Duration = Duration::from_secs(65);
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
+/// Discovery asks for so many group versions at once.
+const DISCOVER_AT_ONCE: usize = 8;
+const AGENT: &str = concat!("lastkey/", env!("CARGO_PKG_VERSION"));
+
+/// What a list carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shape {
+    /// Whole objects, to be written back.
+    #[default]
+    Whole,
+    /// Their metadata alone: no value leaves the apiserver.
+    Metadata,
+}
+
+/// Which page of which list.
+#[derive(Debug, Clone, Default)]
+pub struct ListQuery<'a> {
+    /// Of this namespace; `None` for all.
+    pub namespace: Option<&'a str>,
+    /// At most so many objects.
+    pub limit: u32,
+    /// Where the page before ended.
+    pub next: Option<&'a str>,
+    /// Whole objects or not.
+    pub shape: Shape,
+}
+
+/// An answer that is no refusal.
+pub struct Reply {
+    /// HTTP.
+    pub status: StatusCode,
+    /// Zeroed when it is dropped.
+    pub body: Bytes,
+}
+
+/// The apiservers of one cluster, each reached by itself.
+///
+/// Calls go to the one that answered last; another is asked only if the call cannot have been
+/// carried out. What must be known of each of them (`/metrics`, `/readyz`) names which.
+pub struct ApiServer {
+    servers: Vec<Server>,
+    preferred: AtomicUsize,
+    authorization: Option<HeaderValue>,
+}
+
+struct Server {
+    url: ServerUrl,
+    http: legacy::Client<Connector, Full<Bytes>>,
+}
+
+/// One request.
+#[derive(Clone)]
+struct Call<'a> {
+    method: Method,
+    /// Starts with a slash, encoded, with its query.
+    target: &'a str,
+    accept: &'static str,
+    content_type: &'static str,
+    body: Bytes,
+}
+
+impl<'a> Call<'a> {
+    fn get(target: &'a str) -> Self {
+        let (accept, content_type) = (JSON, JSON);
+        Self { method: Method::GET, target, accept, content_type, body: Bytes::new() }
+    }
+
+    fn path(&self) -> &'a str {
+        self.target.split('?').next().unwrap_or_default()
+    }
+}
+
+const JSON: &str = "application/json";
+/// Falls back to whole objects where metadata alone is not to be had, which no release does.
+const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+
+impl ApiServer {
+    /// Makes a client; nothing is sent yet.
+    ///
+    /// # Errors
+    /// When certificates, key or addresses cannot be used.
+    pub fn new(access: &Access) -> Result<Self, AccessError> {
+        let (identity, authorization) = match &access.credential {
+            Credential::Certificate { certificate_pem, key_pem } => {
+                (Some((certificate_pem.as_str(), key_pem.as_str())), None)
+            }
+            Credential::Token { token, .. } => {
+                let header = Zeroizing::new(format!("Bearer {}", token.trim()));
+                let mut value = HeaderValue::from_str(&header).map_err(|_| AccessError::Token)?;
+                value.set_sensitive(true);
+                (None, Some(value))
+            }
+        };
+        let trust = Trust {
+            what: "the cluster's certificates",
+            ca_pem: &access.ca_pem,
+            identity,
+            alpn: &[b"h2", b"http/1.1"],
+        };
+        let tls = trust.connector()?;
+        let name = access.tls_server_name.as_deref();
+        let server = |url: &ServerUrl| {
+            // a credential never goes out in clear
+            let wrong = || AccessError::Url { url: url.to_string() };
+            let url = Some(url).filter(|url| url.is_tls()).ok_or_else(wrong)?;
+            let connector = Connector::new(url, Some(&tls), name)?;
+            let http = legacy::Client::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+                .http2_adaptive_window(true)
+                .build(connector);
+            Ok(Server { url: url.clone(), http })
+        };
+        let servers: Vec<_> = access.servers.iter().map(server).collect::<Result<_, _>>()?;
+        match servers.is_empty() {
+            true => Err(AccessError::NoServer),
+            false => Ok(Self { servers, preferred: AtomicUsize::new(0), authorization }),
+        }
+    }
+
+    /// Their addresses, in the order that [`ApiServer::metrics`] and others count them by.
+    pub fn urls(&self) -> impl ExactSizeIterator<Item = &ServerUrl> {
+        self.servers.iter().map(|server| &server.url)
+    }
+
+    /// One page of a list. Pages go on with [`Page::next`].
+    ///
+    /// # Errors
+    /// [`ApiError::Expired`] when `next` is too old; [`ApiError::TooLarge`] when the page does not
+    /// fit into 64 MiB: ask for fewer.
+    pub async fn list(&self, of: &Resource, query: &ListQuery<'_>) -> Result<Page, ApiError> {
+        let mut target = format!("{}?limit={}", of.list_path(query.namespace), query.limit);
+        if let Some(next) = query.next {
+            target += &format!("&continue={}", utf8_percent_encode(next, NON_ALPHANUMERIC));
+        }
+        let accept = match query.shape {
+            Shape::Whole => JSON,
+            Shape::Metadata => METADATA,
+        };
+        let reply = self.send(&Call { accept, ..Call::get(&target) }).await?;
+        Page::parse(&reply.body).ok_or_else(|| self.garbage("something that is not a list"))
+    }
+
+    /// One object as etcd has it now.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] among others.
+    pub async fn get(&self, of: &Resource, ns: &str, name: &str) -> Result<Object, ApiError> {
+        let reply = self.send(&Call::get(&of.object_path(ns, name))).await?;
+        self.object(reply)
+    }
+
+    /// Writes an object back exactly as it was read. The apiserver writes to etcd only if it would
+    /// store it differently now, so an answer with the same resource version wrote nothing.
+    ///
+    /// The object's own uid and resource version are preconditions: what was changed, deleted or
+    /// made anew since it was read is left alone.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`], [`ApiError::NotFound`], [`ApiError::Refused`] among others.
+    pub async fn put_back(&self, of: &Resource, object: &Object) -> Result<Object, ApiError> {
+        let path = of.object_path(&object.meta().namespace, &object.meta().name);
+        let call = Call { method: Method::PUT, body: object.raw(), ..Call::get(&path) };
+        let reply = self.send(&call).await?;
+        self.object(reply)
+    }
+
+    /// Any other read; `target` is path and query, encoded.
+    ///
+    /// # Errors
+    /// When it is not answered with a success.
+    pub async fn read(&self, target: &str) -> Result<Reply, ApiError> {
+        self.send(&Call::get(target)).await
+    }
+
+    /// Any other JSON that is sent: `POST`, `PUT`, `DELETE`, `PATCH` (server-side apply with force,
+    /// for an owner named by `target`'s query).
+    ///
+    /// # Errors
+    /// When it is not answered with a success.
+    pub async fn write(
+        &self,
+        method: Method,
+        target: &str,
+        body: &serde_json::Value,
+    ) -> Result<Reply, ApiError> {
+        let content_type = match method {
+            // JSON is YAML
+            Method::PATCH => "application/apply-patch+yaml",
+            _ => JSON,
+        };
+        let body = Bytes::from(body.to_string());
+        self.send(&Call { method, body, content_type, ..Call::get(target) }).await
+    }
+
+    /// What one apiserver measures, as Prometheus' text.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn metrics(&self, server: usize) -> Result<String, ApiError> {
+        let call = Call { accept: "text/plain", ..Call::get("/metrics") };
+        let reply = self.server(server)?.exchange(&call, self.authorization.as_ref()).await?;
+        String::from_utf8(reply.body.into()).map_err(|_| self.garbage("metrics that are not text"))
+    }
+
+    /// Whether one apiserver is ready; else the names of the checks that fail.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn readyz(&self, server: usize) -> Result<Result<(), Vec<String>>, ApiError> {
+        let call = Call { accept: "text/plain", ..Call::get("/readyz?verbose") };
+        let server = self.server(server)?;
+        let (status, _, body) = server.answer(&call, self.authorization.as_ref()).await?;
+        if status.is_success() {
+            return Ok(Ok(()));
+        }
+        if matches!(status.as_u16(), 401 | 403) {
+            let answer = Answer { method: &call.method, path: call.path(), body: &body };
+            return Err(ApiError::from_answer(status, None, answer));
+        }
+        let text = String::from_utf8_lossy(&body);
+        let failed = text.lines().filter_map(|line| line.strip_prefix("[-]"));
+        Ok(Err(failed.map(|l| l.split(' ').next().unwrap_or_default().to_owned()).collect()))
+    }
+
+    /// All that is served and can be listed.
+    ///
+    /// # Errors
+    /// When an apiserver cannot be asked; an aggregated one that is away is named in the answer.
+    pub async fn discover(&self) -> Result<Discovery, ApiError> {
+        let groups = group_versions(&self.read("/apis").await?.body);
+        let groups = groups.ok_or_else(|| self.garbage("groups that cannot be read"))?;
+        let core = ("".to_owned(), "v1".to_owned());
+        let asked: Vec<_> = stream::iter(std::iter::once(core).chain(groups))
+            .map(|(group, version)| async move {
+                let path = match group.is_empty() {
+                    true => "/api/v1".to_owned(),
+                    false => format!("/apis/{group}/{version}"),
+                };
+                let answer = self.read(&path).await;
+                (group, version, answer)
+            })
+            .buffered(DISCOVER_AT_ONCE)
+            .collect()
+            .await;
+        let mut discovery = Discovery::default();
+        for (group, version, answer) in asked {
+            match answer {
+                Ok(reply) => discovery
+                    .add(&group, &version, &reply.body)
+                    .ok_or_else(|| self.garbage("resources that cannot be read"))?,
+                Err(ApiError::NotFound) => {}
+                Err(ApiError::Failed { .. } | ApiError::TooMany { .. }) => {
+                    discovery.unavailable.push(format!("{group}/{version}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(discovery)
+    }
+
+    fn object(&self, reply: Reply) -> Result<Object, ApiError> {
+        Object::parse(reply.body).ok_or_else(|| self.garbage("something that is not an object"))
+    }
+
+    fn garbage(&self, what: &'static str) -> ApiError {
+        let index = self.preferred.load(Ordering::Relaxed);
+        let server = self.servers.get(index).map(|server| server.url.to_string());
+        ApiError::Garbage { server: server.unwrap_or_default(), what }
+    }
+
+    fn server(&self, index: usize) -> Result<&Server, ApiError> {
+        self.servers.get(index).ok_or(ApiError::NotFound)
+    }
+
+    async fn send(&self, call: &Call<'_>) -> Result<Reply, ApiError> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let count = self.servers.len();
+        let mut turn = 0;
+        loop {
+            let index = (first + turn) % count;
+            turn += 1;
+            match self.servers[index].exchange(call, self.authorization.as_ref()).await {
+                Err(error) if error.is_before_the_call() && turn < count => {
+                    tracing::debug!(%error, "asking the next apiserver");
+                }
+                outcome => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return outcome;
+                }
+            }
+        }
+    }
+}
+
+impl Server {
+    /// A success, or an error.
+    async fn exchange(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, ApiError> {
+        let (status, headers, body) = self.answer(call, authorization).await?;
+        if status.is_success() {
+            return Ok(Reply { status, body });
+        }
+        let wait = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let wait = wait.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+        let answer = Answer { method: &call.method, path: call.path(), body: &body };
+        Err(ApiError::from_answer(status, wait, answer))
+    }
+
+    async fn answer(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<(StatusCode, HeaderMap, Bytes), ApiError> {
+        let request = self.request(call, authorization)?;
+        let work = async {
+            let answer = self.http.request(request).await.map_err(|error| self.failure(&error))?;
+            let (head, body) = answer.into_parts();
+            Ok((head.status, head.headers, self.collect(body).await?))
+        };
+        tokio::time::timeout(TIMEOUT, work).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {} s", TIMEOUT.as_secs());
+            Err(ApiError::NoAnswer { server: self.url.to_string(), reason })
+        })
+    }
+
+    fn request(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Request<Full<Bytes>>, ApiError> {
+        let wrong = |_| ApiError::Unreachable {
+            server: self.url.to_string(),
+            reason: "the request cannot be written".to_owned(),
+        };
+        let uri = Uri::builder()
+            .scheme(self.url.scheme())
+            .authority(self.url.authority())
+            .path_and_query(format!("{}{}", self.url.prefix, call.target))
+            .build()
+            .map_err(wrong)?;
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(uri)
+            .header(header::ACCEPT, call.accept)
+            .header(header::USER_AGENT, AGENT);
+        if !call.body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, call.content_type);
+        }
+        if let Some(value) = authorization {
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        request.body(Full::new(call.body.clone())).map_err(wrong)
+    }
+
+    /// Reads a body into memory that is zeroed afterwards.
+    async fn collect(&self, mut body: Incoming) -> Result<Bytes, ApiError> {
+        let mut read = Zeroizing::new(Vec::new());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| ApiError::NoAnswer {
+                server: self.url.to_string(),
+                reason: innermost(&error),
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if read.len() + data.len() > MAX_BODY {
+                return Err(ApiError::TooLarge { limit: MAX_BODY });
+            }
+            grow(&mut read, data.len());
+            read.extend_from_slice(&data);
+        }
+        Ok(zeroed_when_dropped(read))
+    }
+
+    fn failure(&self, error: &legacy::Error) -> ApiError {
+        let (server, reason) = (self.url.to_string(), innermost(error));
+        match error.is_connect() {
+            true => ApiError::Unreachable { server, reason },
+            false => ApiError::NoAnswer { server, reason },
+        }
+    }
+}
+
+/// Makes room without leaving a copy of what was read behind.
+fn grow(read: &mut Zeroizing<Vec<u8>>, more: usize) {
+    let wanted = read.len() + more;
+    if wanted > read.capacity() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(wanted.next_power_of_two()));
+        larger.extend_from_slice(read);
+        *read = larger;
+    }
+}
+
+/// The words of what was wrong in the first place.
+fn innermost(error: &dyn StdError) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

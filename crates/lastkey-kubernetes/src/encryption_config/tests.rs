@@ -1,0 +1,255 @@
+//! What is found in which file. What a real apiserver says of each kind is in the lane `apiserver`
+//! of the `lastkey` package.
+
+use super::*;
+
+const HEAD: &str = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\n";
+
+/// A file with one rule for secrets, by these lines of providers.
+fn secrets(providers: &str) -> String {
+    format!("{HEAD}resources:\n- resources: [secrets]\n  providers:\n{providers}")
+}
+
+fn kms(fields: &str) -> String {
+    secrets(&format!(
+        "  - kms: {{apiVersion: v2, name: a, endpoint: 'unix:///run/a.sock', {fields}}}\n"
+    ))
+}
+
+fn codes(text: &str, severity: Severity) -> Vec<&'static str> {
+    let examined = examine(text);
+    let of = examined.findings.iter().filter(|finding| finding.severity == severity);
+    of.map(|finding| finding.code).collect()
+}
+
+fn errors(text: &str) -> Vec<&'static str> {
+    codes(text, Severity::Error)
+}
+
+/// 32 bytes that nobody has published.
+const KEY: &str = "p2G0T8dJ6mPqRk1ZxYwVu3sLhNfBeCa9DiXo5tQyEjM=";
+
+#[test]
+fn ours_is_without_error_or_warning() {
+    let socket = crate::socket::SocketAddress::Path("/run/lastkey/kms.sock".into());
+    let ours = crate::cluster_config::EncryptionConfig::new(socket).yaml().unwrap();
+    let examined = examine(&ours);
+    let codes: Vec<_> = examined.findings.iter().map(|f| (f.severity, f.code)).collect();
+    assert_eq!(codes, [(Severity::Info, "identity-last")]);
+    let providers = examined.config.providers_of("secrets");
+    assert_eq!(providers[0].prefix().as_deref(), Some("k8s:enc:kms:v2:lastkey:"));
+    let kms = examined.config.kms().next().unwrap();
+    assert_eq!(kms.socket().as_deref(), Some("/run/lastkey/kms.sock"));
+}
+
+#[test]
+fn what_is_refused_is_an_error() {
+    let list = |resources: &str| {
+        format!("{HEAD}resources:\n- resources: {resources}\n  providers:\n  - identity: {{}}\n")
+    };
+    for (text, code) in [
+        (String::new(), "empty"),
+        ("# nothing\n".to_owned(), "kind"),
+        ("a: [".to_owned(), "syntax"),
+        ("{apiVersion: v1}".to_owned(), "syntax"),
+        ("- a\n".to_owned(), "wrong-type"),
+        (kms("").replace("config.k8s.io/v1", "config.k8s.io/v1beta1"), "kind"),
+        (HEAD.to_owned(), "no-rules"),
+        (kms("cacheSize: 5"), "unknown-field"),
+        (kms("cachesize: 5"), "kms-cachesize"),
+        (kms("name: b"), "duplicate-field"),
+        (kms("timeout: 3"), "wrong-type"),
+        (kms("timeout: 3sec"), "kms-timeout"),
+        (kms("timeout: 0s"), "kms-timeout"),
+        (kms("timeout: -1s"), "kms-timeout"),
+        (kms("").replace("name: a", "name: yes"), "wrong-type"),
+        (kms("").replace("name: a", "name: 'a:b'"), "kms-name-colon"),
+        (kms("").replace("name: a", "name: ''"), "kms-name-missing"),
+        (kms("").replace("v2,", "v3,"), "kms-api-version"),
+        (kms("").replace("v2,", "v1,"), "kms-v1"),
+        (kms("").replace("apiVersion: v2, ", ""), "kms-v1"),
+        (kms("").replace("unix:", "tcp:"), "kms-endpoint"),
+        (kms("").replace("unix:///run/a.sock", "/run/a.sock"), "kms-endpoint"),
+        (kms("").replace("unix:///run/a.sock", ""), "kms-endpoint"),
+        (kms("").replace("unix:///run", "unix://run"), "kms-endpoint-host"),
+        (kms("").replace("unix:///run", "unix:run"), "kms-endpoint-path"),
+        (kms("").replace("run/a", &"x".repeat(120)), "kms-endpoint-long"),
+        (secrets("  - identity:\n"), "provider-empty"),
+        (secrets("  - identity: {}\n    aescbc: {keys: []}\n"), "provider-several"),
+        (secrets("    []\n"), "no-providers"),
+        (secrets("  - secretbox: {keys: []}\n"), "key-missing"),
+        (secrets("  - secretbox: {keys: [{name: a, secret: '?'}]}\n"), "key-base64"),
+        (
+            secrets("  - secretbox: {keys: [{name: a, secret: MTIzNDU2Nzg5MDEyMzQ1Ng==}]}\n"),
+            "key-length",
+        ),
+        (secrets(&format!("  - aescbc: {{keys: [{{secret: {KEY}}}]}}\n")), "key-name"),
+        (list("[Secrets]"), "resource-capitals"),
+        (list("['*']"), "resource-star"),
+        (list("[*.*]"), "syntax"),
+        (list("[secrets, secrets]"), "resource-twice"),
+        (list("[secrets, '*.']"), "resource-overlap"),
+        (list("['*.*', deployments.apps]"), "resource-overlap"),
+        (list("[events.events.k8s.io]"), "resource-events-group"),
+        (list("[ingresses.extensions]"), "resource-extensions"),
+        (list("['widgets.*']"), "resource-across-groups"),
+        (list("[serviceipallocations]"), "resource-not-rest"),
+        (list("[]"), "no-resources"),
+        (list("[secret]"), "resource-unknown"),
+        (list("[secrets]"), "identity-first"),
+        (format!("{}---\n{}", kms(""), kms("")), "second-document"),
+    ] {
+        assert!(errors(&text).contains(&code), "{code}: {:?}\n{text}", examine(&text).findings);
+    }
+}
+
+#[test]
+fn what_works_is_no_error() {
+    for (text, code) in [
+        (kms("timeout: 1m30s"), "kms-timeout-long"),
+        (kms("timeout: 100ms"), "kms-timeout-short"),
+        (
+            secrets(&format!("  - aescbc: {{keys: [{{name: a, secret: {KEY}}}]}}\n")),
+            "provider-weak",
+        ),
+        (
+            secrets(&format!("  - secretbox: {{keys: [{{name: a, secret: {KEY}}}]}}\n")),
+            "provider-local",
+        ),
+        (kms("").replace("[secrets]", "[configmaps]"), "secrets-uncovered"),
+        (
+            kms("")
+                + "  - identity: {}\n  - kms: {apiVersion: v2, name: b, endpoint: 'unix:///b'}\n",
+            "identity-between",
+        ),
+        (
+            secrets(&format!(
+                "  - secretbox: {{keys: [{{name: a, secret: {KEY}}}]}}\n  - kms: {{apiVersion: v2, name: b, endpoint: 'unix:///b'}}\n"
+            )),
+            "kms-not-first",
+        ),
+        (
+            secrets("  - aesgcm: {keys: [{name: a, secret: c2VjcmV0IGlzIHNlY3VyZQ==}]}\n"),
+            "key-guessable",
+        ),
+        (
+            secrets(&format!(
+                "  - aesgcm: {{keys: [{{name: a, secret: {KEY}}}, {{name: b, secret: {KEY}}}]}}\n"
+            )),
+            "key-reused",
+        ),
+    ] {
+        assert_eq!(errors(&text), [""; 0], "{text}");
+        assert!(
+            codes(&text, Severity::Warning).contains(&code),
+            "{:?}\n{text}",
+            examine(&text).findings
+        );
+    }
+}
+
+#[test]
+fn rules_follow_each_other() {
+    let rule = |resources: &str, name: &str| {
+        format!(
+            "- resources: {resources}\n  providers:\n  - kms: {{apiVersion: v2, name: {name}, endpoint: 'unix:///{name}'}}\n"
+        )
+    };
+    let both = |first: &str, second: &str| format!("{HEAD}resources:\n{first}{second}");
+    assert_eq!(errors(&both(&rule("[secrets]", "a"), &rule("['*.*']", "b"))), [""; 0]);
+    assert_eq!(errors(&both(&rule("['*.*']", "a"), &rule("[secrets]", "b"))), ["resource-masked"]);
+    assert_eq!(errors(&both(&rule("['*.']", "a"), &rule("[secrets]", "b"))), ["resource-masked"]);
+    assert_eq!(
+        errors(&both(&rule("['*.apps']", "a"), &rule("['*.apps']", "b"))),
+        ["resource-masked"]
+    );
+    assert_eq!(
+        errors(&both(&rule("[secrets]", "a"), &rule("[configmaps]", "a"))),
+        ["kms-name-twice"]
+    );
+    let split = both(&rule("[secrets]", "a"), &rule("[secrets]", "b"));
+    assert_eq!(errors(&split), [""; 0]);
+    assert!(codes(&split, Severity::Warning).contains(&"resource-split"));
+    let clear = "- resources: [events]\n  providers:\n  - identity: {}\n";
+    let excluded = both(clear, &rule("['*.*']", "a"));
+    assert_eq!(errors(&excluded), [""; 0]);
+    assert!(codes(&excluded, Severity::Info).contains(&"excluded"));
+    let secrets_clear = both(&clear.replace("events", "secrets"), &rule("['*.*']", "a"));
+    assert_eq!(errors(&secrets_clear), ["identity-first"]);
+}
+
+#[test]
+fn providers_are_found_as_an_apiserver_finds_them() {
+    let rule = |resources: &str, name: &str| {
+        format!(
+            "- resources: {resources}\n  providers:\n  - kms: {{apiVersion: v2, name: {name}, endpoint: 'unix:///{name}'}}\n"
+        )
+    };
+    let text = format!(
+        "{HEAD}resources:\n{}{}{}",
+        rule("[secrets]", "a"),
+        rule("['*.apps']", "b"),
+        rule("['*.*']", "c")
+    );
+    let config = examine(&text).config;
+    let first = |name: &str| config.providers_of(name)[0].prefix().unwrap();
+    assert_eq!(first("secrets"), "k8s:enc:kms:v2:a:");
+    assert_eq!(first("deployments.apps"), "k8s:enc:kms:v2:b:");
+    assert_eq!(first("configmaps"), "k8s:enc:kms:v2:c:");
+    assert!(examine(&kms("")).config.providers_of("configmaps").is_empty());
+}
+
+#[test]
+fn yaml_is_read_as_an_apiserver_reads_it() {
+    // anchors and merges are followed
+    let text = format!(
+        "{HEAD}resources:\n- resources: [secrets]\n  providers: &p\n  - kms: &k {{apiVersion: v2, name: a, endpoint: 'unix:///a'}}\n\
+         - resources: [configmaps]\n  providers:\n  - kms: {{<<: *k}}\n"
+    );
+    assert_eq!(errors(&text), ["kms-name-twice"]);
+    // a field of a merge may not come again
+    assert!(errors(&text.replace("{<<: *k}", "{<<: *k, name: b}")).contains(&"duplicate-field"));
+    // a dollar billion laughs
+    let bomb = "a: &a [x,x,x,x]\n".to_owned()
+        + &(b'b'..=b'z')
+            .map(|c| {
+                let (c, p) = (c as char, (c - 1) as char);
+                format!("{c}: &{c} [*{p},*{p},*{p},*{p}]\n")
+            })
+            .collect::<String>();
+    assert!(errors(&bomb).contains(&"unknown-field"));
+    let deep = "[".repeat(300);
+    assert_eq!(errors(&deep), ["syntax"]);
+    let json = r#"{"apiVersion":"apiserver.config.k8s.io/v1","kind":"EncryptionConfiguration","resources":[{"resources":["secrets"],
+        "providers":[{"kms":{"apiVersion":"v2","name":"a","endpoint":"unix:///a"}}]}]}"#;
+    assert_eq!(errors(json), [""; 0]);
+    assert_eq!(
+        errors(&json.replace("\"name\":\"a\"", "\"name\":\"a\",\"name\":\"b\"")),
+        ["duplicate-field"]
+    );
+}
+
+#[test]
+fn no_key_is_shown() {
+    let key = "S3cretS3cretS3cretS3cretS3cret==";
+    for text in [
+        secrets(&format!("  - aescbc: {{keys: [{{name: a, secret: {key}}}]}}\n")),
+        secrets(&format!("  - aescbc: {{keys: [{{name: a, secret: ?{key}}}]}}\n")),
+        secrets(&format!("  - aescbc: {{keys: [{{name: a, secret: [{key}]}}]}}\n")),
+        secrets(&format!("  - aescbc: {{keys: [{{name: a, secret: {key}\n")),
+    ] {
+        let examined = examine(&text);
+        assert!(!format!("{examined:?}").contains("S3cret"), "{examined:?}");
+    }
+}
+
+#[test]
+fn findings_name_their_line() {
+    let text = kms("cachesize: 5");
+    let found = examine(&text).findings;
+    let line = found.iter().find(|finding| finding.code == "kms-cachesize").unwrap().line;
+    assert_eq!(line, Some(6));
+    for finding in found {
+        assert!(!finding.fix.is_empty() && !finding.message.is_empty(), "{finding:?}");
+    }
+}
