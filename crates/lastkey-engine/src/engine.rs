@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -116,6 +116,7 @@ pub struct Core {
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) key_uses: KeyUses,
     pub(crate) started: Timestamp,
     pub(crate) seal_kind: Mutex<SealKind>,
     pub(crate) log_warnings: Vec<String>,
@@ -128,6 +129,13 @@ pub struct Core {
     anchored: Mutex<heads::Counts>,
     resealing: tokio::sync::Mutex<Round>,
     stopped: AtomicBool,
+}
+
+/// How often key versions were used since the start, all of them together.
+#[derive(Debug, Default)]
+pub(crate) struct KeyUses {
+    pub(crate) encrypted: AtomicU64,
+    pub(crate) decrypted: AtomicU64,
 }
 
 #[derive(Default)]
@@ -189,6 +197,7 @@ impl Engine {
             records,
             outbox,
             policy,
+            key_uses: KeyUses::default(),
             started: clock.now(),
             seal_kind: Mutex::new(seal_kind),
             log_warnings,
@@ -342,6 +351,12 @@ impl Engine {
         let limits = &self.core.records.limits;
         limits.keyring.store(keyring, Ordering::Relaxed);
         limits.version.store(version, Ordering::Relaxed);
+    }
+
+    /// How often key versions have encrypted and decrypted since the start, all of them together.
+    pub fn key_uses(&self) -> (u64, u64) {
+        let KeyUses { encrypted, decrypted } = &self.core.key_uses;
+        (encrypted.load(Ordering::Relaxed), decrypted.load(Ordering::Relaxed))
     }
 
     /// How often the newest keyring key has sealed, at least, and how many keys the keyring has.

@@ -1,7 +1,7 @@
 //! From a request on a connection to its response: room, body, wire, deadline, metrics.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Instant,
 };
 
@@ -11,7 +11,12 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use lastkey_engine::{Engine, Error, Life, RequestId};
 use parking_lot::Mutex;
-use prometheus_client::{collector::Collector, metrics::gauge::Gauge, registry::Registry};
+use prometheus_client::{
+    collector::Collector,
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
 
 use crate::{
     alibaba::{self, Place, Refusal, document::Format},
@@ -47,6 +52,15 @@ struct EngineGauges {
     unsealed: Gauge,
     keys: Gauge,
     audit_records: Gauge,
+    key_uses: Family<UseLabels, Counter>,
+    keyring_uses: Gauge,
+    keyring_keys: Gauge,
+}
+
+/// What keys are used for: never which key, for whoever reads metrics has shown no credential.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UseLabels {
+    operation: &'static str,
 }
 
 /// Which wire a path belongs to.
@@ -250,7 +264,25 @@ impl EngineGauges {
             unsealed: Gauge::default(),
             keys: Gauge::default(),
             audit_records: Gauge::default(),
+            key_uses: Family::default(),
+            keyring_uses: Gauge::default(),
+            keyring_keys: Gauge::default(),
         };
+        registry.register(
+            "lastkey_key_uses",
+            "Encryptions and decryptions under keys, since the server was unsealed",
+            gauges.key_uses.clone(),
+        );
+        registry.register(
+            "lastkey_keyring_uses",
+            "Records that the newest key of the keyring has sealed, at least",
+            gauges.keyring_uses.clone(),
+        );
+        registry.register(
+            "lastkey_keyring_keys",
+            "Keys in the keyring",
+            gauges.keyring_keys.clone(),
+        );
         registry.register(
             "lastkey_ready",
             "1 while requests can be recorded and changes kept",
@@ -277,8 +309,18 @@ impl EngineGauges {
             return;
         };
         self.ready.set(engine.readiness().is_ok().into());
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.keys.set(i64::try_from(engine.key_count()).unwrap_or(i64::MAX));
-        self.audit_records.set(i64::try_from(engine.audit_records()).unwrap_or(i64::MAX));
+        self.audit_records.set(number(engine.audit_records()));
+        let (encrypted, decrypted) = engine.key_uses();
+        for (operation, count) in [("encrypt", encrypted), ("decrypt", decrypted)] {
+            // An engine that was opened anew begins at zero, as counters may.
+            let uses = self.key_uses.get_or_create(&UseLabels { operation });
+            uses.inner().store(count, Ordering::Relaxed);
+        }
+        let (sealed, keys) = engine.keyring_uses();
+        self.keyring_uses.set(number(sealed));
+        self.keyring_keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
     }
 }
 

@@ -267,3 +267,25 @@ async fn certificates_are_read_and_renewed_without_a_restart() {
     let refused = server.native("POST", "/v1/clusters", &csr).await;
     assert_eq!(refused.error(), (400, "InvalidParameter".to_owned()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uses_of_keys_are_counted_and_no_key_is_named_to_strangers() {
+    let server = start().await;
+    let made = server.call("CreateKey", &[]).await.ok();
+    let key = made["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned();
+    let encrypted =
+        server.call("Encrypt", &[("KeyId", &key), ("Plaintext", "aGVsbG8=")]).await.ok();
+    server.call("GenerateDataKey", &[("KeyId", &key)]).await.ok();
+    let blob = encrypted["CiphertextBlob"].as_str().unwrap();
+    server.call("Decrypt", &[("CiphertextBlob", blob)]).await.ok();
+    // What does not open was no use.
+    let other = format!("{}AAAA", &blob[..blob.len() - 4]);
+    server.call("Decrypt", &[("CiphertextBlob", &other)]).await.error();
+    let uses = |operation: &str| format!("lastkey_key_uses_total{{operation=\"{operation}\"}}");
+    assert_eq!(server.metric(&uses("encrypt")).await, 2);
+    assert_eq!(server.metric(&uses("decrypt")).await, 1);
+    assert_eq!(server.metric("lastkey_keyring_keys").await, 1);
+    assert!(server.metric("lastkey_keyring_uses").await > 0);
+    let page = server.send(json_request("GET", "/metrics", &Value::Null)).await.text;
+    assert!(!page.contains(&key), "{page}");
+}

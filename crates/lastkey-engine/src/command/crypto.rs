@@ -1,5 +1,7 @@
 //! Encrypt, decrypt, data keys.
 
+use std::sync::atomic::Ordering;
+
 use lastkey_crypto::{Algorithm, EncryptionContext, KeyId, KeyVersionId, SecretBytes, blob};
 
 use super::{Command, Done, Scope};
@@ -250,6 +252,7 @@ pub(super) async fn seal_under(
     }
     let version = core.records.version(version).await?;
     core.records.count_use(&version).await?;
+    core.key_uses.encrypted.fetch_add(1, Ordering::Relaxed);
     Ok(blob::seal(&version.material, &version.id, context, plaintext, &*core.entropy))
 }
 
@@ -277,6 +280,7 @@ pub(super) async fn open(
     let plaintext =
         parsed.open(&version.material, context).map_err(|_| Error::InvalidCiphertext)?;
     key.value.state.usable()?;
+    core.key_uses.decrypted.fetch_add(1, Ordering::Relaxed);
     Ok(Decrypted { key_id: version.key_id, key_version: version.id, plaintext })
 }
 
