@@ -84,7 +84,7 @@ impl MemoryStore {
         for operation in transaction.into_operations() {
             if let Some(event) = state.change(operation, revision) {
                 state.revision = revision;
-                self.watches.publish(&event);
+                self.watches.publish(event);
             }
         }
         Ok(state.revision)

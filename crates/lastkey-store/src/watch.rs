@@ -87,8 +87,10 @@ struct Shared {
 
 impl Shared {
     fn push(&self, event: Event) {
-        self.queue.lock().push(event);
-        self.arrived.notify_one();
+        // Who found something takes until nothing is left, and needs no word of what came behind.
+        if self.queue.lock().push(event) {
+            self.arrived.notify_one();
+        }
     }
 }
 
@@ -107,15 +109,18 @@ enum Taken {
 }
 
 impl Queue {
-    fn push(&mut self, event: Event) {
+    /// True if nothing waited before.
+    fn push(&mut self, event: Event) -> bool {
         if self.lost {
-            return;
+            return false;
         }
+        let first = self.events.is_empty();
         self.bytes += event.bytes();
         self.events.push_back(event);
         if self.events.len() > MAX_EVENTS || self.bytes > MAX_BYTES {
             self.lose();
         }
+        first
     }
 
     fn lose(&mut self) {
@@ -160,12 +165,21 @@ impl Watches {
     }
 
     /// Tells the watchers of it. The caller calls in the order of the revisions.
-    pub(crate) fn publish(&self, event: &Event) {
-        self.each(|watch| {
-            if event.path().starts_with(&watch.prefix) {
-                watch.push(event.clone());
+    pub(crate) fn publish(&self, event: Event) {
+        let mut last: Option<Arc<Shared>> = None;
+        self.all.lock().retain(|weak| {
+            let Some(watch) = weak.upgrade() else { return false };
+            if event.path().starts_with(&watch.prefix)
+                && let Some(earlier) = last.replace(watch)
+            {
+                earlier.push(event.clone());
             }
+            true
         });
+        // Most often there is one watcher, and no copy.
+        if let Some(last) = last {
+            last.push(event);
+        }
     }
 
     /// Whether nobody watches, so that events need not be made.
@@ -214,11 +228,11 @@ mod tests {
     async fn a_lost_watcher_hears_of_it_once_and_goes_on() {
         let watches = Watches::default();
         let mut watch = watches.watch("p");
-        watches.publish(&event(1));
+        watches.publish(event(1));
         watches.lose_all();
-        watches.publish(&event(2));
+        watches.publish(event(2));
         assert_eq!(watch.next().await, Some(Event::Lost));
-        watches.publish(&event(3));
+        watches.publish(event(3));
         assert_eq!(watch.next().await, Some(event(3)));
     }
 
@@ -228,13 +242,41 @@ mod tests {
         let mut watch = watches.watch("");
         for revision in 0..5 {
             let value = vec![0; 1 << 20];
-            watches.publish(&Event::Put(Entry {
+            watches.publish(Event::Put(Entry {
                 path: "p".into(),
                 value,
                 revision: Revision(revision),
             }));
         }
         assert_eq!(watch.next().await, Some(Event::Lost));
+    }
+
+    #[tokio::test]
+    async fn each_watcher_gets_what_it_follows_in_order_and_is_woken() {
+        let watches = Watches::default();
+        let put = |path: &str, revision| {
+            let revision = Revision(revision);
+            Event::Put(Entry { path: path.into(), value: vec![1], revision })
+        };
+        let (mut all, mut some) = (watches.watch(""), watches.watch("a/"));
+        // It waits before anything happens.
+        let waiting = tokio::spawn(async move {
+            let first = all.next().await;
+            (all, first)
+        });
+        tokio::task::yield_now().await;
+        for (at, path) in ["a/1", "b/1", "a/2"].into_iter().enumerate() {
+            watches.publish(put(path, at as u64));
+        }
+        let (mut all, first) = waiting.await.unwrap();
+        assert_eq!(first, Some(put("a/1", 0)));
+        assert_eq!(all.next().await, Some(put("b/1", 1)));
+        assert_eq!(all.next().await, Some(put("a/2", 2)));
+        assert_eq!(some.next().await, Some(put("a/1", 0)));
+        assert_eq!(some.next().await, Some(put("a/2", 2)));
+        watches.publish(put("a/3", 3));
+        assert_eq!(all.next().await, Some(put("a/3", 3)));
+        assert_eq!(some.next().await, Some(put("a/3", 3)));
     }
 
     #[test]
@@ -244,7 +286,7 @@ mod tests {
             drop(watches.watch("p"));
         }
         assert!(watches.all.lock().len() <= 1);
-        watches.publish(&event(1));
+        watches.publish(event(1));
         assert!(watches.is_empty());
     }
 
@@ -252,7 +294,7 @@ mod tests {
     async fn events_before_the_end_are_delivered() {
         let watches = Watches::default();
         let mut watch = watches.watch("");
-        watches.publish(&event(1));
+        watches.publish(event(1));
         watches.close();
         assert_eq!(watch.next().await, Some(event(1)));
         assert_eq!(watch.next().await, None);

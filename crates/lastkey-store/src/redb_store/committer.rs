@@ -118,7 +118,7 @@ impl<M: Medium> Committer<M> {
                 let operations = transaction.into_operations();
                 for (i, operation) in operations.into_iter().enumerate() {
                     if judged.effects & (1 << i) != 0 {
-                        self.shared.watches.publish(&event(operation, revision));
+                        self.shared.watches.publish(event(operation, revision));
                     }
                 }
             }
