@@ -5,6 +5,7 @@
 mod check;
 mod demo;
 mod fuzz;
+mod mutants;
 mod peers;
 mod shell;
 mod tests;
@@ -29,6 +30,8 @@ enum Command {
     Peers(peers::Options),
     /// Run the fuzz targets, each for some seconds
     Fuzz(fuzz::Options),
+    /// Change the code in thousands of ways, one at a time, and see whether a test notices
+    Mutants(mutants::Options),
     /// Measure ours and the bare floor in one run
     Bench {
         /// Handed to lastkey-bench as they are
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Test(options) => tests::run(&options),
         Command::Peers(options) => peers::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Bench { args } => bench(&args),
         Command::Torture { args } => torture(&args),
         Command::Demo(options) => demo::run(&options),

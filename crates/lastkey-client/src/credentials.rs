@@ -105,7 +105,12 @@ impl Credentials {
         let read = |source| CredentialsError::Read { path: path.to_owned(), source };
         let text = Zeroizing::new(fs::read(path).map_err(read)?);
         warn_if_readable_by_others(path);
-        let json: CredentialsJson = serde_json::from_slice(&text).map_err(|error| {
+        Self::parse(path, &text)
+    }
+
+    /// Reads the content of the file at `path`.
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Self, CredentialsError> {
+        let json: CredentialsJson = serde_json::from_slice(text).map_err(|error| {
             CredentialsError::Malformed { path: path.to_owned(), line: error.line() }
         })?;
         let endpoint = json

@@ -1,6 +1,6 @@
 //! Where a server listens.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, net::Ipv6Addr, path::PathBuf, str::FromStr};
 
 use http::{Uri, uri::Scheme};
 
@@ -51,24 +51,30 @@ impl FromStr for Endpoint {
         }
         let authority = uri.authority().ok_or_else(malformed)?;
         let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
-        if !plain || authority.as_str().contains('@') || authority.host().is_empty() {
-            return Err(malformed());
+        match host_and_port(authority.as_str()) {
+            Some((host, port)) if plain => Ok(Self::Tls { host: host.to_owned(), port }),
+            _ => Err(malformed()),
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        // authority.port() hides a port that does not parse
-        let port = match authority
-            .as_str()
-            .rsplit_once(']')
-            .map_or(authority.as_str(), |it| it.1)
-            .split_once(':')
-        {
-            None => DEFAULT_PORT,
-            Some((_, port)) => match port.parse() {
-                Ok(port) if port != 0 => port,
-                _ => return Err(malformed()),
-            },
-        };
-        Ok(Self::Tls { host, port })
+    }
+}
+
+/// An IPv6 address stands in brackets, and nothing else does. The library's own parts of an
+/// authority hide a port that does not parse, and what stands behind a bracket.
+fn host_and_port(authority: &str) -> Option<(&str, u16)> {
+    let (host, rest) = match authority.strip_prefix('[') {
+        Some(bracketed) => {
+            let (host, rest) = bracketed.split_once(']')?;
+            host.parse::<Ipv6Addr>().ok()?;
+            (host, rest)
+        }
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    if host.is_empty() || host.contains(['[', ']', '@']) {
+        return None;
+    }
+    match rest.strip_prefix(':') {
+        Some(port) => port.parse().ok().filter(|port| *port != 0).map(|port| (host, port)),
+        None => rest.is_empty().then_some((host, DEFAULT_PORT)),
     }
 }
 
@@ -120,6 +126,13 @@ mod tests {
             "https://host?x=1",
             "https://host:99999",
             "https://host:0",
+            // fuzzing (client_endpoint): a host in brackets that is no address, or not all of it
+            "https://[]",
+            "https://[]s",
+            "https://[host]:1",
+            "https://[::1]s",
+            "https://1[::1]",
+            "https://[::1]:0",
             "unix://relative",
         ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");

@@ -120,6 +120,12 @@ fn context_json(context: &EncryptionContext) -> String {
     serde_json::Value::Object(pairs).to_string()
 }
 
+/// For the fuzz target: whether an answer has both parts.
+pub(crate) fn parse_answer(reply: Reply) -> bool {
+    let Ok(mut parsed) = Parsed::of(reply) else { return false };
+    crate::fuzzing::outcome(parsed.plaintext()) && crate::fuzzing::outcome(parsed.ciphertext())
+}
+
 struct Parsed {
     server: String,
     answer: Answer,

@@ -14,6 +14,8 @@ mod client;
 mod credentials;
 mod endpoint;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod kms;
 pub mod native;
 pub mod signature;

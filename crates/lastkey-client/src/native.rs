@@ -219,6 +219,11 @@ impl Client {
     }
 }
 
+/// For the fuzz target: whether it is one of the answers that are read in pieces.
+pub(crate) fn parse_answer(kind: u8, reply: crate::api::Reply) -> bool {
+    if kind == b'9' { plugin::parse_answer(reply) } else { audit::parse_answer(reply) }
+}
+
 impl AuditQuery {
     fn pairs(&self) -> Vec<(String, String)> {
         let limit = self.limit.map(|limit| limit.to_string());

@@ -326,6 +326,15 @@ fn a_context_has_at_most_8192_characters() {
     assert_eq!(EncryptionContext::parse_json(&text(8193)), Err(ContextError::TooLong));
     let long = EncryptionContext::from_pairs([("a".to_owned(), "b".repeat(8192))]);
     assert_eq!(long, Err(ContextError::TooLong));
+    let longest = EncryptionContext::from_pairs([("a".to_owned(), "b".repeat(8191))]);
+    assert_eq!(longest.unwrap().get("a").map(str::len), Some(8191));
+}
+
+#[test]
+fn a_context_tells_its_pairs_in_order() {
+    let context = context(&[("b", "2"), ("a", "1")]);
+    assert_eq!(context.iter().collect::<Vec<_>>(), [("a", "1"), ("b", "2")]);
+    assert_eq!(context.names().collect::<Vec<_>>(), ["a", "b"]);
 }
 
 #[test]

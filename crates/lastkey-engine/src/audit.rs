@@ -16,6 +16,7 @@ mod checkpoint;
 mod examine;
 mod files;
 mod follow;
+mod fuzz;
 mod index;
 mod journal;
 mod keeper;
@@ -181,6 +182,8 @@ pub(crate) fn parse_line(line: &[u8]) {
 pub(crate) fn parse_checkpoints(bytes: &[u8]) {
     checkpoint::parse_file(bytes);
 }
+
+pub(crate) use fuzz::parse_segment;
 
 /// For the fuzz target: reads an index whose code is right.
 pub(crate) fn parse_index(bytes: &[u8]) {

@@ -2,14 +2,22 @@
 //! and panics only if the parser broke a promise.
 
 use lastkey_crypto::KeyVersionId;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    AccessKey, AliasName, ClusterName, KeyRef, Timestamp, audit, outbox, records::Version,
+    AccessKey, AliasName, Cluster, ClusterName, FileSeal, Key, KeyRef, Timestamp, audit, outbox,
+    records::{AliasRecord, Version},
+    time_guard,
 };
 
 /// A line of the audit log.
 pub fn audit_line(line: &[u8]) {
     audit::parse_line(line);
+}
+
+/// A segment of the audit log, plain or compressed.
+pub fn audit_segment(bytes: &[u8]) {
+    audit::parse_segment(bytes);
 }
 
 /// A file of checkpoints.
@@ -39,6 +47,24 @@ pub fn records(bytes: &[u8]) {
     outbox::parse(bytes);
 }
 
+/// The records that are JSON: keys, aliases, clusters, what is kept of the clock.
+pub fn json_records(bytes: &[u8]) {
+    reads_as_it_writes::<Key>(bytes);
+    reads_as_it_writes::<AliasRecord>(bytes);
+    reads_as_it_writes::<Cluster>(bytes);
+    reads_as_it_writes::<time_guard::Kept>(bytes);
+    if let Ok(key) = serde_json::from_slice::<Key>(bytes) {
+        let _ = (key.next_rotation(), key.rotation_state());
+    }
+}
+
+fn reads_as_it_writes<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
+    let Ok(record) = serde_json::from_slice::<T>(bytes) else { return };
+    let written = serde_json::to_vec(&record).expect("what was read can be written");
+    let again = serde_json::from_slice::<T>(&written).expect("what was written can be read");
+    assert_eq!(serde_json::to_vec(&again).ok(), Some(written));
+}
+
 /// The texts that callers send as names and times.
 pub fn names(text: &str) {
     if let Ok(alias) = AliasName::parse(text) {
@@ -53,8 +79,11 @@ pub fn names(text: &str) {
     }
 }
 
-/// The record of the seal.
+/// The record of the seal, and the file of a root key.
 pub fn seal_record(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        FileSeal::parse_text(text);
+    }
     if let Ok(record) = crate::seal::parse_record(bytes) {
         let again = crate::seal::parse_record(&record.encode());
         assert_eq!(again.ok().as_ref(), Some(&record), "a record is read as it was written");

@@ -42,7 +42,12 @@ impl Timestamp {
     /// [`InvalidTimestamp`] for anything else.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
         let parsed: jiff::Timestamp = text.parse().map_err(|_| InvalidTimestamp)?;
-        Ok(Self(parsed.as_millisecond()))
+        // The library reads years with a sign, too; RFC 3339 has none, and we could not write them.
+        let millis = parsed.as_millisecond();
+        if !(FIRST_MILLIS..=LAST_MILLIS).contains(&millis) {
+            return Err(InvalidTimestamp);
+        }
+        Ok(Self(millis))
     }
 
     /// Time from `earlier` to this instant; zero if `earlier` is later.
@@ -72,7 +77,7 @@ impl Timestamp {
     /// because every request is recorded with its time.
     fn text(self) -> [u8; 24] {
         // From the year 0 to the library's last instant, in the year 9999.
-        let millis = self.0.clamp(-62_167_219_200_000, LAST_MILLIS);
+        let millis = self.0.clamp(FIRST_MILLIS, LAST_MILLIS);
         let instant = jiff::Timestamp::from_millisecond(millis).unwrap_or_default();
         let civil = jiff::tz::Offset::UTC.to_datetime(instant);
         let mut text = *b"0000-00-00T00:00:00.000Z";
@@ -87,6 +92,8 @@ impl Timestamp {
     }
 }
 
+/// The beginning of the year 0, RFC 3339's first.
+const FIRST_MILLIS: i64 = -62_167_219_200_000;
 /// The last whole second that the library's calendar has, less its largest offset.
 const LAST_MILLIS: i64 = 253_402_207_200_000;
 
@@ -200,6 +207,17 @@ mod tests {
             proptest::prop_assert_eq!(t.to_string(), expected);
             let expected = calendar.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             proptest::prop_assert_eq!(t.to_seconds_text(), expected);
+        }
+    }
+
+    /// Fuzzing (engine_names): a year before the calendar was read, and written as the year 0.
+    #[test]
+    fn what_cannot_be_written_is_not_read() {
+        for text in ["-004114-11-11T11Z", "-000001-12-31T23:59:59Z", "9999-12-30T22:00:00.001Z"] {
+            assert!(Timestamp::parse(text).is_err(), "{text}");
+        }
+        for text in ["0000-01-01T00:00:00.000Z", "9999-12-30T22:00:00.000Z"] {
+            assert_eq!(Timestamp::parse(text).unwrap().to_string(), text);
         }
     }
 

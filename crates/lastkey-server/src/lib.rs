@@ -28,6 +28,8 @@ mod deadline;
 mod exchange;
 mod fair;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod limits;
 mod listener;

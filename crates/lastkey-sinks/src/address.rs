@@ -1,6 +1,6 @@
 //! Where a sink is, as the command line names it.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, net::Ipv6Addr, path::PathBuf, str::FromStr};
 
 use http::Uri;
 
@@ -74,7 +74,8 @@ fn webhook(text: &str) -> Result<Uri, AddressError> {
         return Err(AddressError::Credential);
     }
     match uri.scheme_str() {
-        Some("https") if !authority.host().is_empty() => Ok(uri),
+        _ if split(authority.as_str()).is_none() => Err(AddressError::Form),
+        Some("https") => Ok(uri),
         Some("http") if is_this_machine(authority.host()) => Ok(uri),
         Some("http") => Err(AddressError::Plain),
         _ => Err(AddressError::Form),
@@ -89,13 +90,29 @@ fn is_this_machine(host: &str) -> bool {
 /// `host`, `host:port`, `[v6]`, `[v6]:port`, always with a port in the end.
 fn host_and_port(text: &str, port: u16) -> Option<String> {
     let authority: http::uri::Authority = text.parse().ok()?;
-    let plain = !text.contains(['@', '/']) && !authority.host().is_empty();
-    let given = match text.rsplit_once(':') {
-        // A colon of an address in brackets is none of a port.
-        Some((_, port)) if !port.contains(']') => Some(port.parse::<u16>().ok()?),
-        _ => None,
+    let (host, given) = split(authority.as_str())?;
+    Some(format!("{host}:{}", given.unwrap_or(port)))
+}
+
+/// Host and port of an authority. An IPv6 address stands in brackets, and nothing else does.
+fn split(authority: &str) -> Option<(&str, Option<u16>)> {
+    let end = match authority.strip_prefix('[') {
+        Some(bracketed) => {
+            let end = bracketed.find(']')?;
+            bracketed[..end].parse::<Ipv6Addr>().ok()?;
+            end + 2
+        }
+        None if authority.contains(['[', ']', '@']) => return None,
+        None => authority.find(':').unwrap_or(authority.len()),
     };
-    plain.then(|| format!("{}:{}", authority.host(), given.unwrap_or(port)))
+    let (host, rest) = authority.split_at(end);
+    if host.is_empty() {
+        return None;
+    }
+    match rest.strip_prefix(':') {
+        Some(port) => port.parse().ok().map(|port| (host, Some(port))),
+        None => rest.is_empty().then_some((host, None)),
+    }
 }
 
 impl fmt::Display for SinkAddress {
@@ -156,6 +173,12 @@ mod tests {
             "syslog+udp://a/b",
             "https://",
             "/dev/log",
+            // fuzzing (sinks_address): brackets around something else than an address
+            "syslog+tcp://1[:::]1",
+            "syslog+udp://[]",
+            "syslog+udp://[::1]x",
+            "https://[]x/",
+            "https://h:port/",
         ] {
             assert_eq!(text.parse::<SinkAddress>(), Err(AddressError::Form), "{text}");
         }

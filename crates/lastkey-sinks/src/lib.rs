@@ -16,6 +16,8 @@
 
 mod address;
 mod carrier;
+#[doc(hidden)]
+pub mod fuzzing;
 mod metrics;
 mod place;
 mod stdout;

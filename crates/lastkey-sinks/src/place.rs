@@ -37,10 +37,7 @@ impl PlaceFile {
     /// Where to go on; a new sink begins with what is recorded from now on.
     pub(crate) fn load(&self, audit: &Path) -> io::Result<Place> {
         match fs::read(&self.path) {
-            Ok(bytes) => match serde_json::from_slice::<Kept>(&bytes) {
-                Ok(Kept { seq, checkpoint, .. }) => Ok(Place { seq, checkpoint }),
-                Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
-            },
+            Ok(bytes) => parse(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let place = match Follower::end(audit) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Place::default(),
@@ -63,5 +60,13 @@ impl PlaceFile {
         io::Write::write_all(&mut file, &serde_json::to_vec(&kept)?)?;
         drop(file);
         fs::rename(&temporary, &self.path)
+    }
+}
+
+/// Reads what the file holds.
+pub(crate) fn parse(bytes: &[u8]) -> io::Result<Place> {
+    match serde_json::from_slice::<Kept>(bytes) {
+        Ok(Kept { seq, checkpoint, .. }) => Ok(Place { seq, checkpoint }),
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
     }
 }

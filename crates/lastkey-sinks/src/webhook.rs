@@ -26,7 +26,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// What an answer may say beside its status.
 const MAX_ANSWER: usize = 64 << 10;
 /// Nobody is waited for longer than this, whatever they ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// A webhook, with at most one connection.
 pub(crate) struct Webhook {
@@ -119,7 +119,7 @@ fn seq(line: &[u8]) -> Option<u64> {
 }
 
 /// Seconds only: whoever sends a date is asked again as after any failure.
-fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }

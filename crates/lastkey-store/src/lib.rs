@@ -16,6 +16,8 @@
 pub mod disk;
 mod entry;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod memory;
 mod redb_store;
 mod transaction;

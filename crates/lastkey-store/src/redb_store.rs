@@ -150,6 +150,11 @@ struct Shared {
     options: OpenOptions,
 }
 
+/// For the fuzz target: reads a value of the table.
+pub(crate) fn parse_entry(raw: &[u8]) {
+    schema::parse_entry(raw);
+}
+
 type View = Result<Arc<Snapshot>, StoreError>;
 
 impl Shared {

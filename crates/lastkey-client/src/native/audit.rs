@@ -29,6 +29,11 @@ struct Watched {
     report: Option<AuditVerification>,
 }
 
+/// For the fuzz target: how far a verification is.
+pub(super) fn parse_answer(reply: crate::api::Reply) -> bool {
+    crate::fuzzing::outcome(reply.json::<Watched>())
+}
+
 impl Client {
     /// Checks the audit chain, and tells `watch` how far it has come.
     pub async fn audit_verify_watched(

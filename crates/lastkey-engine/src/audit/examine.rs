@@ -84,8 +84,9 @@ pub(super) fn examine(name: &str, bytes: &[u8], trust: Trust<'_>) -> Examined {
             report(seq, "unauthenticated", what);
             continue;
         }
-        if before.is_some_and(|(last, link)| number != last + 1 || statement.prev != link)
-            || (index == 0 && number == 1 && statement.prev != [0; 32])
+        if before.is_some_and(|(last, link)| {
+            last.checked_add(1) != Some(number) || statement.prev != link
+        }) || (index == 0 && number == 1 && statement.prev != [0; 32])
         {
             let what = format!("a checkpoint before number {number} is missing or was changed");
             report(seq, "missing", what);
@@ -132,4 +133,31 @@ fn judge_line(line: &[u8], keys: &[PublicKey]) -> Verdict {
         return Verdict::Foreign(found);
     };
     if found.is_signed_by(*key) { Verdict::Good(found.statement) } else { Verdict::Forged(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use lastkey_crypto::{KeyMaterial, signing::SigningKey};
+
+    use super::*;
+    use crate::Timestamp;
+
+    /// Anybody can write a checkpoint under a key of their own, with whatever number.
+    #[test]
+    fn a_number_that_nothing_follows() {
+        let key = |seed| SigningKey::from_seed(KeyMaterial::from_slice(&[seed; 32])).unwrap();
+        let line = |number, prev, key: &SigningKey| {
+            let head = Head { seq: 1, hash: [3; 32] };
+            let (kind, time) = (CheckpointKind::Time, Timestamp::from_millis(0));
+            Statement { log: [1; 16], number, prev, kind, head, time }.sign(key).to_line()
+        };
+        let foreign = line(u64::MAX, [0; 32], &key(1));
+        let ours = line(0, checkpoint::link(foreign.as_bytes()), &key(2));
+        let trust =
+            Trust { keys: &[key(2).public()], log: None, tolerates_other_keys: true, threads: 1 };
+        let examined = examine("file", format!("{foreign}\n{ours}\n").as_bytes(), trust);
+        assert_eq!(examined.statements.len(), 1);
+        let problems: Vec<_> = examined.problems.iter().map(|found| found.kind).collect();
+        assert_eq!(problems, ["missing"], "0 does not follow the highest number");
+    }
 }

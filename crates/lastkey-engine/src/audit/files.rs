@@ -116,15 +116,23 @@ impl Opened {
         read: impl FnMut(usize) + Send + 'static,
     ) -> io::Result<Lines> {
         let source = Counted { source: At::new(Arc::clone(&self.file), 0), read };
-        if self.compressed {
-            let source = BufReader::with_capacity(READ, source);
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
-            decoder.window_log_max(WINDOW_LOG)?;
-            Ok(Lines::new(Box::new(decoder.take(limit))))
-        } else {
-            Ok(Lines::new(Box::new(source.take(limit))))
-        }
+        lines_of(source, self.compressed, limit)
     }
+}
+
+/// The lines of a segment in this form, as far as `limit` bytes of them go.
+pub(super) fn lines_of(
+    source: impl Read + Send + 'static,
+    compressed: bool,
+    limit: u64,
+) -> io::Result<Lines> {
+    if !compressed {
+        return Ok(Lines::new(Box::new(source.take(limit))));
+    }
+    let source = BufReader::with_capacity(READ, source);
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
+    decoder.window_log_max(WINDOW_LOG)?;
+    Ok(Lines::new(Box::new(decoder.take(limit))))
 }
 
 /// Reads a file from an offset on.

@@ -107,7 +107,7 @@ pub(super) fn nonces(
 
 /// `"nonce":"<16 hex>","signed":<seconds>`, as a record has it. Neither can stand in a value:
 /// quotes are escaped there.
-fn nonce(line: &[u8]) -> Option<(u64, i64)> {
+pub(super) fn nonce(line: &[u8]) -> Option<(u64, i64)> {
     const PRINT: &[u8] = br#","nonce":""#;
     const SIGNED: &[u8] = br#"","signed":"#;
     let print = line.get(memchr::memmem::find(line, PRINT)? + PRINT.len()..)?;

@@ -99,11 +99,15 @@ pub(super) struct Link {
     pub(super) prev: [u8; 32],
 }
 
-/// Reads `{"seq":<n>,"prev":"<64 hex>",` at the beginning of a line.
+/// Reads `{"seq":<n>,"prev":"<64 hex>",` at the beginning of a line. The highest number of all is
+/// no record's: whoever has read one can count on.
 pub(super) fn link(line: &[u8]) -> Option<Link> {
     let rest = line.strip_prefix(br#"{"seq":"#)?;
     let digits = rest.iter().position(|b| !b.is_ascii_digit()).filter(|n| (1..=20).contains(n))?;
     let seq = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
+    if seq == u64::MAX {
+        return None;
+    }
     let rest = rest[digits..].strip_prefix(br#","prev":""#)?;
     let (hash, rest) = rest.split_at_checked(64)?;
     rest.strip_prefix(br#"","#)?;
@@ -143,5 +147,9 @@ mod tests {
         for bad in [&b""[..], b"{}", br#"{"seq":,"prev":""#, br#"{"seq":1,"prev":"zz"#] {
             assert_eq!(link(bad), None);
         }
+        // Fuzzing (engine_segment): the number behind it is not one.
+        let mut last = Vec::new();
+        write_line(&mut last, u64::MAX, &[0; 32], b"");
+        assert_eq!(link(&last), None);
     }
 }

@@ -83,10 +83,10 @@ impl FileSeal {
         check_permissions(path, &file.metadata().map_err(|error| io_error(path, error))?)?;
         let mut text = Zeroizing::new(String::with_capacity(128));
         file.take(128).read_to_string(&mut text).map_err(|error| io_error(path, error))?;
-        Self::parse(&text).ok_or_else(|| SealError::Malformed { path: path.to_owned() })
+        Self::parse_text(&text).ok_or_else(|| SealError::Malformed { path: path.to_owned() })
     }
 
-    fn parse(text: &str) -> Option<KeyMaterial> {
+    pub(crate) fn parse_text(text: &str) -> Option<KeyMaterial> {
         let digits = text
             .strip_prefix(Self::MARK)
             .map(|rest| rest.strip_suffix('\n').unwrap_or(rest))

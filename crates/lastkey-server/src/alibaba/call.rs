@@ -183,6 +183,16 @@ pub(super) fn collect_tags(
     Ok(map)
 }
 
+/// For the fuzz target: a duration, and tags in JSON.
+pub(super) fn parse_parameter(text: &str) {
+    let _ = parse_interval(text);
+    if let Ok(tags) = serde_json::from_str::<Vec<Tag>>(text) {
+        let count = tags.len();
+        let map = collect_tags("Tags", tags.into_iter().map(|tag| (tag.key, tag.value)));
+        assert!(map.is_ok_and(|map| map.len() == count) || count > 1, "each tag or a refusal");
+    }
+}
+
 fn parse_interval(text: &str) -> Option<Duration> {
     let unit = text.bytes().last()?;
     let seconds = match unit {

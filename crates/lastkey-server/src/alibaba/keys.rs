@@ -130,6 +130,16 @@ struct Filter {
 
 const MAX_FILTERS: usize = 10;
 
+/// For the fuzz target: filters in JSON.
+pub(super) fn parse_parameter(text: &str) {
+    let mut wanted = KeyFilter::default();
+    for filter in serde_json::from_str::<Vec<Filter>>(text).unwrap_or_default() {
+        for value in &filter.values {
+            let _ = add_filter(&mut wanted, &filter.key, value);
+        }
+    }
+}
+
 fn filter(call: &Call<'_>) -> Result<KeyFilter, Refusal> {
     let filters: Vec<Filter> = call.json("Filters")?.unwrap_or_default();
     if filters.len() > MAX_FILTERS {

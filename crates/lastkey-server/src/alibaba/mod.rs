@@ -37,6 +37,13 @@ use crate::{
     params::Params,
 };
 
+/// For the fuzz target: a parameter that has a form of its own.
+pub(crate) fn parse_parameter(text: &str) {
+    call::parse_parameter(text);
+    keys::parse_parameter(text);
+    tags::parse_parameter(text);
+}
+
 /// What metrics call a request whose action we do not know.
 const UNKNOWN: &str = "unknown";
 

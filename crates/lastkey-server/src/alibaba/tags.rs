@@ -144,6 +144,14 @@ struct Tag {
     value: Option<String>,
 }
 
+/// For the fuzz target: tags in JSON, and the number in a flattened list.
+pub(super) fn parse_parameter(text: &str) {
+    let _ = serde_json::from_str::<Vec<Tag>>(text);
+    if let Ok(number) = index("Tag", text) {
+        assert_eq!(number.to_string(), text, "one spelling");
+    }
+}
+
 fn tags(call: &Call<'_>) -> Result<BTreeMap<String, String>, Refusal> {
     let tags = tag_filters(call)?.into_iter();
     collect_tags("Tag", tags.map(|(key, value)| (key, value.unwrap_or_default())))

@@ -128,6 +128,12 @@ struct Issued<'a> {
     ca_pem: &'a str,
 }
 
+/// For the fuzz target: reads a body.
+pub(super) fn parse_body(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<NewCluster>(bytes).map(|new| KeyRef::parse(&new.key).is_ok());
+    let _ = serde_json::from_slice::<NewPlugin>(bytes).map(|new| ClusterName::parse(&new.name));
+}
+
 /// The cluster in `/v1/clusters/<id>/plugins`.
 pub(super) fn plugins_of(path: &str) -> Option<&str> {
     let id = path.strip_prefix("/v1/clusters/")?.strip_suffix("/plugins")?;

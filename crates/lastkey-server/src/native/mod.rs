@@ -193,6 +193,21 @@ impl Route {
     }
 }
 
+/// For the fuzz target: finds a route, whose path may name a cluster.
+pub(crate) fn parse_path(method: &Method, path: &str) {
+    if let Ok(route) = Route::find(method, path) {
+        assert!(!route.name().is_empty());
+    }
+    let _ = clusters::plugins_of(path).map(str::parse::<lastkey_crypto::ClusterId>);
+}
+
+/// For the fuzz target: reads a body as every route would.
+pub(crate) fn parse_body(bytes: &[u8]) {
+    clusters::parse_body(bytes);
+    operator::parse_body(bytes);
+    plugin::parse_body(bytes);
+}
+
 /// Answers one request of this wire.
 pub(crate) async fn handle(context: &Context<'_>, exchange: &Exchange<'_>) -> Reply {
     let (name, answer) = answer(context, exchange).await;

@@ -184,6 +184,17 @@ pub(super) async fn decrypt(call: &Call<'_>) -> Answer {
     json(&Decrypted { plaintext: Zeroizing::new(STANDARD.encode(plaintext.expose())) })
 }
 
+/// For the fuzz target: reads a body.
+pub(super) fn parse_body(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<StatusRequest>(bytes);
+    if let Ok(request) = serde_json::from_slice::<EncryptRequest>(bytes) {
+        let _ = (KeyRef::parse(&request.key), unbase64("plaintext", &request.plaintext));
+    }
+    if let Ok(request) = serde_json::from_slice::<DecryptRequest>(bytes) {
+        let _ = unbase64("blob", &request.blob);
+    }
+}
+
 fn unbase64(name: &'static str, text: &str) -> Result<Vec<u8>, Refusal> {
     Ok(STANDARD.decode(text).map_err(|_| Error::invalid(name, "it is not base64"))?)
 }

@@ -254,6 +254,13 @@ impl Csr {
     }
 }
 
+/// For the fuzz target: reads the record of an authority.
+pub(super) fn parse_record(bytes: &[u8]) {
+    if let Ok(authority) = Authority::decode(bytes) {
+        assert_eq!(authority.encode().expose(), bytes, "a record is written as it was read");
+    }
+}
+
 fn alt_name(name: &str) -> Result<SanType, AuthorityError> {
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));

@@ -58,6 +58,24 @@ pub(crate) fn server_config(
     Ok(config)
 }
 
+/// For the fuzz target: who a certificate speaks for.
+pub(crate) fn parse_plugin(certificate: &rustls_pki_types::CertificateDer<'_>) {
+    if let Some(plugin) = plugin_of(certificate, lastkey_engine::Timestamp::from_millis(0)) {
+        let uri = identity::plugin_uri(&plugin.cluster, &plugin.name);
+        let uri = uri.as_bytes();
+        assert!(certificate.windows(uri.len()).any(|part| part == uri), "it says so itself");
+    }
+}
+
+/// For the fuzz target: the stored authority, and whatever claims to be a request, from DER.
+pub(crate) fn parse_der(der: &[u8]) {
+    authority::parse_record(der);
+    let pem = authority::to_pem(der).replace("CERTIFICATE", "CERTIFICATE REQUEST");
+    if let Ok(request) = Csr::parse(&pem) {
+        assert_eq!(request.fingerprint().len(), 64);
+    }
+}
+
 /// The one provider of cryptography in this process.
 pub(crate) fn provider() -> CryptoProvider {
     aws_lc_rs::default_provider()

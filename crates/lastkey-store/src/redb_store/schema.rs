@@ -244,6 +244,15 @@ fn decode(raw: &[u8]) -> Result<(Revision, &[u8]), Failure> {
     Ok((Revision(u64::from_be_bytes(*head)), value))
 }
 
+/// For the fuzz target: reads a value.
+pub(super) fn parse_entry(raw: &[u8]) {
+    if let Ok((revision, value)) = decode(raw) {
+        let mut again = vec![0; REVISION_BYTES + value.len()];
+        encode(revision, value, &mut again);
+        assert_eq!(again, raw);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
