@@ -17,8 +17,8 @@ use crate::{Client, Error};
 
 pub use audit::AuditProgress;
 pub use plugin::{
-    PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginGeneration, PluginPin, PluginStatus,
-    PluginStatusRequest, Refusal,
+    CachedAnswers, PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginGeneration, PluginPin,
+    PluginRecords, PluginStatus, PluginStatusRequest, Refusal,
 };
 
 /// How much longer than its own waiting time a long poll may take.

@@ -161,6 +161,7 @@ async fn nonsense_is_garbage_and_is_not_repeated() {
             cluster: None,
             known: "",
             wait: Duration::from_secs(0),
+            instance: None,
         };
         let error = client(&pki, &[server.url()]).plugin_status(question).await.unwrap_err();
         assert!(matches!(error, Error::Garbage { .. }), "{error:?}");

@@ -191,6 +191,10 @@ hex_id! {
     Lineage
 }
 hex_id! {
+    /// Names the file in which a plugin numbers what it answered from memory.
+    SpoolId
+}
+hex_id! {
     /// Drawn with every change of the primary version and after every restore (decision 4).
     Epoch
 }

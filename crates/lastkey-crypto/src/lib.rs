@@ -48,7 +48,7 @@ mod cipher;
 
 pub use context::{ContextError, EncryptionContext};
 pub use entropy::{Entropy, SystemEntropy};
-pub use ids::{ClusterId, Epoch, IdError, KeyId, KeyVersionId, Lineage};
+pub use ids::{ClusterId, Epoch, IdError, KeyId, KeyVersionId, Lineage, SpoolId};
 pub use memory::{KeyMaterial, SecretBytes};
 pub use suite::{Algorithm, Suite};
 pub use wrap::UnwrapError;

@@ -35,6 +35,7 @@ actions! {
     Encrypt, Decrypt, ReEncrypt, GenerateDataKey, GenerateDataKeyWithoutPlaintext,
     // clusters and their plugins
     AddCluster, ListClusters, AddPlugin, PluginStatus, PluginEncrypt, PluginDecrypt,
+    PluginCachedDecrypt,
     // the service itself
     DescribeService, QueryAudit, VerifyAudit, ReadCertificate, RenewCertificate,
     CreateAccessKey, WriteSealed, RotateDueKey, DestroyKey, RedrawEpochs, AcceptRestore,

@@ -13,6 +13,7 @@ mod service;
 mod tags;
 
 use std::{future::Future, sync::Arc};
+mod plugin_records;
 
 pub use aliases::{
     AliasEntry, CreateAlias, DeleteAlias, ListAliases, ListAliasesByKeyId, UpdateAlias,
@@ -40,9 +41,14 @@ pub use service::{
 };
 pub(crate) use service::{RedrawEpochs, sealed_path};
 pub use tags::{
+pub use nodes::{
+    ApproveNode, Approved, EnrolNode, Enrolment, ListNodes, Revocation, RevokeNode, TrustNodes,
+};
+pub(crate) use plugin::{LEASE as PLUGIN_LEASE, plugin_state};
     ListResourceTags, ListTagResources, TagResource, TaggedKey, UntagResource, UntagWhich,
 };
 
+pub use plugin_records::{CachedAnswers, DeliverPluginRecord};
 use lastkey_crypto::KeyId;
 
 use crate::{

@@ -22,8 +22,9 @@ use crate::{
     audit::{AuditOpenError, AuditSink, Head, Record},
     barrier::{Barrier, BarrierError, Expect, MAX_AGE, Round, Step, Stored, to_json},
     caller::{NoncePrint, Principal, RequestId, RequestIds, Source},
-    command::{DropKeyringKeys, RedrawEpochs, RotateDueKey, RotateKeyring},
+    command::{DropKeyringKeys, PluginStatus, RedrawEpochs, RotateDueKey, RotateKeyring},
     heads,
+    holders::{Holders, Taken, Unconfirmed},
     identity::AccessKey,
     key_index::KeyIndex,
     nonce::{NonceRefusal, NonceTable, SKEW},
@@ -129,6 +130,7 @@ pub struct Core {
     anchored: Mutex<heads::Counts>,
     resealing: tokio::sync::Mutex<Round>,
     stopped: AtomicBool,
+    pub(crate) holders: Holders,
 }
 
 /// How often key versions were used since the start, all of them together.
@@ -207,6 +209,7 @@ impl Engine {
             time_guard: tokio::sync::Mutex::new(TimeGuard::new(&*clock, kept)),
             background: Mutex::default(),
             stopped: AtomicBool::new(false),
+            holders: Holders::new(clock.running()),
             audit,
             clock,
             entropy,
@@ -244,6 +247,119 @@ impl Engine {
     /// The access key of that id, to check a signature with.
     pub fn access_key(&self, id: &str) -> Option<Arc<AccessKey>> {
         self.core.records.access_key(id)
+    }
+
+    /// Notes that a plugin asks, whether it will be allowed to or not: what it knows, it has acted
+    /// upon.
+    pub fn heard_from(&self, caller: &Caller, asks: &PluginStatus) {
+        self.core.holders.heard(asks.asks(caller), self.core.clock.running());
+    }
+
+    /// Waits until the plugins that hold what was taken away know of it, at most so long for those
+    /// that are connected. Answers which do not, and until when their leases run.
+    ///
+    /// # Errors
+    /// A record cannot be read.
+    pub async fn unconfirmed(
+        &self,
+        taken: &Taken,
+        patience: Duration,
+    ) -> Result<Vec<Unconfirmed>, Error> {
+        self.core.unconfirmed(taken, patience).await
+    }
+
+    /// Whether any access key exists; a first start makes one.
+    pub fn has_access_keys(&self) -> bool {
+        self.core.records.has_access_keys()
+    }
+
+    /// Admits a signed request's nonce, once. The print goes into the request's [`Caller`].
+    ///
+    /// # Errors
+    /// [`NonceRefusal`] for a replay, or a time outside of the accepted window.
+    pub fn admit_nonce(
+        &self,
+        access_key_id: &str,
+        nonce: &str,
+        signed: Timestamp,
+    ) -> Result<(NoncePrint, Timestamp), NonceRefusal> {
+        let print = NoncePrint::of(access_key_id, nonce);
+        self.core.nonces.admit(print, signed, &*self.core.clock)?;
+        Ok((print, signed))
+    }
+
+    /// Counts a caller who did not authenticate; a summary reaches the audit log every ten
+    /// seconds, so that strangers cannot fill the disk.
+    pub fn refused(&self, code: &'static str, source: Source) {
+        let mut refusals = self.core.refusals.lock();
+        let refusal = refusals.entry(code).or_default();
+        refusal.count += 1;
+        if refusal.sources.len() < REFUSAL_SOURCES && !refusal.sources.contains(&source) {
+            refusal.sources.push(source);
+        }
+    }
+
+    /// Records that a proven caller's request was refused before it became a command, because
+    /// its parameters made no sense.
+    ///
+    /// # Errors
+    /// It could not be recorded; the caller must be told this instead.
+    pub async fn record_refusal(
+        &self,
+        caller: &Caller,
+        action: &'static str,
+        code: &'static str,
+    ) -> Result<(), Error> {
+        let record = Record::begin(action, caller, self.core.clock.now());
+        self.core.audit.append(record.finish(code, Duration::ZERO)).await?;
+        Ok(())
+    }
+
+    /// Draws a request id.
+    pub fn new_request_id(&self) -> RequestId {
+        self.core.request_ids.next(&*self.core.entropy)
+    }
+
+    /// The clock the engine goes by.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.core.clock
+    }
+
+    /// The randomness the engine draws from.
+    pub fn entropy(&self) -> &dyn Entropy {
+        &*self.core.entropy
+    }
+
+    /// A caller for what the server does by itself.
+    pub fn system_caller(&self) -> Caller {
+        Caller::system(&*self.core.entropy)
+    }
+
+    /// A secret that a front end keeps behind the barrier, if it was ever written.
+    ///
+    /// # Errors
+    /// The store cannot be read, or the record is not authentic.
+    pub async fn read_sealed(&self, name: &str) -> Result<Option<SecretBytes>, Error> {
+        let path = crate::command::sealed_path(name);
+        Ok(self.core.records.raw(&path).await?.map(|stored| stored.value))
+    }
+
+    /// Whether requests can be worked on at present.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn readiness(&self) -> Result<(), Error> {
+        self.core.readiness()
+    }
+
+    /// The newest audit record's number.
+    pub fn audit_records(&self) -> u64 {
+        self.core.audit.head().seq
+    }
+
+    /// The newest audit checkpoint's record, and when it was signed.
+    pub fn newest_checkpoint(&self) -> Option<(u64, Timestamp)> {
+        self.core.audit.newest_checkpoint()
     }
 
     /// Whether any access key exists; a first start makes one.

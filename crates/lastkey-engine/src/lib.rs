@@ -25,6 +25,7 @@ pub mod fuzzing;
 mod golden;
 mod heads;
 mod identity;
+mod holders;
 mod instance;
 mod key;
 mod key_index;
@@ -50,6 +51,7 @@ pub use identity::AccessKey;
 pub use instance::{
     Attendant, GIVEN_UP, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError,
     Order, Outcome, With,
+pub use holders::{Taken, Unconfirmed};
 };
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,

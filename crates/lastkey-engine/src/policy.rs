@@ -53,15 +53,18 @@ pub struct BuiltinPolicy {
 impl BuiltinPolicy {
     fn plugin_allows(&self, principal: &Principal, action: Action, resource: Resource) -> bool {
         let Principal::Plugin { cluster, name, fingerprint } = principal else { return false };
-        let Resource::ClusterKey { key: Some(key), cluster: claimed } = resource else {
-            return false;
-        };
+        let Resource::ClusterKey { key, cluster: claimed } = resource else { return false };
         let clusters = self.clusters.read();
         let Some(grants) = clusters.get(cluster) else { return false };
         let registered = grants.plugins.get(&**name).is_some_and(|known| **known == **fingerprint);
-        registered
-            && claimed == *cluster
-            && grants.keys.contains(&key)
+        if !registered || claimed != *cluster {
+            return false;
+        }
+        // What it has done already it may tell, also of a key that it lost since.
+        if action == Action::PluginCachedDecrypt {
+            return true;
+        }
+        key.is_some_and(|key| grants.keys.contains(&key))
             && matches!(
                 action,
                 Action::PluginStatus | Action::PluginEncrypt | Action::PluginDecrypt

@@ -34,7 +34,13 @@ async fn add_cluster(engine: &Engine, name: &str, key: &Key) -> Cluster {
 }
 
 async fn status(engine: &Engine, cluster: &Cluster, key: KeyRef) -> Result<PluginState, Error> {
-    let ask = PluginStatus { cluster: cluster.id, key, known: String::new(), wait: Duration::ZERO };
+    let ask = PluginStatus {
+        cluster: cluster.id,
+        key,
+        known: String::new(),
+        wait: Duration::ZERO,
+        instance: None,
+    };
     engine.execute(&plugin_of(engine, cluster), ask).await
 }
 
@@ -205,6 +211,7 @@ async fn a_waiting_plugin_hears_of_a_change_at_once() {
                 key,
                 known: told.token,
                 wait: Duration::from_secs(30),
+                instance: None,
             };
             engine.execute(&plugin_of(&engine, &cluster), ask).await
         })

@@ -14,9 +14,13 @@
 //! - **Precise gRPC codes** on every path (one table, in `plugin/problem.rs`), inside the
 //!   apiserver's deadline, and bounded work: too many calls at once are refused, not queued.
 //!
-//! It holds no key and caches no plaintext.
+//! - **Reads go on while the server is away**, for a lease, of what the plugin has opened before
+//!   ([`MemoryConfig`]).
+//!
+//! It holds no key of ours.
 
 mod core;
+mod memory;
 mod metrics;
 mod problem;
 mod service;
@@ -28,13 +32,14 @@ use std::{future::Future, sync::Arc, time::Duration};
 use lastkey_client::Client;
 use lastkey_crypto::ClusterId;
 use tokio::{
-    sync::{Notify, Semaphore, watch as channel},
+    sync::{Notify, Semaphore, mpsc, oneshot, watch as channel},
     task::AbortHandle,
 };
 use tonic::transport::Server;
 
 use self::{
     core::{Announced, Core},
+    memory::Memory,
     service::Services,
     view::View,
     watch::Watch,
@@ -43,11 +48,18 @@ use crate::socket::{Listener, SocketAddress, SocketError, accept_counted, from_e
 
 pub use self::{
     core::KEY_VERSION_ANNOTATION,
-    metrics::{Method, Metrics},
+    memory::{DEFAULT_ENTRIES, MemoryConfig},
+    metrics::{MemoryMetrics, Method, Metrics},
+    view::Leases,
 };
 
 /// How long calls in flight have at the end.
 const DRAIN: Duration = Duration::from_secs(4);
+/// How long an apiserver that dials waits for the server's first answer, whichever it is; then it is
+/// told that there was none.
+const OPENS_WITHIN: Duration = Duration::from_secs(10);
+/// Seeds that wait to be read back; more are not.
+const READ_BACK: usize = 256;
 /// Streams one connection may have open; an apiserver's Decrypts are at most so many.
 const MAX_STREAMS: u32 = 256;
 /// Streams that a client began and reset before we looked at them; more, and it is sent away.
@@ -106,6 +118,10 @@ pub struct PluginConfig {
     pub max_calls: usize,
 }
 
+    /// What it remembers of what it has opened; nothing without.
+    pub memory: Option<MemoryConfig>,
+    /// For how long it goes on while the server is away.
+    pub leases: Leases,
 impl PluginConfig {
     /// The defaults, for one key.
     pub fn new(client: Arc<Client>, key: impl Into<String>, sockets: Vec<SocketAddress>) -> Self {
@@ -120,6 +136,8 @@ impl PluginConfig {
             max_calls: 128,
         }
     }
+            memory: None,
+            leases: Leases::default(),
 }
 
 /// Why the plugin does not run.
@@ -198,7 +216,7 @@ impl Plugin {
         let sockets = self.sockets();
         let Self { config, listeners, metrics } = self;
         // 1. Watch the key.
-        let (sender, view) = channel::channel(Arc::new(View::starting()));
+        let (sender, view) = channel::channel(Arc::new(View::starting(config.leases)));
         let refresh = Arc::new(Notify::new());
         let watch = Watch {
             client: config.client.clone(),
@@ -214,7 +232,7 @@ impl Plugin {
             AbortOnDrop(tokio::spawn(announce(view.clone(), sockets, ready)).abort_handle());
         // 2. Answer the apiserver.
         let core = Arc::new(Core {
-            client: config.client,
+            client: config.client.clone(),
             key: config.key,
             view,
             refresh,
@@ -236,6 +254,9 @@ impl Plugin {
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PONG_WITHIN))
             .timeout(CALL)
+        let memory = config
+            .memory
+            .map(|memory| Arc::new(Memory::new(memory, view.clone(), metrics.memory())));
             .serve_with_incoming_shutdown(services, incoming, until(stopped.clone()));
         // 3. At the end, let calls in flight finish, but not for ever.
         let deadline = async {
@@ -243,8 +264,9 @@ impl Plugin {
             let _ = stopping.send(true);
             tokio::time::sleep(DRAIN).await;
         };
-        tokio::select! {
-            served = serve => Ok(served?),
+            memory: memory.clone(),
+        let served = tokio::select! {
+            served = serve => served,
             () = deadline => Ok(()),
         }
     }
@@ -252,6 +274,7 @@ impl Plugin {
 
 /// Opens the sockets and serves: [`Plugin::bind`] and [`Plugin::run`] in one.
 pub async fn run(
+        let (read_back, to_be_read) = mpsc::channel(READ_BACK);
     config: PluginConfig,
     ready: impl FnOnce(Ready) + Send + 'static,
     shutdown: impl Future<Output = ()> + Send,
@@ -260,6 +283,17 @@ pub async fn run(
 }
 
 struct AbortOnDrop(AbortHandle);
+            memory: memory.clone(),
+            read_back: memory.is_some().then_some(read_back),
+            metrics: metrics.memory(),
+        });
+        // 3. Remember, record and deliver what was answered without the server.
+        let _memory = memory.clone().map(|memory| {
+            let (core, client) = (core.clone(), config.client);
+            let work = async move {
+                tokio::join!(memory.work(&client), core.read_back_all(to_be_read));
+            };
+            AbortOnDrop(tokio::spawn(work).abort_handle())
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -283,3 +317,7 @@ async fn announce(
         ready(Ready { sockets, key_id: said.map(|said| said.key.key_id()), key });
     }
 }
+        };
+        if let Some(memory) = memory {
+            memory.close().await;
+        Ok(served?)

@@ -204,6 +204,7 @@ impl Op {
                     key: KeyRef::Id(key),
                     known: String::new(),
                     wait: Duration::ZERO,
+                    instance: None,
                 };
                 let state = engine.execute(&caller, command).await?;
                 Ok(Answer::Plugin(Box::new(state)))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::Method;
 use lastkey_crypto::{
-    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, plugin_blob::PluginKey,
+    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, SpoolId, plugin_blob::PluginKey,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
@@ -24,6 +24,8 @@ pub struct PluginStatusRequest<'a> {
     pub known: &'a str,
     /// How long the server may hold the answer back while nothing changes, at most a minute.
     pub wait: Duration,
+    /// Tells the server which of several processes asks, and that a restarted one is the same.
+    pub instance: Option<SpoolId>,
 }
 
 /// What a plugin needs to know of its key.
@@ -57,6 +59,9 @@ pub struct PluginStatus {
     /// For how long what was opened may be kept without asking again.
     #[serde(default)]
     pub lease_seconds: u64,
+    /// The keys of which what was opened may be kept; `None` from a server that names none.
+    #[serde(default)]
+    pub usable_lineages: Option<Vec<Lineage>>,
     /// For the log, never for healthz.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -150,6 +155,42 @@ impl PluginGeneration {
     }
 }
 
+/// Answers of one kind that a plugin gave from memory within a second or so: a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedAnswers {
+    /// Its number in its spool; the first is 1.
+    pub sequence: u64,
+    /// The protocol: `v2` or `v1beta1`.
+    pub api: String,
+    /// The version that had made what was decrypted.
+    pub key_version: KeyVersionId,
+    /// How many there were.
+    pub count: u64,
+    /// When the first was given: milliseconds since 1970.
+    pub first_ms: i64,
+    /// When the last was given.
+    pub last_ms: i64,
+    /// The apiserver's names of the calls; at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uids: Vec<String>,
+}
+
+/// Batches on their way into the server's audit log.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PluginRecords<'a> {
+    /// The cluster they belong to.
+    pub cluster: ClusterId,
+    /// Which numbering.
+    pub spool: SpoolId,
+    /// At most 64, in order.
+    pub batches: &'a [CachedAnswers],
+}
+
+#[derive(Deserialize)]
+struct Delivered {
+    delivered: u64,
+}
+
 #[derive(Serialize)]
 struct StatusJson<'a> {
     key: &'a str,
@@ -157,6 +198,8 @@ struct StatusJson<'a> {
     cluster: Option<ClusterId>,
     known: &'a str,
     wait_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<SpoolId>,
 }
 
 #[derive(Serialize)]
@@ -188,8 +231,8 @@ impl Client {
         &self,
         question: PluginStatusRequest<'_>,
     ) -> Result<PluginStatus, Error> {
-        let PluginStatusRequest { key, cluster, known, wait } = question;
-        let json = StatusJson { key, cluster, known, wait_seconds: wait.as_secs() };
+        let PluginStatusRequest { key, cluster, known, wait, instance } = question;
+        let json = StatusJson { key, cluster, known, wait_seconds: wait.as_secs(), instance };
         let request = self.request(Method::POST, "/v1/plugin/status").json(&json);
         request.timeout(wait + LONG_POLL_GRACE).send().await?.json()
     }
@@ -228,6 +271,19 @@ impl Client {
 /// For the fuzz target: a plaintext.
 pub(super) fn parse_answer(reply: crate::api::Reply) -> bool {
     crate::fuzzing::outcome(reply.json::<Decrypted>())
+}
+
+/// Bounded, because each batch is a durable change of the server's.
+const RECORDS_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Client {
+    /// Has the server record what was answered from memory. Answers with the number of the last
+    /// batch that is in its log; a batch that came before is not recorded twice.
+    pub async fn plugin_records(&self, records: PluginRecords<'_>) -> Result<u64, Error> {
+        let request = self.request(Method::POST, "/v1/plugin/records").json(&records);
+        let answer: Delivered = request.timeout(RECORDS_TIMEOUT).send().await?.json()?;
+        Ok(answer.delivered)
+    }
 }
 
 fn write_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {

@@ -6,15 +6,17 @@
 use std::time::Duration;
 
 use lastkey_crypto::{
-    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, mac, plugin_blob::PluginKey,
+    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, SpoolId, mac,
+    plugin_blob::PluginKey,
 };
 
 use super::{Command, Done, Scope, crypto};
 use crate::{
-    Error, Timestamp,
+    Caller, Error, Timestamp,
     action::Action,
     audit::Record,
     engine::Core,
+    holders::Asks,
     key::{Key, KeyRef},
     policy::Resource,
 };
@@ -23,7 +25,7 @@ use crate::{
 /// apiserver that was told the old key id just before a rotation gets what it was told.
 const PIN_GRACE: Duration = Duration::from_secs(60);
 /// A plugin may go on for this long with what it was told last.
-const LEASE: Duration = Duration::from_secs(15 * 60);
+pub(crate) const LEASE: Duration = Duration::from_secs(15 * 60);
 /// The longest wait for something new.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// The most bytes a plugin may have encrypted: far more than any apiserver's key.
@@ -61,6 +63,8 @@ pub struct PluginState {
     pub server_time: Timestamp,
     /// For how long the plugin may go by this answer.
     pub lease: Duration,
+    /// The keys of which it may keep what it opened: the cluster's, as far as they can be used.
+    pub usable: Vec<Lineage>,
     /// What an operator should know.
     pub warnings: Vec<String>,
 }
@@ -77,6 +81,16 @@ pub struct PluginStatus {
     pub known: String,
     /// How long to wait for another; at most a minute.
     pub wait: Duration,
+    /// Tells processes apart that share an identity, and a restarted one from another.
+    pub instance: Option<SpoolId>,
+}
+
+impl PluginStatus {
+    pub(crate) fn asks<'a>(&'a self, caller: &'a Caller) -> Asks<'a> {
+        let Self { cluster, key, known, instance, .. } = self;
+        let (cluster, instance) = (*cluster, *instance);
+        Asks { principal: &caller.principal, cluster, instance, key, known }
+    }
 }
 
 impl Command for PluginStatus {
@@ -90,6 +104,8 @@ impl Command for PluginStatus {
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<PluginState>, Error> {
         let deadline = tokio::time::Instant::now() + self.wait.min(MAX_WAIT);
         let mut changes = core.records.changes();
+        let asks = self.asks(scope.caller);
+        let _waits = core.holders.waits(asks, core.clock.running());
         loop {
             changes.mark_unchanged();
             let id = core.require(&self.key)?;
@@ -97,8 +113,11 @@ impl Command for PluginStatus {
             if !core.policy.allows(&scope.caller.principal, Self::ACTION, resource) {
                 return Err(Error::Denied);
             }
-            let key = core.records.key(id).await?;
-            let state = state_of(core, &key.value, self.cluster)?;
+            let state = plugin_state(core, id, self.cluster).await?;
+            if !state.usable.is_empty() {
+                let until = core.clock.now().after(LEASE);
+                core.holders.allowed(asks, (core.clock.running(), until));
+            }
             let over = tokio::time::timeout_at(deadline, async {
                 state.token == self.known && changes.changed().await.is_ok()
             });
@@ -111,7 +130,43 @@ impl Command for PluginStatus {
     }
 }
 
-fn state_of(core: &Core, key: &Key, cluster: ClusterId) -> Result<PluginState, Error> {
+/// What a plugin of the cluster has to know of a key.
+pub(crate) async fn plugin_state(
+    core: &Core,
+    id: KeyId,
+    cluster: ClusterId,
+) -> Result<PluginState, Error> {
+    let key = core.records.key(id).await?;
+    let usable = usable_keys(core, cluster, id).await?;
+    state_of(core, &key.value, cluster, usable)
+}
+
+/// The lineages of the cluster's keys, and of the one it asks about, that can be used now; sorted,
+/// so that the same keys always make the same token.
+async fn usable_keys(core: &Core, cluster: ClusterId, asked: KeyId) -> Result<Vec<Lineage>, Error> {
+    let granted = core.records.cluster(cluster).map(|known| known.value.keys.clone());
+    let mut ids = granted.unwrap_or_default();
+    if !ids.contains(&asked) {
+        ids.push(asked);
+    }
+    let mut usable = Vec::with_capacity(ids.len());
+    for id in ids {
+        match core.records.key(id).await {
+            Ok(key) if key.value.state.usable().is_ok() => usable.push(key.value.lineage),
+            Ok(_) | Err(Error::KeyNotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    usable.sort_unstable();
+    Ok(usable)
+}
+
+fn state_of(
+    core: &Core,
+    key: &Key,
+    cluster: ClusterId,
+    usable: Vec<Lineage>,
+) -> Result<PluginState, Error> {
     if core.records.cluster(cluster).is_none() {
         return Err(Error::NotFound("cluster"));
     }
@@ -123,7 +178,8 @@ fn state_of(core: &Core, key: &Key, cluster: ClusterId) -> Result<PluginState, E
     let plugin_key = plugin_key(key, cluster, key.primary.version, key.primary.epoch);
     let plugin_key_id = plugin_key.key_id();
     let refused = refusal.as_ref().map_or("", |refusal| refusal.code);
-    let token = mac::sha256(&[plugin_key_id.as_bytes(), b" ", refused.as_bytes()]);
+    let lineages: Vec<u8> = usable.iter().flat_map(|it| *it.as_bytes()).collect();
+    let token = mac::sha256(&[plugin_key_id.as_bytes(), b" ", refused.as_bytes(), b" ", &lineages]);
     Ok(PluginState {
         token: hex::encode(&token[..16]),
         refusal,
@@ -135,6 +191,7 @@ fn state_of(core: &Core, key: &Key, cluster: ClusterId) -> Result<PluginState, E
         plugin_key_id,
         server_time: core.clock.now(),
         lease: LEASE,
+        usable,
         warnings: Vec::new(),
     })
 }

@@ -12,12 +12,14 @@ use lastkey_crypto::{
 };
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, Semaphore, SemaphorePermit, watch},
+    sync::{Notify, Semaphore, SemaphorePermit, mpsc, watch},
     time::{Instant, timeout_at},
 };
 
 use super::{
-    problem::Problem,
+    memory::{Asked, Memory},
+    metrics::MemoryMetrics,
+    problem::{Problem, failure_kind},
     view::{Announcement, View, uptime},
 };
 
@@ -42,9 +44,15 @@ pub(super) struct Core {
     pub(super) budget: Duration,
     /// What any connection was told last, for one that has not asked yet.
     pub(super) last_announced: Announced,
+    /// What was opened before, if that may be remembered.
+    pub(super) memory: Option<Arc<Memory>>,
+    /// Takes what was encrypted, to be read back into memory.
+    pub(super) read_back: Option<mpsc::Sender<ReadBack>>,
+    pub(super) metrics: Arc<MemoryMetrics>,
 }
 
 /// What an apiserver stores.
+#[derive(Clone)]
 pub(super) struct Sealed {
     pub(super) ciphertext: Vec<u8>,
     pub(super) key_id: String,
@@ -52,9 +60,18 @@ pub(super) struct Sealed {
 }
 
 /// What an apiserver brings back; v1 has neither key id nor annotations.
+#[derive(Clone, Copy)]
 pub(super) struct Stored<'a> {
+    /// The apiserver's name of the call; v1 has none.
+    pub(super) uid: &'a str,
     pub(super) ciphertext: &'a [u8],
     pub(super) identity: Option<(&'a str, &'a HashMap<String, Vec<u8>>)>,
+}
+
+/// Something that was just encrypted, and whether v1 asked for it.
+pub(super) struct ReadBack {
+    sealed: Sealed,
+    is_v1: bool,
 }
 
 impl Core {
@@ -68,6 +85,16 @@ impl Core {
 
     /// Encrypts under the generation this connection was told.
     pub(super) async fn encrypt(
+        &self,
+        announced: &Announced,
+        plaintext: &SecretBytes,
+    ) -> Result<Sealed, Problem> {
+        let sealed = self.encrypt_pinned(announced, plaintext).await?;
+        self.read_back(&sealed, false);
+        Ok(sealed)
+    }
+
+    async fn encrypt_pinned(
         &self,
         announced: &Announced,
         plaintext: &SecretBytes,
@@ -99,7 +126,28 @@ impl Core {
     /// Encrypts under the newest generation.
     pub(super) async fn encrypt_current(&self, plaintext: &SecretBytes) -> Result<Sealed, Problem> {
         let current = self.in_time(self.current()).await?;
-        self.encrypt(&Announced::new(Mutex::new(Some(current))), plaintext).await
+        let current = Announced::new(Mutex::new(Some(current)));
+        let sealed = self.encrypt_pinned(&current, plaintext).await?;
+        self.read_back(&sealed, true);
+        Ok(sealed)
+    }
+
+    /// Has it opened later, if there is time: nobody waits for that.
+    fn read_back(&self, sealed: &Sealed, is_v1: bool) {
+        if let Some(worker) = &self.read_back {
+            let _ = worker.try_send(ReadBack { sealed: sealed.clone(), is_v1 });
+        }
+    }
+
+    /// Opens what was encrypted, one after the other.
+    pub(super) async fn read_back_all(&self, mut work: mpsc::Receiver<ReadBack>) {
+        while let Some(ReadBack { sealed, is_v1 }) = work.recv().await {
+            let Some(memory) = &self.memory else { return };
+            let Ok(envelope) = PluginBlob::parse(&sealed.ciphertext) else { continue };
+            let identity = (!is_v1).then_some((&*sealed.key_id, &sealed.annotations));
+            let stored = Stored { uid: "", ciphertext: &sealed.ciphertext, identity };
+            memory.learn(Asked::new(&stored, *envelope.key()), || self.fetch(&envelope)).await;
+        }
     }
 
     /// Opens what this cluster's apiservers stored.
@@ -116,22 +164,38 @@ impl Core {
                 return Err(Problem::AnnotationMismatch);
             }
         }
-        let _permit = self.permit()?;
         self.in_time(async {
             // 3. It is our cluster's.
             let ours = self.current().await?;
             if ours.cluster != key.cluster {
                 return Err(Problem::ForeignCluster(key.cluster));
             }
-            // 4. The server opens it, also under an epoch we have never seen.
-            let call = PluginDecrypt {
-                key: &self.key,
-                generation: key.into(),
-                blob: envelope.blob_bytes(),
-            };
-            self.client.plugin_decrypt(call, self.budget).await.map_err(Problem::Server)
+            // 4. Memory or the server opens it, also under an epoch we have never seen.
+            match &self.memory {
+                Some(memory) => {
+                    memory.open(Asked::new(&stored, key), || self.fetch(&envelope)).await
+                }
+                None => self.fetch(&envelope).await,
+            }
         })
         .await
+    }
+
+    /// Has the server open it.
+    async fn fetch(&self, envelope: &PluginBlob<'_>) -> Result<SecretBytes, Problem> {
+        let _permit = self.permit()?;
+        let call = PluginDecrypt {
+            key: &self.key,
+            generation: (*envelope.key()).into(),
+            blob: envelope.blob_bytes(),
+        };
+        let opened = self.client.plugin_decrypt(call, self.budget).await;
+        opened.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: ClientError) -> Problem {
+        self.metrics.failed(failure_kind(&error));
+        Problem::Server(error)
     }
 
     async fn seal(&self, pin: PluginKey, plaintext: &SecretBytes) -> Result<Sealed, Problem> {
@@ -144,7 +208,7 @@ impl Core {
         let answer = match self.client.plugin_encrypt(call, self.budget).await {
             Ok(answer) => answer,
             Err(error) if is_stale(&error) => return Err(Problem::Stale),
-            Err(error) => return Err(Problem::Server(error)),
+            Err(error) => return Err(self.failed(error)),
         };
         check_answer(&answer, pin)?;
         let ciphertext = PluginBlob::new(pin, &answer.blob)

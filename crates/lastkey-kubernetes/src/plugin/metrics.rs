@@ -1,5 +1,7 @@
 //! What the plugin counts, for whoever renders it.
 
+mod memory;
+
 use std::{
     fmt,
     sync::{
@@ -13,6 +15,7 @@ use lastkey_crypto::mac::sha256;
 use parking_lot::RwLock;
 use tonic::Code;
 
+pub use self::memory::MemoryMetrics;
 use super::view::{Uptime, uptime};
 use crate::socket::Closed;
 
@@ -64,6 +67,7 @@ const CODES: usize = 17;
 pub struct Metrics {
     calls: [[AtomicU64; CODES]; Method::ALL.len()],
     closed: Arc<Closed>,
+    memory: Arc<MemoryMetrics>,
     heard: RwLock<Heard>,
 }
 
@@ -99,6 +103,11 @@ impl Metrics {
     /// How many connections were closed, and why.
     pub fn closed(&self) -> Arc<Closed> {
         Arc::clone(&self.closed)
+    }
+
+    /// What the plugin does without its server.
+    pub fn memory(&self) -> Arc<MemoryMetrics> {
+        Arc::clone(&self.memory)
     }
 
     pub(super) fn count(&self, method: Method, code: Code) {
@@ -139,6 +148,7 @@ impl fmt::Display for Metrics {
         {
             writeln!(f, "{name}{{reason=\"{reason}\"}} {}", count.load(Ordering::Relaxed))?;
         }
+        write!(f, "{}", self.memory)?;
         writeln!(f, "# HELP lastkey_plugin_usable Whether the server allows the key now.")?;
         writeln!(f, "# TYPE lastkey_plugin_usable gauge")?;
         writeln!(f, "lastkey_plugin_usable {}", u8::from(self.is_usable()))?;

@@ -24,6 +24,11 @@ pub(super) enum Problem {
     Stale,
     #[error("the server did not answer in time")]
     Deadline,
+    #[error("{0}, and the server is away")]
+    Unkept(String),
+    /// Another call with the same request failed.
+    #[error(transparent)]
+    Joined(std::sync::Arc<Problem>),
     #[error("too many calls at once; try again")]
     Overloaded,
     #[error("the plaintext is empty")]
@@ -59,7 +64,8 @@ impl Problem {
             Self::Inconsistent(_) => Code::Internal,
             Self::Stale => Code::Aborted,
             Self::Deadline => Code::DeadlineExceeded,
-            Self::Overloaded => Code::ResourceExhausted,
+            Self::Overloaded | Self::Unkept(_) => Code::ResourceExhausted,
+            Self::Joined(problem) => problem.code(),
             Self::Empty
             | Self::TooLarge { .. }
             | Self::NotOurs(_)
@@ -68,6 +74,22 @@ impl Problem {
             | Self::ApiVersion(_) => Code::InvalidArgument,
             Self::ForeignCluster(_) => Code::PermissionDenied,
         }
+    }
+}
+
+impl Problem {
+    /// Whether the same request might be answered now if it is made once more.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Joined(problem) => problem.is_passing(),
+            Self::Overloaded => true,
+            other => other.code() == Code::DeadlineExceeded,
+        }
+    }
+
+    /// Whether there was no server to answer.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self.code(), Code::Unavailable | Code::DeadlineExceeded)
     }
 }
 
@@ -113,6 +135,26 @@ fn client_code(error: &ClientError) -> Code {
         ClientError::Garbage { .. } => Code::Internal,
         // unreachable, broken, TLS
         _ => Code::Unavailable,
+    }
+}
+
+/// What kind of failure it is, for the metric `lastkey_plugin_server_failures_total`.
+pub(super) fn failure_kind(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::Unreachable { .. } => "unreachable",
+        ClientError::Tls { .. } => "tls",
+        ClientError::Broken { .. } => "broken",
+        ClientError::Timeout { .. } => "timeout",
+        ClientError::Garbage { .. } => "garbage",
+        ClientError::Api(api) => match client_code(error) {
+            // sealed, or stopping
+            Code::Unavailable => "unavailable",
+            Code::ResourceExhausted => "throttled",
+            Code::Internal => "internal",
+            _ if api.status.is_server_error() => "internal",
+            _ => "refused",
+        },
+        _ => "unreachable",
     }
 }
 
@@ -210,6 +252,8 @@ mod tests {
             (Problem::Inconsistent(""), Code::Internal),
             (Problem::Stale, Code::Aborted),
             (Problem::Deadline, Code::DeadlineExceeded),
+            (Problem::Unkept(String::new()), Code::ResourceExhausted),
+            (Problem::Joined(Problem::Deadline.into()), Code::DeadlineExceeded),
             (Problem::Overloaded, Code::ResourceExhausted),
             (Problem::Empty, Code::InvalidArgument),
             (Problem::TooLarge { what: "", bytes: 2, limit: 1 }, Code::InvalidArgument),

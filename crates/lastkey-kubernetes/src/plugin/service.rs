@@ -146,7 +146,8 @@ impl v2_server::KeyManagementService for Handler {
         let v2::DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
         self.observed(Method::Decrypt, &uid, async {
             let identity = Some((key_id.as_str(), &annotations));
-            let opened = self.core.decrypt(Stored { ciphertext: &ciphertext, identity }).await?;
+            let stored = Stored { uid: &uid, ciphertext: &ciphertext, identity };
+            let opened = self.core.decrypt(stored).await?;
             Ok(v2::DecryptResponse { plaintext: opened.expose().to_vec() })
         })
         .await
@@ -192,7 +193,8 @@ impl v1_server::KeyManagementService for Handler {
         let v1beta1::DecryptRequest { version, cipher } = request.into_inner();
         self.observed(Method::DecryptV1, "", async {
             check_version(&version)?;
-            let opened = self.core.decrypt(Stored { ciphertext: &cipher, identity: None }).await?;
+            let stored = Stored { uid: "", ciphertext: &cipher, identity: None };
+            let opened = self.core.decrypt(stored).await?;
             Ok(v1beta1::DecryptResponse { plain: opened.expose().to_vec() })
         })
         .await

@@ -18,11 +18,11 @@ use lastkey_client::{
     Error as ClientError,
     native::{PluginStatus, Refusal},
 };
-use lastkey_crypto::{KeyId, plugin_blob::PluginKey};
+use lastkey_crypto::{KeyId, Lineage, plugin_blob::PluginKey};
 
 use super::problem::{Problem, refuses_the_key};
 
-/// How long the server may be away before Status fails, where the server names no lease.
+/// How long the plugin may go by an answer, where the server names no lease.
 const DEFAULT_LEASE: Duration = Duration::from_secs(15 * 60);
 
 /// Time since the machine started, sleep included.
@@ -40,7 +40,21 @@ pub(super) struct View {
     pub(super) token: String,
     /// When the server last answered.
     pub(super) last_contact: Option<Uptime>,
+    /// The keys of which what was opened may be used again; sorted.
+    pub(super) usable_lineages: Vec<Lineage>,
+    /// When the server was asked what it last answered: the answer is no younger than that.
+    leased_from: Option<Uptime>,
     lease: Duration,
+    wanted: Leases,
+}
+
+/// For how long the plugin goes on while the server is away; never longer than the server allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leases {
+    /// With reads, of what it remembers.
+    pub reads: Option<Duration>,
+    /// With telling the apiserver that writes may go on.
+    pub writes: Option<Duration>,
 }
 
 /// Whether the key may be used.
@@ -56,6 +70,13 @@ pub(super) enum Standing {
     Refused(Refusal),
 }
 
+impl Standing {
+    /// Whether the server was there when it was last asked.
+    pub(super) fn is_heard(&self) -> bool {
+        matches!(self, Self::Usable | Self::Refused(_))
+    }
+}
+
 /// What a Status call says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Announcement {
@@ -64,26 +85,58 @@ pub(super) struct Announcement {
 }
 
 impl View {
-    pub(super) fn starting() -> Self {
+    pub(super) fn starting(wanted: Leases) -> Self {
         Self {
             key: None,
             id: None,
             standing: Standing::Starting { problem: None },
             token: String::new(),
             last_contact: None,
+            usable_lineages: Vec::new(),
+            leased_from: None,
             lease: DEFAULT_LEASE,
+            wanted,
         }
     }
 
-    /// The view after one more answer or failure.
-    pub(super) fn after(&self, outcome: Result<PluginStatus, ClientError>, now: Uptime) -> Self {
+    /// The view after one more answer or failure, to a question of that time.
+    pub(super) fn after(
+        &self,
+        outcome: Result<PluginStatus, ClientError>,
+        (asked, now): (Uptime, Uptime),
+    ) -> Self {
         match outcome {
-            Ok(status) => self.after_answer(status, now),
+            Ok(status) => self.after_answer(status, (asked, now)),
             Err(error) => match refuses_the_key(&error) {
-                Some(refusal) => self.refused(refusal, String::new(), now),
+                Some(refusal) => {
+                    // tells the server that its refusal arrived
+                    let token = format!("!{}", refusal.code);
+                    self.refused(refusal, token, now)
+                }
                 None => self.away(error.to_string()),
             },
         }
+    }
+
+    /// How long what was opened may be used from now on, unless the server renews it.
+    pub(super) fn reads_left(&self, now: Uptime) -> Duration {
+        match self.standing {
+            Standing::Usable | Standing::Away { .. } => self.left(now, self.wanted.reads),
+            Standing::Starting { .. } | Standing::Refused(_) => Duration::ZERO,
+        }
+    }
+
+    /// How long the server may hold its next answer back, so that leases don't end meanwhile.
+    pub(super) fn patience(&self, longest: Duration) -> Duration {
+        let Leases { reads, writes } = self.wanted;
+        let shortest = [reads, writes].into_iter().flatten().fold(self.lease, Duration::min);
+        (shortest / 3).clamp(Duration::from_secs(1), longest)
+    }
+
+    fn left(&self, now: Uptime, wanted: Option<Duration>) -> Duration {
+        let lease = wanted.map_or(self.lease, |wanted| wanted.min(self.lease));
+        let used = self.leased_from.map(|from| now.saturating_sub(from));
+        used.map_or(Duration::ZERO, |used| lease.saturating_sub(used))
     }
 
     /// What Status answers; its failures are for a key that must not be used.
@@ -94,7 +147,7 @@ impl View {
             Standing::Starting { problem } => Err(Problem::Starting(problem.clone())),
             Standing::Refused(refusal) => Err(Problem::Key(refusal.clone())),
             Standing::Usable => Ok(Announcement { healthz: "ok".to_owned(), key: key? }),
-            Standing::Away { problem } if self.lease_is_over(now) => {
+            Standing::Away { problem } if self.left(now, self.wanted.writes).is_zero() => {
                 Err(Problem::LeaseOver(problem.clone()))
             }
             Standing::Away { problem } => {
@@ -115,7 +168,7 @@ impl View {
         }
     }
 
-    fn after_answer(&self, status: PluginStatus, now: Uptime) -> Self {
+    fn after_answer(&self, status: PluginStatus, (asked, now): (Uptime, Uptime)) -> Self {
         if !status.usable {
             let unnamed = || Refusal { code: String::new(), message: "the key is unusable".into() };
             return self.refused(status.refusal.unwrap_or_else(unnamed), status.token, now);
@@ -131,13 +184,18 @@ impl View {
             0 => DEFAULT_LEASE,
             seconds => Duration::from_secs(seconds),
         };
+        // a server that names none speaks of the one key
+        let usable_lineages = status.usable_lineages.unwrap_or_else(|| vec![key.lineage]);
         Self {
             key: Some(key),
             id: status.key_id,
             standing: Standing::Usable,
             token: status.token,
             last_contact: Some(now),
+            usable_lineages,
+            leased_from: Some(asked),
             lease,
+            wanted: self.wanted,
         }
     }
 
@@ -154,10 +212,6 @@ impl View {
             Standing::Refused(refusal) => Standing::Refused(refusal.clone()),
         };
         Self { standing, token: String::new(), ..self.clone() }
-    }
-
-    fn lease_is_over(&self, now: Uptime) -> bool {
-        self.last_contact.is_none_or(|last| now.saturating_sub(last) > self.lease)
     }
 }
 
@@ -177,6 +231,8 @@ mod tests {
     use super::*;
 
     const NOW: Uptime = Duration::from_secs(1000);
+    /// Asked and answered at once.
+    const THEN: (Uptime, Uptime) = (NOW, NOW);
 
     fn key() -> PluginKey {
         PluginKey {
@@ -200,6 +256,7 @@ mod tests {
             epoch: Some(key.epoch),
             plugin_key_id: Some(key.key_id()),
             lease_seconds: 60,
+            usable_lineages: None,
             warnings: vec![],
         }
     }
@@ -225,10 +282,10 @@ mod tests {
     /// Every (state, event) pair of the table above.
     #[test]
     fn transitions() {
-        let starting = View::starting();
-        let good = starting.after(Ok(usable()), NOW);
-        let away = good.after(Err(unreachable()), NOW);
-        let refused = good.after(Ok(disabled()), NOW);
+        let starting = View::starting(Leases::default());
+        let good = starting.after(Ok(usable()), THEN);
+        let away = good.after(Err(unreachable()), THEN);
+        let refused = good.after(Ok(disabled()), THEN);
         let name = |view: &View| match view.standing {
             Standing::Starting { .. } => "starting",
             Standing::Usable => "usable",
@@ -238,45 +295,83 @@ mod tests {
         for (from, when_away) in
             [(&starting, "starting"), (&good, "away"), (&away, "away"), (&refused, "refused")]
         {
-            assert_eq!(name(&from.after(Ok(usable()), NOW)), "usable");
-            assert_eq!(name(&from.after(Ok(disabled()), NOW)), "refused");
-            assert_eq!(name(&from.after(Err(denied()), NOW)), "refused");
-            assert_eq!(name(&from.after(Err(unreachable()), NOW)), when_away);
+            assert_eq!(name(&from.after(Ok(usable()), THEN)), "usable");
+            assert_eq!(name(&from.after(Ok(disabled()), THEN)), "refused");
+            assert_eq!(name(&from.after(Err(denied()), THEN)), "refused");
+            assert_eq!(name(&from.after(Err(unreachable()), THEN)), when_away);
         }
     }
 
     #[test]
     fn what_status_says() {
-        let starting = View::starting();
+        let starting = View::starting(Leases::default());
         assert_eq!(starting.announce(NOW).unwrap_err().code(), Code::Unavailable);
 
-        let good = starting.after(Ok(usable()), NOW);
+        let good = starting.after(Ok(usable()), THEN);
         let said = good.announce(NOW).unwrap();
         assert_eq!((said.healthz.as_str(), said.key), ("ok", key()));
 
-        let away = good.after(Err(unreachable()), NOW);
-        let said = away.announce(NOW + Duration::from_secs(60)).unwrap();
+        let away = good.after(Err(unreachable()), THEN);
+        let said = away.announce(NOW + Duration::from_secs(59)).unwrap();
         assert!(said.healthz.contains("cannot reach https://s"), "{}", said.healthz);
-        let over = away.announce(NOW + Duration::from_secs(61)).unwrap_err();
+        let over = away.announce(NOW + Duration::from_secs(60)).unwrap_err();
         assert_eq!(over.code(), Code::Unavailable);
 
-        let refused = away.after(Ok(disabled()), NOW);
+        let refused = away.after(Ok(disabled()), THEN);
         assert_eq!(refused.announce(NOW).unwrap_err().code(), Code::FailedPrecondition);
-        let denied = away.after(Err(denied()), NOW);
+        let denied = away.after(Err(denied()), THEN);
         assert_eq!(denied.announce(NOW).unwrap_err().code(), Code::PermissionDenied);
     }
 
     #[test]
     fn an_answer_that_contradicts_itself_is_no_answer() {
-        let good = View::starting().after(Ok(usable()), NOW);
+        let good = View::starting(Leases::default()).after(Ok(usable()), THEN);
         for wrong in [
             PluginStatus { plugin_key_id: Some("0".repeat(64)), ..usable() },
             PluginStatus { plugin_key_id: None, ..usable() },
             PluginStatus { epoch: None, ..usable() },
         ] {
-            let view = good.after(Ok(wrong), NOW + Duration::from_secs(9));
+            let later = NOW + Duration::from_secs(9);
+            let view = good.after(Ok(wrong), (later, later));
             assert!(matches!(view.standing, Standing::Away { .. }));
             assert_eq!((view.key, view.last_contact), (Some(key()), Some(NOW)));
         }
+    }
+
+    /// The lease begins when the server was asked: what it says is no younger.
+    #[test]
+    fn leases_run_from_the_question() {
+        let seconds = Duration::from_secs;
+        let good = View::starting(Leases::default()).after(Ok(usable()), (NOW, NOW + seconds(20)));
+        assert_eq!(good.reads_left(NOW + seconds(20)), seconds(40));
+        let away = good.after(Err(unreachable()), (NOW + seconds(21), NOW + seconds(22)));
+        assert_eq!(away.reads_left(NOW + seconds(59)), seconds(1));
+        assert!(away.reads_left(NOW + seconds(60)).is_zero());
+        assert!(away.announce(NOW + seconds(60)).is_err());
+        // what is wanted can only be less than what the server allows
+        for (wanted, left) in [(5, 5), (60, 60), (600, 60)] {
+            let wanted = Leases { reads: Some(seconds(wanted)), writes: None };
+            let view = View::starting(wanted).after(Ok(usable()), THEN);
+            assert_eq!(view.reads_left(NOW), seconds(left));
+            assert_eq!(view.patience(seconds(30)), (seconds(left) / 3).max(seconds(1)));
+        }
+        let short = Leases { reads: None, writes: Some(seconds(10)) };
+        let away = View::starting(short).after(Ok(usable()), THEN).after(Err(unreachable()), THEN);
+        assert!(away.announce(NOW + seconds(9)).is_ok());
+        assert!(away.announce(NOW + seconds(10)).is_err());
+        assert_eq!(away.reads_left(NOW + seconds(10)), seconds(50));
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_lease_that_was_taken_back() {
+        let good = View::starting(Leases::default()).after(Ok(usable()), THEN);
+        assert!(!good.reads_left(NOW).is_zero());
+        for outcome in [Ok(disabled()), Err(denied())] {
+            let refused = good.after(outcome, THEN);
+            assert!(refused.reads_left(NOW).is_zero());
+            let silent = refused.after(Err(unreachable()), THEN);
+            assert!(silent.reads_left(NOW).is_zero());
+        }
+        assert_eq!(good.after(Err(denied()), THEN).token, "!Forbidden.NoPermission");
     }
 }

@@ -17,17 +17,20 @@ use tokio::{
 };
 
 use super::{
+    memory::Memory,
     metrics::Metrics,
-    view::{Standing, View, uptime},
+    problem::failure_kind,
+    view::{Standing, Uptime, View, uptime},
 };
 
 /// How long the server holds an answer back while nothing changes.
 const LONG_POLL: Duration = Duration::from_secs(30);
 /// Answers come no faster than this, whatever the server does.
 const PACE: Duration = Duration::from_millis(50);
-/// The first pause after a failure, and the longest.
+/// The first pause after a failure, and the longest: with the time that one attempt to connect may
+/// take, a server that is back is found within a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
 /// Keeps a [`View`] current.
 pub(super) struct Watch {
@@ -38,6 +41,8 @@ pub(super) struct Watch {
     /// Asks anew, without waiting for a change.
     pub(super) refresh: Arc<Notify>,
     pub(super) metrics: Arc<Metrics>,
+    /// Forgets what must not be used any more.
+    pub(super) memory: Option<Arc<Memory>>,
     /// What the server warned about last, so that each warning is logged once.
     pub(super) warnings: Vec<String>,
 }
@@ -48,7 +53,8 @@ impl Watch {
         let mut pause = FIRST_PAUSE;
         let mut wait = LONG_POLL;
         loop {
-            let next = Instant::now() + PACE;
+            let (next, asked) = (Instant::now() + PACE, uptime());
+            wait = wait.min(self.view.borrow().patience(LONG_POLL));
             let outcome = tokio::select! {
                 outcome = self.ask(wait) => outcome,
                 // the question under way may predate what the caller has seen
@@ -59,7 +65,7 @@ impl Watch {
             };
             wait = LONG_POLL;
             let failed = outcome.is_err();
-            self.take(outcome);
+            self.take(outcome, asked);
             if failed {
                 tokio::select! {
                     () = sleep(pause) => {}
@@ -75,12 +81,21 @@ impl Watch {
 
     async fn ask(&self, wait: Duration) -> Result<PluginStatus, ClientError> {
         let known = self.view.borrow().token.clone();
-        let question =
-            PluginStatusRequest { key: &self.key, cluster: self.cluster, known: &known, wait };
+        let instance = self.memory.as_ref().and_then(|memory| memory.id());
+        let question = PluginStatusRequest {
+            key: &self.key,
+            cluster: self.cluster,
+            known: &known,
+            wait,
+            instance,
+        };
         self.client.plugin_status(question).await
     }
 
-    fn take(&mut self, outcome: Result<PluginStatus, ClientError>) {
+    fn take(&mut self, outcome: Result<PluginStatus, ClientError>, asked: Uptime) {
+        if let Err(error) = &outcome {
+            self.metrics.memory().failed(failure_kind(error));
+        }
         if let Ok(status) = &outcome
             && status.warnings != self.warnings
         {
@@ -90,12 +105,16 @@ impl Watch {
             }
         }
         let old = self.view.borrow().clone();
-        let new = old.after(outcome, uptime());
+        let new = Arc::new(old.after(outcome, (asked, uptime())));
         log_change(&old, &new);
         let key_id = new.key.map(|key| key.key_id());
         let usable = new.standing == Standing::Usable;
         self.metrics.heard(key_id.as_deref(), new.last_contact, usable);
-        self.view.send_replace(Arc::new(new));
+        // The view goes first: what asks the server from here on is not kept by what it said before.
+        self.view.send_replace(Arc::clone(&new));
+        if let Some(memory) = &self.memory {
+            memory.follow(&old, &new);
+        }
     }
 }
 

@@ -64,6 +64,10 @@ pub struct State {
     pub encrypts: usize,
     pub decrypts: usize,
     pub lease_seconds: u64,
+    /// Whether what was opened with the key may be used again.
+    pub keeps: bool,
+    /// What was answered elsewhere: the batches, by number.
+    pub recorded: Vec<Value>,
 }
 
 fn new_version() -> (KeyVersionId, Arc<KeyMaterial>) {
@@ -87,6 +91,8 @@ impl FakeKms {
             encrypts: 0,
             decrypts: 0,
             lease_seconds: 900,
+            keeps: true,
+            recorded: Vec::new(),
         };
         Arc::new(Self { state: Mutex::new(state), changes: watch::channel(1).0 })
     }
@@ -121,7 +127,9 @@ impl FakeKms {
             let kms = kms.clone();
             async move {
                 let body: Value = serde_json::from_slice(&body).unwrap();
-                assert_eq!(body["key"], "alias/kubernetes");
+                if parts.uri.path() != "/v1/plugin/records" {
+                    assert_eq!(body["key"], "alias/kubernetes");
+                }
                 kms.answer(parts.uri.path(), &body).await
             }
         })
@@ -139,6 +147,7 @@ impl FakeKms {
             "/v1/plugin/status" => self.status(body).await,
             "/v1/plugin/encrypt" => self.encrypt(body),
             "/v1/plugin/decrypt" => self.decrypt(body),
+            "/v1/plugin/records" => self.records(body),
             _ => refusal(404, "Forbidden.ResourceNotFound"),
         }
     }
@@ -167,6 +176,7 @@ impl FakeKms {
             "key_id": "1d1c6a34-5f0e-4c3b-9a58-6a8f5a0e7c21", "lineage": lineage,
             "key_version": key_version, "epoch": epoch, "plugin_key_id": plugin_key_id,
             "server_time": "2026-01-02T03:04:05Z", "lease_seconds": state.lease_seconds,
+            "usable_lineages": if state.keeps { vec![lineage] } else { vec![] },
             "warnings": [],
         });
         (200, body.to_string())
@@ -223,6 +233,36 @@ impl FakeKms {
             Some(opened) => (200, json!({"plaintext": BASE64.encode(opened.expose())}).to_string()),
             None => refusal(400, "InvalidParameter"),
         }
+    }
+}
+
+impl FakeKms {
+    /// Says whether what was opened may be used again.
+    pub fn keeps(&self, keeps: bool) {
+        self.state.lock().keeps = keeps;
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// As the server does: what came before is not recorded twice.
+    fn records(&self, body: &Value) -> Answer {
+        let mut state = self.state.lock();
+        assert_eq!(body["cluster"], json!(state.key.cluster));
+        for batch in body["batches"].as_array().unwrap() {
+            let known = state.recorded.last().map_or(0, |last| last["sequence"].as_u64().unwrap());
+            if batch["sequence"].as_u64().unwrap() > known {
+                state.recorded.push(batch.clone());
+            }
+        }
+        let delivered = state.recorded.last().unwrap()["sequence"].clone();
+        (200, json!({"delivered": delivered}).to_string())
+    }
+
+    /// How many answers were recorded, and the apiserver's names of them.
+    pub fn recorded(&self) -> (u64, Vec<String>) {
+        let state = self.state.lock();
+        let count = state.recorded.iter().map(|batch| batch["count"].as_u64().unwrap()).sum();
+        let uids = state.recorded.iter().filter_map(|batch| batch["uids"].as_array()).flatten();
+        (count, uids.map(|uid| uid.as_str().unwrap().to_owned()).collect())
     }
 }
 
@@ -391,12 +431,12 @@ pub async fn eventually<T, F: Future<Output = T>>(
     ask: impl Fn() -> F,
     wanted: impl Fn(&T) -> bool,
 ) -> T {
-    for _ in 0..300 {
+    for _ in 0..1200 {
         let answer = ask().await;
         if wanted(&answer) {
             return answer;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("not within fifteen seconds");
+    panic!("not within a minute");
 }

@@ -128,6 +128,7 @@ enum Route {
     PluginStatus,
     PluginEncrypt,
     PluginDecrypt,
+    PluginRecords,
 }
 
 impl Route {
@@ -136,6 +137,7 @@ impl Route {
             "/v1/plugin/encrypt" => (None, Some(Self::PluginEncrypt)),
             "/v1/plugin/decrypt" => (None, Some(Self::PluginDecrypt)),
             "/v1/plugin/status" => (None, Some(Self::PluginStatus)),
+            "/v1/plugin/records" => (None, Some(Self::PluginRecords)),
             "/v1/status" => (Some(Self::Status), None),
             "/v1/ca" => (Some(Self::Ca), None),
             "/v1/ca/renew" => (None, Some(Self::RenewCa)),
@@ -170,6 +172,7 @@ impl Route {
             Self::PluginStatus => "PluginStatus",
             Self::PluginEncrypt => "PluginEncrypt",
             Self::PluginDecrypt => "PluginDecrypt",
+            Self::PluginRecords => "PluginCachedDecrypt",
         }
     }
 
@@ -189,6 +192,7 @@ impl Route {
             Self::PluginStatus => plugin::status(call).await,
             Self::PluginEncrypt => plugin::encrypt(call).await,
             Self::PluginDecrypt => plugin::decrypt(call).await,
+            Self::PluginRecords => plugin::records(call).await,
         }
     }
 }

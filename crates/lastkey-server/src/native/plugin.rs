@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lastkey_crypto::{
-    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, plugin_blob::PluginKey,
+    ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, SpoolId, plugin_blob::PluginKey,
 };
 use lastkey_engine::{
     Error, KeyRef, Principal, Timestamp,
-    command::{AddCluster, ListClusters, PluginDecrypt, PluginEncrypt, PluginState, PluginStatus},
+    command::{
+        AddCluster, CachedAnswers, DeliverPluginRecord, ListClusters, PluginDecrypt, PluginEncrypt,
+        PluginState, PluginStatus,
+    },
 };
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -47,6 +50,7 @@ struct StatusRequest {
     #[serde(default)]
     wait_seconds: u64,
     cluster: Option<ClusterId>,
+    instance: Option<SpoolId>,
 }
 
 #[derive(Serialize)]
@@ -62,6 +66,7 @@ struct Status {
     plugin_key_id: String,
     server_time: Timestamp,
     lease_seconds: u64,
+    usable_lineages: Vec<Lineage>,
     warnings: Vec<String>,
 }
 
@@ -87,6 +92,7 @@ impl From<PluginState> for Status {
             plugin_key_id: state.plugin_key_id,
             server_time: state.server_time,
             lease_seconds: state.lease.as_secs(),
+            usable_lineages: state.usable,
             warnings: state.warnings,
         }
     }
@@ -100,7 +106,9 @@ pub(super) async fn status(call: &Call<'_>) -> Answer {
         key,
         known: request.known,
         wait: Duration::from_secs(request.wait_seconds),
+        instance: request.instance,
     };
+    call.context.engine.heard_from(&call.caller, &command);
     tokio::select! {
         state = call.execute(command) => json(&Status::from(state?)),
         () = call.stopped() => Err(Error::Unavailable("the server is stopping".into()).into()),
@@ -192,6 +200,61 @@ pub(super) fn parse_body(bytes: &[u8]) {
     }
     if let Ok(request) = serde_json::from_slice::<DecryptRequest>(bytes) {
         let _ = unbase64("blob", &request.blob);
+    }
+}
+
+/// Batches in one request; each is a change of its own.
+const MAX_BATCHES: usize = 64;
+
+#[derive(Deserialize)]
+struct RecordsRequest {
+    cluster: ClusterId,
+    spool: SpoolId,
+    batches: Vec<Batch>,
+}
+
+#[derive(Deserialize)]
+struct Batch {
+    sequence: u64,
+    api: String,
+    key_version: KeyVersionId,
+    count: u64,
+    first_ms: i64,
+    last_ms: i64,
+    #[serde(default)]
+    uids: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Delivered {
+    delivered: u64,
+}
+
+/// Takes what a plugin answered from memory into the audit log, batch by batch, in order.
+pub(super) async fn records(call: &Call<'_>) -> Answer {
+    let RecordsRequest { cluster, spool, batches } = call.read()?;
+    if batches.is_empty() || batches.len() > MAX_BATCHES {
+        return Err(Error::invalid("batches", "give 1 to 64").into());
+    }
+    let mut delivered = 0;
+    for batch in batches {
+        let (sequence, answers) = (batch.sequence, batch.answers()?);
+        delivered = call.execute(DeliverPluginRecord { cluster, spool, sequence, answers }).await?;
+    }
+    json(&Delivered { delivered })
+}
+
+impl Batch {
+    fn answers(self) -> Result<CachedAnswers, Error> {
+        let Self { key_version, count, uids, .. } = self;
+        let api = match &*self.api {
+            "v2" => "v2",
+            "v1beta1" => "v1beta1",
+            _ => return Err(Error::invalid("api", "give v2 or v1beta1")),
+        };
+        let (first, last) =
+            (Timestamp::from_millis(self.first_ms), Timestamp::from_millis(self.last_ms));
+        Ok(CachedAnswers { api, key_version, count, first, last, uids })
     }
 }
 

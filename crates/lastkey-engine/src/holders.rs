@@ -1,0 +1,321 @@
+//! Which plugins were told that they may use a key, for how long, and which know better by now
+//! (decision 8).
+//!
+//! A plugin asks for the state of its key over and over, and says each time which answer it has
+//! acted upon: that is its confirmation. Whoever took a key or an identity away can so wait until
+//! all who hold it have confirmed, and name those who have not, with the end of their leases.
+//!
+//! The table lives in memory. For the length of one lease after a start, a plugin that was not heard
+//! since may hold what the process before told it, so it counts as one that has not confirmed.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use lastkey_crypto::{ClusterId, KeyId, SpoolId};
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    Action, ClusterName, Error, KeyRef, Principal, Timestamp, command::PLUGIN_LEASE, engine::Core,
+    policy::Resource,
+};
+
+/// Who was heard within this time, or waits for an answer, is waited for.
+const CONNECTED: Duration = Duration::from_secs(3);
+/// Processes that one plugin's identity may run at once.
+const MAX_INSTANCES: usize = 8;
+
+/// What was taken away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// The use of a key.
+    Key(KeyRef),
+    /// A plugin's identity.
+    Plugin {
+        /// Its cluster.
+        cluster: ClusterId,
+        /// Its name in there.
+        name: String,
+    },
+}
+
+/// A plugin that may still go by what it was told before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unconfirmed {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// What people call that.
+    pub cluster_name: Option<ClusterName>,
+    /// Its name; an administrator's that runs one is a principal's text.
+    pub plugin: String,
+    /// When its lease ends: by then it serves nothing any more, whatever it heard.
+    pub until: Timestamp,
+}
+
+/// One running plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Holder {
+    cluster: ClusterId,
+    /// A principal's text.
+    principal: String,
+    instance: Option<SpoolId>,
+}
+
+#[derive(Clone, Debug)]
+struct Told {
+    principal: Principal,
+    key: KeyRef,
+    /// The answer that it has acted upon.
+    confirmed: String,
+    /// When it was last heard.
+    heard: Duration,
+    /// Questions of it that wait for their answers.
+    waiting: usize,
+    /// When it was last told that it may use something, and until when it so may.
+    allowed: Option<(Duration, Timestamp)>,
+}
+
+/// Everybody who was told something.
+pub(crate) struct Holders {
+    table: Mutex<HashMap<Holder, Told>>,
+    /// Counts confirmations.
+    confirmations: watch::Sender<u64>,
+    /// When the engine started, on the running clock.
+    started: Duration,
+}
+
+/// A plugin's question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asks<'a> {
+    pub(crate) principal: &'a Principal,
+    pub(crate) cluster: ClusterId,
+    pub(crate) instance: Option<SpoolId>,
+    pub(crate) key: &'a KeyRef,
+    /// The answer it has acted upon.
+    pub(crate) known: &'a str,
+}
+
+impl Asks<'_> {
+    fn holder(&self) -> Holder {
+        let (cluster, instance) = (self.cluster, self.instance);
+        Holder { cluster, principal: self.principal.to_string(), instance }
+    }
+}
+
+/// Ends a question's wait, whichever way it ends.
+pub(crate) struct Waits<'a> {
+    holders: &'a Holders,
+    holder: Holder,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if let Some(told) = self.holders.table.lock().get_mut(&self.holder) {
+            told.waiting = told.waiting.saturating_sub(1);
+        }
+    }
+}
+
+impl Holders {
+    pub(crate) fn new(started: Duration) -> Self {
+        Self { table: Mutex::default(), confirmations: watch::channel(0).0, started }
+    }
+
+    /// A plugin asks; what it knows is confirmed. One that was never answered is no holder yet, so
+    /// that strangers leave nothing behind.
+    pub(crate) fn heard(&self, asks: Asks<'_>, now: Duration) {
+        if let Some(told) = self.table.lock().get_mut(&asks.holder()) {
+            told.heard = now;
+            if told.confirmed != asks.known {
+                asks.known.clone_into(&mut told.confirmed);
+                self.confirmations.send_modify(|count| *count += 1);
+            }
+        }
+    }
+
+    /// An allowed question waits for its answer.
+    pub(crate) fn waits(&self, asks: Asks<'_>, now: Duration) -> Waits<'_> {
+        let holder = asks.holder();
+        let mut table = self.table.lock();
+        make_room(&mut table, &holder, now);
+        let told = table.entry(holder.clone()).or_insert_with(|| Told {
+            principal: asks.principal.clone(),
+            key: asks.key.clone(),
+            confirmed: asks.known.to_owned(),
+            heard: now,
+            waiting: 0,
+            allowed: None,
+        });
+        told.principal = asks.principal.clone();
+        told.key = asks.key.clone();
+        told.waiting += 1;
+        Waits { holders: self, holder }
+    }
+
+    /// It is answered that it may use something until then.
+    pub(crate) fn allowed(&self, asks: Asks<'_>, (now, until): (Duration, Timestamp)) {
+        if let Some(told) = self.table.lock().get_mut(&asks.holder()) {
+            told.allowed = Some((now, until));
+        }
+    }
+}
+
+/// Forgets those whose leases have ended long ago, and the oldest of too many.
+fn make_room(table: &mut HashMap<Holder, Told>, new: &Holder, now: Duration) {
+    if table.contains_key(new) {
+        return;
+    }
+    table.retain(|_, told| {
+        let held = told.allowed.is_some_and(|(at, _)| now.saturating_sub(at) <= PLUGIN_LEASE);
+        held || told.waiting > 0 || now.saturating_sub(told.heard) <= PLUGIN_LEASE
+    });
+    let same = |known: &&Holder| known.cluster == new.cluster && known.principal == new.principal;
+    if table.keys().filter(same).count() >= MAX_INSTANCES {
+        let oldest = table.iter().filter(|(known, _)| same(known)).min_by_key(|(_, it)| it.heard);
+        if let Some(oldest) = oldest.map(|(known, _)| known.clone()) {
+            table.remove(&oldest);
+        }
+    }
+}
+
+impl Core {
+    /// Waits until those who hold what was taken have confirmed that they know, at most so long for
+    /// those who are connected. Answers who has not.
+    pub(crate) async fn unconfirmed(
+        self: &Arc<Self>,
+        taken: &Taken,
+        patience: Duration,
+    ) -> Result<Vec<Unconfirmed>, Error> {
+        let deadline = Instant::now() + patience;
+        let mut confirmations = self.holders.confirmations.subscribe();
+        loop {
+            confirmations.mark_unchanged();
+            let found = self.who_holds(taken).await?;
+            let wait = found.iter().any(|(_, connected)| *connected);
+            if !wait || timeout_at(deadline, confirmations.changed()).await.is_err() {
+                return Ok(found.into_iter().map(|(unconfirmed, _)| unconfirmed).collect());
+            }
+        }
+    }
+
+    /// Who has not confirmed, and whether it is connected.
+    async fn who_holds(&self, taken: &Taken) -> Result<Vec<(Unconfirmed, bool)>, Error> {
+        let now = self.clock.running();
+        let key = match taken {
+            Taken::Key(key) => self.resolve(key),
+            Taken::Plugin { .. } => None,
+        };
+        let known: Vec<(Holder, Told)> =
+            self.holders.table.lock().iter().map(|(it, told)| (it.clone(), told.clone())).collect();
+        let mut found = self.not_heard_since_the_start(&known, (taken, key), now);
+        for (holder, told) in known {
+            let Some((at, until)) = told.allowed else { continue };
+            let is_over = now.saturating_sub(at) > PLUGIN_LEASE;
+            if is_over || !self.concerns(&holder, &told, (taken, key)) {
+                continue;
+            }
+            if told.confirmed != self.expected_of(&holder, &told).await? {
+                let connected = told.waiting > 0 || now.saturating_sub(told.heard) < CONNECTED;
+                found.push((
+                    self.unconfirmed_one(holder.cluster, &told.principal, until),
+                    connected,
+                ));
+            }
+        }
+        found.sort_by(|(a, _), (b, _)| (a.cluster, &a.plugin).cmp(&(b.cluster, &b.plugin)));
+        found.dedup();
+        Ok(found)
+    }
+
+    fn concerns(
+        &self,
+        holder: &Holder,
+        told: &Told,
+        (taken, key): (&Taken, Option<KeyId>),
+    ) -> bool {
+        match taken {
+            Taken::Plugin { cluster, name } => {
+                matches!(&told.principal, Principal::Plugin { name: known, .. } if **known == **name)
+                    && holder.cluster == *cluster
+            }
+            Taken::Key(_) => {
+                let granted = self.records.cluster(holder.cluster);
+                let granted =
+                    granted.is_some_and(|it| key.is_some_and(|key| it.value.keys.contains(&key)));
+                granted || self.resolve(&told.key) == key
+            }
+        }
+    }
+
+    /// Registered plugins that were not heard since the start: the process before may have told
+    /// them something.
+    fn not_heard_since_the_start(
+        &self,
+        known: &[(Holder, Told)],
+        (taken, key): (&Taken, Option<KeyId>),
+        now: Duration,
+    ) -> Vec<(Unconfirmed, bool)> {
+        if now.saturating_sub(self.holders.started) > PLUGIN_LEASE {
+            return Vec::new();
+        }
+        let until = self.started.after(PLUGIN_LEASE);
+        let mut found = Vec::new();
+        for cluster in self.records.clusters() {
+            let cluster = &cluster.value;
+            for plugin in &cluster.plugins {
+                let concerned = match taken {
+                    Taken::Key(_) => key.is_some_and(|key| cluster.keys.contains(&key)),
+                    Taken::Plugin { cluster: of, name } => {
+                        cluster.id == *of && plugin.name == *name
+                    }
+                };
+                let is_it = |(holder, told): &&(Holder, Told)| {
+                    holder.cluster == cluster.id
+                        && matches!(&told.principal, Principal::Plugin { name, .. } if **name == *plugin.name)
+                };
+                let heard = known.iter().any(|it| is_it(&it));
+                if concerned && !heard && plugin.created < self.started {
+                    let (cluster_name, plugin) = (cluster.name.clone(), plugin.name.clone());
+                    let cluster = cluster.id;
+                    found.push((Unconfirmed { cluster, cluster_name, plugin, until }, false));
+                }
+            }
+        }
+        found
+    }
+
+    /// What a plugin knows that has acted upon the newest answer to its question.
+    async fn expected_of(&self, holder: &Holder, told: &Told) -> Result<String, Error> {
+        let refusal = |error: &Error| format!("!{}", error.code());
+        let key = self.resolve(&told.key);
+        let resource = Resource::ClusterKey { key, cluster: holder.cluster };
+        if !self.policy.allows(&told.principal, Action::PluginStatus, resource) {
+            return Ok(refusal(&Error::Denied));
+        }
+        let id = match self.require(&told.key) {
+            Ok(id) => id,
+            Err(error) => return Ok(refusal(&error)),
+        };
+        match crate::command::plugin_state(self, id, holder.cluster).await {
+            Ok(state) => Ok(state.token),
+            Err(error @ (Error::KeyNotFound | Error::NotFound(_))) => Ok(refusal(&error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unconfirmed_one(
+        &self,
+        cluster: ClusterId,
+        principal: &Principal,
+        until: Timestamp,
+    ) -> Unconfirmed {
+        let cluster_name = self.records.cluster(cluster).and_then(|it| it.value.name.clone());
+        let plugin = match principal {
+            Principal::Plugin { name, .. } => name.as_ref().to_owned(),
+            other => other.to_string(),
+        };
+        Unconfirmed { cluster, cluster_name, plugin, until }
+    }
+}

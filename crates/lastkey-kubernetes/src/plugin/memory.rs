@@ -1,0 +1,317 @@
+//! What the plugin remembers of what it has opened, so that reads go on while the server is away,
+//! and identical Decrypts cost one call.
+//!
+//! An answer from memory is given only while all of this holds, else the server is asked:
+//!
+//! 1. The request is the very one that the server has answered before, to the last byte.
+//! 2. The server has said, within the lease, that this key may be used, and has not taken it back.
+//!    The lease runs on a clock that counts suspend, from the moment the server was *asked*.
+//! 3. The answer is noted, and notes become durable within a second ([`spool`]).
+//!
+//! What is remembered lies in locked memory, and is zeroed when the key is refused, when the lease
+//! ends, and at the end. No key of ours is among it: it is what the apiserver asked for.
+
+mod cache;
+mod flights;
+mod spool;
+
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+
+use lastkey_client::Client;
+use lastkey_crypto::{
+    KeyMaterial, Lineage, SecretBytes, SpoolId,
+    mac::{length_prefixed, sha256},
+    plugin_blob::PluginKey,
+};
+use parking_lot::Mutex;
+use tokio::{sync::watch, time::sleep};
+
+use self::{
+    cache::{Cache, Digest},
+    flights::{Flights, Place},
+    spool::{DeliveryError, Note, Spool, Unkept},
+};
+use super::{
+    core::Stored,
+    metrics::MemoryMetrics,
+    problem::{Problem, refuses_the_key},
+    view::{Standing, View, uptime},
+};
+
+/// How the plugin remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryConfig {
+    /// At most so many answers.
+    pub entries: usize,
+    /// Where what was answered is recorded until the server takes it; this plugin's alone.
+    pub directory: PathBuf,
+}
+
+/// An apiserver's seeds are few, and one of KMS v1 has a key for each Secret.
+pub const DEFAULT_ENTRIES: usize = 16_384;
+/// How often the end of the lease is looked for; answers look for themselves.
+const LOOK: Duration = Duration::from_secs(1);
+/// Pauses of the courier: while there is nothing to deliver, and after a failure.
+const IDLE: Duration = Duration::from_millis(250);
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// Which protocol asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Api {
+    V1,
+    V2,
+}
+
+impl Api {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::V1 => "v1beta1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
+/// One Decrypt, as far as it has been checked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    api: Api,
+    uid: &'a str,
+    key: PluginKey,
+    digest: Digest,
+}
+
+impl<'a> Asked<'a> {
+    /// Of this request, whose ciphertext names this key.
+    pub(super) fn new(stored: &Stored<'a>, key: PluginKey) -> Self {
+        let (api, digest) = match stored.identity {
+            None => (Api::V1, length_prefixed(&[b"v1", stored.ciphertext])),
+            Some((key_id, annotations)) => {
+                let mut parts: Vec<&[u8]> = vec![b"v2", stored.ciphertext, key_id.as_bytes()];
+                let mut pairs: Vec<_> = annotations.iter().collect();
+                pairs.sort_unstable();
+                pairs.iter().for_each(|(name, value)| parts.extend([name.as_bytes(), value]));
+                (Api::V2, length_prefixed(&parts))
+            }
+        };
+        Self { api, uid: stored.uid, key, digest: sha256(&[&digest]) }
+    }
+
+    fn note(&self) -> Note<'a> {
+        Note { api: self.api, key_version: self.key.key_version, uid: self.uid }
+    }
+}
+
+/// What was opened, what is being opened, and what was said of it.
+pub(super) struct Memory {
+    cache: Mutex<Cache>,
+    flights: Flights,
+    spool: Spool,
+    view: watch::Receiver<Arc<View>>,
+    metrics: Arc<MemoryMetrics>,
+}
+
+impl Memory {
+    pub(super) fn new(
+        config: MemoryConfig,
+        view: watch::Receiver<Arc<View>>,
+        metrics: Arc<MemoryMetrics>,
+    ) -> Self {
+        let MemoryConfig { entries, directory } = config;
+        let (cache, spool) = (Mutex::new(Cache::new(entries)), Spool::new(directory));
+        Self { cache, flights: Flights::default(), spool, view, metrics }
+    }
+
+    /// Answers from memory, together with others who ask the same, or by `fetch`, which asks the
+    /// server.
+    pub(super) async fn open<F>(
+        &self,
+        asked: Asked<'_>,
+        fetch: impl Fn() -> F,
+    ) -> Result<SecretBytes, Problem>
+    where
+        F: Future<Output = Result<SecretBytes, Problem>>,
+    {
+        // 1. From memory.
+        if let Some(opened) = self.find(&asked) {
+            return match self.spool.keep(asked.note()).await {
+                Ok(()) => {
+                    self.metrics.cached();
+                    Ok(opened)
+                }
+                Err(unkept) => without(unkept, fetch().await),
+            };
+        }
+        loop {
+            match self.flights.board(asked.digest) {
+                // 2. The first to ask does so for all.
+                Place::First(flight) => {
+                    let outcome = self.fetch(&asked, &fetch).await;
+                    return flight.land(outcome);
+                }
+                // 3. The others wait for its answer, which is one from memory to them.
+                Place::Beside(seat) => match seat.landed().await {
+                    Some(Ok(opened)) => {
+                        return match self.spool.keep(asked.note()).await {
+                            Ok(()) => {
+                                self.metrics.joined();
+                                Ok(SecretBytes::new(opened.expose().to_vec()))
+                            }
+                            Err(unkept) => without(unkept, fetch().await),
+                        };
+                    }
+                    Some(Err(problem)) if !problem.is_passing() => {
+                        return Err(Problem::Joined(problem));
+                    }
+                    // whoever asked has gone, or had no time left: we may have
+                    Some(Err(_)) | None => {}
+                },
+            }
+        }
+    }
+
+    /// Opens what was just encrypted, so that it can be read while the server is away. It costs a
+    /// call, which the server records, and shows that what the apiserver will store does open.
+    pub(super) async fn learn<F>(&self, asked: Asked<'_>, fetch: impl Fn() -> F)
+    where
+        F: Future<Output = Result<SecretBytes, Problem>>,
+    {
+        if self.cache.lock().contains(&asked.digest) {
+            return;
+        }
+        if let Place::First(flight) = self.flights.board(asked.digest) {
+            let outcome = flight.land(self.fetch(&asked, &fetch).await);
+            self.metrics.read_back(outcome.is_ok());
+            if let Err(problem) = outcome {
+                tracing::warn!(%problem, "what was encrypted could not be read back");
+            }
+        }
+    }
+
+    /// What the plugin now knows of its keys: what must not be used any more is forgotten.
+    pub(super) fn follow(&self, old: &View, new: &View) {
+        if let Standing::Refused(_) = new.standing {
+            return self.forget("refused", |_| false);
+        }
+        if old.usable_lineages != new.usable_lineages {
+            self.forget("refused", |lineage| new.usable_lineages.contains(lineage));
+        }
+    }
+
+    /// Names this plugin to the server, so that a restart is known as the same one.
+    pub(super) fn id(&self) -> Option<SpoolId> {
+        self.spool.id()
+    }
+
+    /// Records, delivers and watches the lease until it is dropped.
+    pub(super) async fn work(&self, client: &Client) {
+        tokio::join!(self.spool.write(), self.deliver(client), self.watch_lease());
+    }
+
+    /// Forgets everything, and makes what was answered durable.
+    pub(super) async fn close(&self) {
+        self.forget("stopped", |_| false);
+        if let Err(unkept) = self.spool.flush().await {
+            tracing::error!(%unkept, "the last answers from memory are not recorded");
+        }
+    }
+
+    fn find(&self, asked: &Asked<'_>) -> Option<SecretBytes> {
+        self.may_use(&asked.key.lineage).then(|| self.cache.lock().get(&asked.digest)).flatten()
+    }
+
+    fn may_use(&self, lineage: &Lineage) -> bool {
+        let view = self.view.borrow();
+        !view.reads_left(uptime()).is_zero() && view.usable_lineages.contains(lineage)
+    }
+
+    async fn fetch<F>(
+        &self,
+        asked: &Asked<'_>,
+        fetch: &impl Fn() -> F,
+    ) -> Result<SecretBytes, Problem>
+    where
+        F: Future<Output = Result<SecretBytes, Problem>>,
+    {
+        let ticket = self.cache.lock().ticket();
+        let lineage = asked.key.lineage;
+        let outcome = fetch().await;
+        match &outcome {
+            Ok(opened) if self.may_use(&lineage) => {
+                let mut cache = self.cache.lock();
+                cache.put(ticket, asked.digest, (lineage, opened.expose()));
+                self.metrics.entries(cache.len());
+            }
+            Ok(_) => {}
+            Err(Problem::Server(error)) => {
+                // a ciphertext that does not open says nothing about its key
+                let about_us = refuses_the_key(error).filter(|it| it.code != "InvalidParameter");
+                if about_us.is_some() {
+                    self.forget("refused", |known| *known != lineage);
+                }
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    fn forget(&self, reason: &'static str, keep: impl Fn(&Lineage) -> bool) {
+        let mut cache = self.cache.lock();
+        let gone = cache.retain(keep);
+        self.metrics.entries(cache.len());
+        drop(cache);
+        if gone > 0 {
+            self.metrics.emptied(reason);
+            tracing::info!(reason, gone, "answers were forgotten");
+        }
+    }
+
+    async fn watch_lease(&self) {
+        loop {
+            let left = self.view.borrow().reads_left(uptime());
+            self.metrics.lease(left);
+            let spool = (self.spool.broken().is_none(), self.spool.waiting());
+            self.metrics.spool(spool);
+            if left.is_zero() {
+                self.forget("lease", |_| false);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    async fn deliver(&self, client: &Client) {
+        loop {
+            let cluster = self.view.borrow().key.map(|key| key.cluster);
+            let reachable = self.view.borrow().standing.is_heard();
+            let pause = match cluster.filter(|_| reachable && self.spool.waiting() > 0) {
+                None => IDLE,
+                Some(cluster) => match self.spool.deliver(client, cluster).await {
+                    Ok(count) => {
+                        self.metrics.delivered(count);
+                        IDLE
+                    }
+                    Err(error) => {
+                        log_failure(&error);
+                        AFTER_FAILURE
+                    }
+                },
+            };
+            sleep(pause).await;
+        }
+    }
+}
+
+fn log_failure(error: &DeliveryError) {
+    tracing::warn!(%error, "what was answered from memory is not delivered yet");
+}
+
+/// The server's answer, where none may be given from memory. If there is none either, the reason
+/// that an operator has to see is why memory cannot be used.
+fn without(unkept: Unkept, fetched: Result<SecretBytes, Problem>) -> Result<SecretBytes, Problem> {
+    fetched.map_err(|problem| match problem.is_absence() {
+        true => Problem::Unkept(unkept.to_string()),
+        false => problem,
+    })
+}
+
+/// Shared by those who asked the same.
+pub(super) type Landed = Result<Arc<KeyMaterial>, Arc<Problem>>;

@@ -1,0 +1,292 @@
+//! What was answered from memory is gathered here, made durable within a second, and brought to
+//! the server's audit log.
+//!
+//! 1. [`Spool::keep`] notes an answer before it is given. While notes cannot be made durable, it
+//!    refuses, and nothing is answered from memory; while they take long, it waits.
+//! 2. The writer takes what was noted every fifth of a second, as one batch for each key version,
+//!    and syncs it to the file.
+//! 3. The courier delivers what is in the file while the server is there. The server counts a
+//!    batch once, by its number.
+
+mod file;
+mod format;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use lastkey_client::{
+    Client, Error as ClientError,
+    native::{CachedAnswers, PluginRecords},
+};
+use lastkey_crypto::{ClusterId, KeyVersionId, SpoolId};
+use parking_lot::Mutex;
+use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+
+use self::file::{SpoolError, SpoolFile};
+use super::Api;
+
+/// How long notes are gathered before they are written.
+const GATHER: Duration = Duration::from_millis(200);
+/// Notes older than this must be durable before another answer is given.
+const DURABLE_WITHIN: Duration = Duration::from_secs(1);
+/// The pause after a failure of the disk.
+const RETRY: Duration = Duration::from_secs(1);
+/// The most uids in a batch, and batches that a key version may have at once; beyond, answers are
+/// only counted.
+const MAX_UIDS: usize = 64;
+const MAX_BATCHES: usize = 16;
+
+/// Why an answer cannot be recorded, and so is not given from memory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("what is answered from memory cannot be recorded: {0}")]
+pub(super) struct Unkept(Arc<str>);
+
+/// One answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Note<'a> {
+    pub(super) api: Api,
+    pub(super) key_version: KeyVersionId,
+    pub(super) uid: &'a str,
+}
+
+/// Gathers, writes and delivers.
+pub(super) struct Spool {
+    directory: PathBuf,
+    notes: Mutex<Notes>,
+    /// Something was noted.
+    noted: Notify,
+    /// The writer has written, or failed to.
+    written: Notify,
+    file: Arc<Mutex<Option<SpoolFile>>>,
+}
+
+struct Notes {
+    gathered: HashMap<(Api, KeyVersionId), Vec<CachedAnswers>>,
+    /// When the oldest of these was made.
+    oldest: Option<Instant>,
+    /// When the oldest was made of those that are being written.
+    writing: Option<Instant>,
+    broken: Option<Unkept>,
+    waiting: usize,
+    id: Option<SpoolId>,
+}
+
+impl Spool {
+    /// A spool in that directory, which is opened by [`work`](Self::work).
+    pub(super) fn new(directory: PathBuf) -> Self {
+        let opening = Unkept("the spool is not open yet".into());
+        let notes = Notes {
+            gathered: HashMap::new(),
+            oldest: None,
+            writing: None,
+            broken: Some(opening),
+            waiting: 0,
+            id: None,
+        };
+        Self {
+            directory,
+            notes: Mutex::new(notes),
+            noted: Notify::new(),
+            written: Notify::new(),
+            file: Arc::default(),
+        }
+    }
+
+    /// Notes an answer that is about to be given.
+    ///
+    /// # Errors
+    /// It cannot be recorded, and must not be given.
+    pub(super) async fn keep(&self, note: Note<'_>) -> Result<(), Unkept> {
+        loop {
+            let written = self.written.notified();
+            tokio::pin!(written);
+            written.as_mut().enable();
+            {
+                let mut notes = self.notes.lock();
+                if let Some(broken) = &notes.broken {
+                    return Err(broken.clone());
+                }
+                let oldest = notes.writing.or(notes.oldest);
+                if oldest.is_none_or(|oldest| oldest.elapsed() < DURABLE_WITHIN) {
+                    notes.add(note);
+                    drop(notes);
+                    self.noted.notify_one();
+                    return Ok(());
+                }
+            }
+            written.await;
+        }
+    }
+
+    /// Why answers cannot be recorded at present.
+    pub(super) fn broken(&self) -> Option<Unkept> {
+        self.notes.lock().broken.clone()
+    }
+
+    /// Batches that no server has taken yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.notes.lock().waiting
+    }
+
+    /// Names this plugin's numbering, once the file is open.
+    pub(super) fn id(&self) -> Option<SpoolId> {
+        self.notes.lock().id
+    }
+
+    /// Writes until it is dropped.
+    pub(super) async fn write(&self) {
+        loop {
+            if self.flush().await.is_ok() {
+                self.noted.notified().await;
+                sleep(GATHER).await;
+            } else {
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Makes everything durable that was noted so far, opening the file if need be.
+    pub(super) async fn flush(&self) -> Result<(), Unkept> {
+        let mut batches = self.notes.lock().take();
+        let (file, directory) = (Arc::clone(&self.file), self.directory.clone());
+        let work = move || {
+            let mut file = file.lock();
+            let spool = match &mut *file {
+                Some(spool) => spool,
+                none => none.insert(SpoolFile::open(&directory).map_err(|e| (e, Vec::new()))?),
+            };
+            let appended = match batches.is_empty() {
+                true => Ok(()),
+                false => spool.append(&mut batches),
+            };
+            match appended {
+                Ok(()) => Ok((spool.id(), spool.waiting())),
+                Err(error) => Err((error, batches)),
+            }
+        };
+        let outcome = spawn_blocking(work).await;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            // the runtime ends
+            Err(_) => return Err(Unkept("the plugin stops".into())),
+        };
+        let mut notes = self.notes.lock();
+        let result = match outcome {
+            Ok((id, waiting)) => {
+                (notes.id, notes.waiting) = (Some(id), waiting);
+                notes.written();
+                Ok(())
+            }
+            Err((error, batches)) => Err(notes.failed(&error, batches)),
+        };
+        drop(notes);
+        self.written.notify_waiters();
+        result
+    }
+
+    /// Delivers the oldest batches. Answers how many, none if there were none.
+    pub(super) async fn deliver(
+        &self,
+        client: &Client,
+        cluster: ClusterId,
+    ) -> Result<usize, DeliveryError> {
+        let file = Arc::clone(&self.file);
+        let take = move || file.lock().as_ref().map_or(Ok(None), SpoolFile::parcel);
+        let taken = spawn_blocking(take).await;
+        let Some(parcel) = taken.unwrap_or(Ok(None))? else { return Ok(0) };
+        let batches = &parcel.batches;
+        if !batches.is_empty() {
+            let records = PluginRecords { cluster, spool: parcel.spool, batches };
+            let delivered = client.plugin_records(records).await?;
+            if batches.last().is_some_and(|last| last.sequence > delivered) {
+                return Err(DeliveryError::Short);
+            }
+        }
+        let count = batches.len();
+        let file = Arc::clone(&self.file);
+        let done = move || {
+            file.lock()
+                .as_mut()
+                .map_or(Ok(0), |file| file.delivered(&parcel).map(|()| file.waiting()))
+        };
+        if let Ok(waiting) = spawn_blocking(done).await {
+            self.notes.lock().waiting = waiting?;
+        }
+        Ok(count)
+    }
+}
+
+/// Why a batch was not delivered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DeliveryError {
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Server(#[from] ClientError),
+    #[error("the server acknowledged fewer records than it was sent")]
+    Short,
+}
+
+impl Notes {
+    fn add(&mut self, note: Note<'_>) {
+        self.oldest.get_or_insert_with(Instant::now);
+        let now = milliseconds();
+        let batches = self.gathered.entry((note.api, note.key_version)).or_default();
+        let full = batches.last().is_none_or(|last| last.uids.len() >= MAX_UIDS);
+        if full && batches.len() < MAX_BATCHES {
+            batches.push(CachedAnswers {
+                sequence: 0,
+                api: note.api.text().to_owned(),
+                key_version: note.key_version,
+                count: 0,
+                first_ms: now,
+                last_ms: now,
+                uids: Vec::new(),
+            });
+        }
+        let Some(last) = batches.last_mut() else { return };
+        last.count += 1;
+        // a clock that was set back must not end before it begins
+        last.last_ms = last.last_ms.max(now);
+        if !note.uid.is_empty() && last.uids.len() < MAX_UIDS {
+            last.uids.push(note.uid.chars().take(MAX_UIDS).collect());
+        }
+    }
+
+    /// Everything to be written.
+    fn take(&mut self) -> Vec<CachedAnswers> {
+        self.writing = self.oldest.take();
+        self.gathered.drain().flat_map(|(_, batches)| batches).collect()
+    }
+
+    fn written(&mut self) {
+        if self.broken.take().is_some() {
+            tracing::info!("what is answered from memory can be recorded");
+        }
+        self.writing = None;
+    }
+
+    fn failed(&mut self, error: &SpoolError, batches: Vec<CachedAnswers>) -> Unkept {
+        self.oldest = self.writing.take().or(self.oldest);
+        // nothing is added while it is broken, so this stays as bounded as it was
+        for batch in batches {
+            let api = if batch.api == Api::V2.text() { Api::V2 } else { Api::V1 };
+            self.gathered.entry((api, batch.key_version)).or_default().insert(0, batch);
+        }
+        let cause = Unkept(error.to_string().into());
+        if self.broken.as_ref() != Some(&cause) {
+            tracing::error!(%cause, "nothing is answered from memory");
+        }
+        self.broken = Some(cause.clone());
+        cause
+    }
+}
+
+fn milliseconds() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
