@@ -290,5 +290,8 @@ fn parse_json<T: DeserializeOwned>(
 
 /// The JSON of a record.
 pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<zeroize::Zeroizing<Vec<u8>>, Error> {
-    serde_json::to_vec(value).map(zeroize::Zeroizing::new).map_err(|_| Error::Internal)
+    // Enough for a key: growing means to copy, and to zero what was left.
+    let mut json = zeroize::Zeroizing::new(Vec::with_capacity(1024));
+    serde_json::to_writer(&mut *json, value).map_err(|_| Error::Internal)?;
+    Ok(json)
 }
