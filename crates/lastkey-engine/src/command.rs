@@ -3,18 +3,17 @@
 mod aliases;
 mod clusters;
 mod crypto;
-mod detached;
 mod keyring;
 mod keys;
 mod log;
 mod plugin;
+mod plugin_records;
 mod rotation;
 pub(crate) mod seal;
 mod service;
 mod tags;
 
 use std::{future::Future, sync::Arc};
-mod plugin_records;
 
 pub use aliases::{
     AliasEntry, CreateAlias, DeleteAlias, ListAliases, ListAliasesByKeyId, UpdateAlias,
@@ -31,9 +30,14 @@ pub use keys::{
     ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
 };
 pub use log::{ReadCheckpointKey, WatchedVerifyAudit};
+pub use nodes::{
+    ApproveNode, Approved, EnrolNode, Enrolment, ListNodes, Revocation, RevokeNode, TrustNodes,
+};
+pub(crate) use plugin::{LEASE as PLUGIN_LEASE, plugin_state};
 pub use plugin::{
     PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRefusal, PluginState, PluginStatus,
 };
+pub use plugin_records::{CachedAnswers, DeliverPluginRecord};
 pub(crate) use rotation::RotateDueKey;
 pub use rotation::{CreateKeyVersion, DescribeKeyVersion, ListKeyVersions, UpdateRotationPolicy};
 pub use service::{
@@ -42,17 +46,11 @@ pub use service::{
 };
 pub(crate) use service::{RedrawEpochs, sealed_path};
 pub use tags::{
-pub use nodes::{
-    ApproveNode, Approved, EnrolNode, Enrolment, ListNodes, Revocation, RevokeNode, TrustNodes,
-};
-pub(crate) use plugin::{LEASE as PLUGIN_LEASE, plugin_state};
     ListResourceTags, ListTagResources, TagResource, TaggedKey, UntagResource, UntagWhich,
 };
 
-pub use plugin_records::{CachedAnswers, DeliverPluginRecord};
 use lastkey_crypto::KeyId;
 
-use self::detached::Detached;
 use crate::{
     Caller, Error,
     action::Action,
@@ -205,10 +203,10 @@ impl Core {
             // Tells the next start which records have to be known to the store.
             changed.number("writes", change.len() as u64);
             let body = changed.finish("ok", latency);
-            // A caller who hangs up must not leave half of it done.
+            // On a task of its own: a caller who hangs up must not leave half of it done.
             let (core, request) = (Arc::clone(self), caller.request_id);
-            let committed = Detached::new(async move { core.commit(request, change, body).await });
-            if let Ok(()) = committed.await.ok_or(Error::Internal)?? {
+            let committed = tokio::spawn(async move { core.commit(request, change, body).await });
+            if let Ok(()) = committed.await.map_err(|_| Error::Internal)?? {
                 return Ok((done.output, true));
             }
         }

@@ -24,8 +24,8 @@ pub mod fuzzing;
 #[cfg(test)]
 mod golden;
 mod heads;
-mod identity;
 mod holders;
+mod identity;
 mod instance;
 mod key;
 mod key_index;
@@ -47,11 +47,11 @@ pub use cluster::{Cluster, ClusterName, PluginIdentity};
 pub use command::Command;
 pub use engine::{Engine, Incarnation, OpenAudit, Parts, StartError};
 pub use error::{Error, ErrorKind};
+pub use holders::{Taken, Unconfirmed};
 pub use identity::AccessKey;
 pub use instance::{
     Attendant, GIVEN_UP, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError,
     Order, Outcome, With,
-pub use holders::{Taken, Unconfirmed};
 };
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,

@@ -53,13 +53,13 @@ pub use self::{
     view::Leases,
 };
 
-/// How long calls in flight have at the end.
-const DRAIN: Duration = Duration::from_secs(4);
 /// How long an apiserver that dials waits for the server's first answer, whichever it is; then it is
 /// told that there was none.
 const OPENS_WITHIN: Duration = Duration::from_secs(10);
 /// Seeds that wait to be read back; more are not.
 const READ_BACK: usize = 256;
+/// How long calls in flight have at the end.
+const DRAIN: Duration = Duration::from_secs(4);
 /// Streams one connection may have open; an apiserver's Decrypts are at most so many.
 const MAX_STREAMS: u32 = 256;
 /// Streams that a client began and reset before we looked at them; more, and it is sent away.
@@ -116,12 +116,12 @@ pub struct PluginConfig {
     pub budget: Duration,
     /// Encrypt and Decrypt calls at once; more are refused.
     pub max_calls: usize,
-}
-
     /// What it remembers of what it has opened; nothing without.
     pub memory: Option<MemoryConfig>,
     /// For how long it goes on while the server is away.
     pub leases: Leases,
+}
+
 impl PluginConfig {
     /// The defaults, for one key.
     pub fn new(client: Arc<Client>, key: impl Into<String>, sockets: Vec<SocketAddress>) -> Self {
@@ -134,10 +134,10 @@ impl PluginConfig {
             version: StatusVersion::default(),
             budget: Duration::from_millis(2500),
             max_calls: 128,
-        }
-    }
             memory: None,
             leases: Leases::default(),
+        }
+    }
 }
 
 /// Why the plugin does not run.
@@ -218,6 +218,9 @@ impl Plugin {
         // 1. Watch the key.
         let (sender, view) = channel::channel(Arc::new(View::starting(config.leases)));
         let refresh = Arc::new(Notify::new());
+        let memory = config
+            .memory
+            .map(|memory| Arc::new(Memory::new(memory, view.clone(), metrics.memory())));
         let watch = Watch {
             client: config.client.clone(),
             key: config.key.clone(),
@@ -225,12 +228,14 @@ impl Plugin {
             view: sender,
             refresh: refresh.clone(),
             metrics: metrics.clone(),
+            memory: memory.clone(),
             warnings: Vec::new(),
         };
         let _watch = AbortOnDrop(tokio::spawn(watch.run()).abort_handle());
         let _ready =
             AbortOnDrop(tokio::spawn(announce(view.clone(), sockets, ready)).abort_handle());
         // 2. Answer the apiserver.
+        let (read_back, to_be_read) = mpsc::channel(READ_BACK);
         let core = Arc::new(Core {
             client: config.client.clone(),
             key: config.key,
@@ -239,6 +244,17 @@ impl Plugin {
             permits: Semaphore::new(config.max_calls),
             budget: config.budget,
             last_announced: Announced::default(),
+            memory: memory.clone(),
+            read_back: memory.is_some().then_some(read_back),
+            metrics: metrics.memory(),
+        });
+        // 3. Remember, record and deliver what was answered without the server.
+        let _memory = memory.clone().map(|memory| {
+            let (core, client) = (core.clone(), config.client);
+            let work = async move {
+                tokio::join!(memory.work(&client), core.read_back_all(to_be_read));
+            };
+            AbortOnDrop(tokio::spawn(work).abort_handle())
         });
         let closed = metrics.closed();
         let services = Services::new(core, metrics, config.version);
@@ -254,9 +270,6 @@ impl Plugin {
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PONG_WITHIN))
             .timeout(CALL)
-        let memory = config
-            .memory
-            .map(|memory| Arc::new(Memory::new(memory, view.clone(), metrics.memory())));
             .serve_with_incoming_shutdown(services, incoming, until(stopped.clone()));
         // 3. At the end, let calls in flight finish, but not for ever.
         let deadline = async {
@@ -264,17 +277,19 @@ impl Plugin {
             let _ = stopping.send(true);
             tokio::time::sleep(DRAIN).await;
         };
-            memory: memory.clone(),
         let served = tokio::select! {
             served = serve => served,
             () = deadline => Ok(()),
+        };
+        if let Some(memory) = memory {
+            memory.close().await;
         }
+        Ok(served?)
     }
 }
 
 /// Opens the sockets and serves: [`Plugin::bind`] and [`Plugin::run`] in one.
 pub async fn run(
-        let (read_back, to_be_read) = mpsc::channel(READ_BACK);
     config: PluginConfig,
     ready: impl FnOnce(Ready) + Send + 'static,
     shutdown: impl Future<Output = ()> + Send,
@@ -283,17 +298,6 @@ pub async fn run(
 }
 
 struct AbortOnDrop(AbortHandle);
-            memory: memory.clone(),
-            read_back: memory.is_some().then_some(read_back),
-            metrics: metrics.memory(),
-        });
-        // 3. Remember, record and deliver what was answered without the server.
-        let _memory = memory.clone().map(|memory| {
-            let (core, client) = (core.clone(), config.client);
-            let work = async move {
-                tokio::join!(memory.work(&client), core.read_back_all(to_be_read));
-            };
-            AbortOnDrop(tokio::spawn(work).abort_handle())
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -317,7 +321,3 @@ async fn announce(
         ready(Ready { sockets, key_id: said.map(|said| said.key.key_id()), key });
     }
 }
-        };
-        if let Some(memory) = memory {
-            memory.close().await;
-        Ok(served?)
