@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use lastkey_engine::{Principal, RequestId, Source, Timestamp};
 
@@ -112,15 +112,16 @@ impl Reply {
     }
 
     /// The response; a client that came too early is told when to come again.
-    pub(crate) fn into_response(self) -> Response<Full<Bytes>> {
+    ///
+    /// It is written into `headers`, which come in as they may: the map of the request does, whose
+    /// memory the HTTP/1 library then takes for the headers of the connection's next request.
+    pub(crate) fn into_response(self, mut headers: HeaderMap) -> Response<Full<Bytes>> {
         let busy =
             matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         // What is left of a body that we do not read must not be taken for a request.
         let unread =
             matches!(self.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
-        let mut response = Response::new(Full::new(self.body));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
+        headers.clear();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         // Answers hold plaintexts.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -130,6 +131,9 @@ impl Reply {
         if busy {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        let mut response = Response::new(Full::new(self.body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = headers;
         response
     }
 }

@@ -1,12 +1,13 @@
 //! From a request on a connection to its response: room, body, wire, deadline, metrics.
 
 use std::{
+    pin::pin,
     sync::{Arc, OnceLock, atomic::Ordering},
     time::Instant,
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use lastkey_engine::{Engine, Error, Life, RequestId};
@@ -111,7 +112,7 @@ impl Service {
         let started = Instant::now();
         let waits = native::may_wait(request.uri().path());
         let wire = Wire::of(request.uri().path());
-        let mut reply = self.reply(peer, request).await;
+        let (mut reply, headers) = self.reply(peer, request).await;
         match sized(std::mem::take(&mut reply.body), &self.admission) {
             Ok(body) => reply.body = body,
             Err(_) => {
@@ -122,34 +123,39 @@ impl Service {
         // How long somebody chose to wait says nothing about how fast we are.
         let took = (!waits).then(|| started.elapsed());
         self.metrics.answered(reply.action, reply.outcome, took);
-        reply.into_response()
+        reply.into_response(headers)
     }
 
-    async fn reply(&self, peer: &Peer, request: Request<Incoming>) -> Reply {
-        let wire = match request.uri().path() {
-            "/healthz" => return self.healthz(),
-            "/readyz" => return self.readyz(),
-            "/metrics" => return self.metrics_page(),
+    /// The reply, and the request's headers, which nobody needs any more.
+    async fn reply(&self, peer: &Peer, request: Request<Incoming>) -> (Reply, HeaderMap) {
+        let (head, body) = request.into_parts();
+        let wire = match head.uri.path() {
+            "/healthz" => return (self.healthz(), head.headers),
+            "/readyz" => return (self.readyz(), head.headers),
+            "/metrics" => return (self.metrics_page(), head.headers),
             path => Wire::of(path),
         };
         let request_id = self.sealing.instance.new_request_id();
         let refuse = |refusal: Refusal| refused(wire, request_id, &refusal);
-        let (head, body) = request.into_parts();
         let (body, body_room) = match body::read(body, &self.body_bounds()).await {
             Ok(read) => read,
-            Err(refusal) => return refuse(refusal),
+            Err(refusal) => return (refuse(refusal), head.headers),
         };
         let path_limit = self.time_for(head.uri.path());
         let gate = Gate { admission: &self.admission, metrics: &self.metrics };
         let is_polled = head.version < http::Version::HTTP_2;
         let exchange = Exchange { head, body, peer, request_id, gate };
-        let work = self.handle(wire, &exchange);
-        let reply = deadline::within(path_limit, is_polled, work).await;
+        let reply = {
+            // Pinned here, so that it is not moved: it is large.
+            let work = pin!(self.handle(wire, &exchange));
+            deadline::within(path_limit, is_polled, work).await
+        };
         drop(body_room);
-        reply.unwrap_or_else(|| {
+        let reply = reply.unwrap_or_else(|| {
             tracing::warn!(%request_id, "a request took too long");
             refuse(Error::Unavailable("the request took too long".to_owned()).into())
-        })
+        });
+        (reply, exchange.head.headers)
     }
 
     async fn handle(&self, wire: Wire, exchange: &Exchange<'_>) -> Reply {
@@ -201,7 +207,7 @@ impl Service {
         let reply =
             refused(Wire::of(path), self.sealing.instance.new_request_id(), &Error::Busy.into());
         self.metrics.answered(reply.action, reply.outcome, None);
-        let mut response = reply.into_response();
+        let mut response = reply.into_response(HeaderMap::new());
         let close = http::HeaderValue::from_static("close");
         response.headers_mut().insert(http::header::CONNECTION, close);
         response

@@ -422,7 +422,8 @@ struct Committer {
     segment_bytes: u64,
     head: Head,
     end: Position,
-    /// Durable in the journal, but refused by the segment's file; written before anything else.
+    /// The frame whose lines are durable in the journal, but refused by the segment's file; they
+    /// are written before anything else. Empty otherwise, and then the next batch's memory.
     behind: Vec<u8>,
     /// The last record that the segments hold.
     written: Head,
@@ -492,7 +493,9 @@ impl Committer {
         &mut self,
         bodies: &mut std::iter::Peekable<impl Iterator<Item = Pending>>,
     ) -> Answers {
-        let batch = Batch::collect(bodies, self.head);
+        let frame =
+            if self.behind.is_empty() { std::mem::take(&mut self.behind) } else { Vec::new() };
+        let batch = Batch::collect(frame, bodies, self.head);
         self.commit(batch)
     }
 
@@ -536,7 +539,7 @@ impl Committer {
         }
         self.journal.append(&mut frame, self.end, head)?;
         // Durable from here on: whatever the segment's file does now, the journal has it.
-        self.behind = frame.split_off(FRAME_BYTES);
+        self.behind = frame;
         self.head = head;
         if let Err(error) = self.catch_up() {
             tracing::error!(%error, "an audit segment refused what its journal holds; trying again");
@@ -546,9 +549,9 @@ impl Committer {
 
     /// Writes to the segment what the journal holds already.
     fn catch_up(&mut self) -> io::Result<()> {
-        if !self.behind.is_empty() {
-            self.segment.write_at(&self.behind, self.end.offset)?;
-            self.end = self.end.plus(self.behind.len());
+        if let Some(lines) = self.behind.get(FRAME_BYTES..) {
+            self.segment.write_at(lines, self.end.offset)?;
+            self.end = self.end.plus(lines.len());
             self.behind.clear();
         }
         self.written = self.head;
@@ -596,13 +599,14 @@ impl Committer {
 }
 
 impl Batch {
-    /// Renders records until there are no more or the batch is large enough.
+    /// Renders records into the empty `frame` until there are no more or the batch is large enough.
     fn collect(
+        mut frame: Vec<u8>,
         bodies: &mut std::iter::Peekable<impl Iterator<Item = Pending>>,
         mut head: Head,
     ) -> Self {
         const { assert!(BATCH_BYTES + FRAME_BYTES < MAX_PAYLOAD) };
-        let mut frame = vec![0; FRAME_BYTES];
+        frame.resize(FRAME_BYTES, 0);
         let mut done = Vec::new();
         while let Some(pending) = bodies
             .next_if(|pending| frame.len() + pending.body.len() + LINE_OVERHEAD <= BATCH_BYTES)

@@ -5,7 +5,7 @@
 //! its ciphertext, so that `Decrypt` answers with the text that `GenerateDataKey` answered with.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use lastkey_crypto::{SecretBytes, blob};
+use lastkey_crypto::SecretBytes;
 use lastkey_engine::{
     Error, KeyRef,
     command::{
@@ -90,7 +90,7 @@ fn data_key(call: &Call<'_>) -> Result<GenerateDataKey, Refusal> {
 }
 
 fn write(answer: &mut Document, encrypted: &Encrypted) {
-    answer.plain("CiphertextBlob", blob::to_base64(&encrypted.blob));
+    answer.base64("CiphertextBlob", &encrypted.blob);
     answer.plain("KeyId", encrypted.key_id);
     answer.plain("KeyVersionId", encrypted.key_version);
 }

@@ -6,6 +6,8 @@
 
 use std::fmt::{self, Write as _};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
 /// The encoding that a client asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -85,6 +87,16 @@ impl Document {
         self.field(name, |text, format| {
             let quote = if format == Format::Json { "\"" } else { "" };
             let _ = write!(text, "{quote}{value}{quote}");
+        });
+    }
+
+    /// Writes bytes in base64.
+    pub fn base64(&mut self, name: &'static str, bytes: &[u8]) {
+        self.field(name, |text, format| {
+            let quote = if format == Format::Json { "\"" } else { "" };
+            text.push_str(quote);
+            STANDARD.encode_string(bytes, text);
+            text.push_str(quote);
         });
     }
 

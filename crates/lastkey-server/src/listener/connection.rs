@@ -3,6 +3,7 @@
 use std::{convert::Infallible, future::pending, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{
@@ -12,7 +13,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::{
     doorman::{Guest, Lane},
@@ -39,7 +40,7 @@ const LAST_CALL: Duration = Duration::from_millis(500);
 /// Serves a connection until it ends, idles, stalls, or the server stops.
 pub(crate) async fn serve<I>(
     service: Arc<Service>,
-    (io, is_http2, mut stopping): (I, bool, Stopping),
+    (io, is_http2, stopping): (I, bool, Stopping),
     peer: Peer,
     guest: Guest,
 ) where
@@ -59,27 +60,29 @@ pub(crate) async fn serve<I>(
         ($connection:expr) => {{
             let mut connection = pin!($connection);
             let mut watch = Watch::new(&guest.pulse, limits, is_http2);
-            let mut looks = looks(look_every(limits));
+            // A connection is polled twice for each request; these look at what is beside it only
+            // when that has something to say.
+            let mut asides = FuturesUnordered::new();
+            asides.push(Aside::new(stopping, limits).next());
             loop {
-                tokio::select! {
+                let aside = tokio::select! {
                     // What has come is read before anybody says that nothing came.
                     biased;
                     // Errors are the peer's: it went away, or did not speak HTTP.
                     _ = connection.as_mut() => break,
-                    () = stopping.wait(), if watch.stopped.is_none() => {
-                        watch.stopped = Some(Instant::now());
-                        looks = self::looks(LOOK_AT_END);
-                    }
-                    _ = looks.tick() => match watch.look(Instant::now()) {
-                        Verdict::Stay => {}
-                        Verdict::Leave => connection.as_mut().graceful_shutdown(),
-                        Verdict::Cut(reason) => {
-                            if let Some(reason) = reason {
-                                service.metrics.shed(reason);
-                            }
-                            break;
+                    Some(aside) = asides.next() => aside,
+                };
+                watch.stopped = aside.stopped;
+                asides.push(aside.next());
+                match watch.look(Instant::now()) {
+                    Verdict::Stay => {}
+                    Verdict::Leave => connection.as_mut().graceful_shutdown(),
+                    Verdict::Cut(reason) => {
+                        if let Some(reason) = reason {
+                            service.metrics.shed(reason);
                         }
-                    },
+                        break;
+                    }
                 }
             }
         }};
@@ -88,6 +91,32 @@ pub(crate) async fn serve<I>(
         drive!(http2_builder(limits).serve_connection(io, answer));
     } else {
         drive!(http1_builder(limits).serve_connection(io, answer));
+    }
+}
+
+/// What goes on beside a connection: the time for another look at it, and the server's end.
+struct Aside {
+    looks: Interval,
+    stopping: Stopping,
+    /// Since when the server stops.
+    stopped: Option<Instant>,
+}
+
+impl Aside {
+    fn new(stopping: Stopping, limits: &Limits) -> Self {
+        Self { looks: looks(look_every(limits)), stopping, stopped: None }
+    }
+
+    /// Waits until the connection is to be looked at.
+    async fn next(mut self) -> Self {
+        tokio::select! {
+            () = self.stopping.wait(), if self.stopped.is_none() => {
+                self.stopped = Some(Instant::now());
+                self.looks = looks(LOOK_AT_END);
+            }
+            _ = self.looks.tick() => {}
+        }
+        self
     }
 }
 
