@@ -3,6 +3,10 @@
 mod aliases;
 mod clusters;
 mod crypto;
+mod dependants;
+mod detached;
+mod guard;
+mod identities;
 mod keyring;
 mod keys;
 mod log;
@@ -51,6 +55,7 @@ pub use tags::{
 
 use lastkey_crypto::KeyId;
 
+use self::detached::Detached;
 use crate::{
     Caller, Error,
     action::Action,
@@ -203,10 +208,10 @@ impl Core {
             // Tells the next start which records have to be known to the store.
             changed.number("writes", change.len() as u64);
             let body = changed.finish("ok", latency);
-            // On a task of its own: a caller who hangs up must not leave half of it done.
+            // A caller who hangs up must not leave half of it done.
             let (core, request) = (Arc::clone(self), caller.request_id);
-            let committed = tokio::spawn(async move { core.commit(request, change, body).await });
-            if let Ok(()) = committed.await.map_err(|_| Error::Internal)?? {
+            let committed = Detached::new(async move { core.commit(request, change, body).await });
+            if let Ok(()) = committed.await.ok_or(Error::Internal)?? {
                 return Ok((done.output, true));
             }
         }
