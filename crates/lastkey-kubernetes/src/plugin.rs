@@ -44,7 +44,9 @@ use self::{
     view::View,
     watch::Watch,
 };
-use crate::socket::{Listener, SocketAddress, SocketError, accept_counted, from_environment};
+use crate::socket::{
+    Door, Handle, Listener, SocketAddress, SocketError, accept_through, from_environment,
+};
 
 pub use self::{
     core::KEY_VERSION_ANNOTATION,
@@ -175,6 +177,8 @@ pub struct Plugin {
     config: PluginConfig,
     listeners: Vec<Listener>,
     metrics: Arc<Metrics>,
+    /// Where a predecessor still accepts: resolves once it has stopped.
+    predecessor: Option<oneshot::Receiver<()>>,
 }
 
 impl Plugin {
@@ -191,10 +195,42 @@ impl Plugin {
         if listeners.is_empty() {
             listeners = config.sockets.iter().map(Listener::bind).collect::<Result<_, _>>()?;
         }
+        Self::on(config, listeners, None)
+    }
+
+    /// As [`Plugin::bind`], on sockets that a predecessor still accepts from: this plugin begins
+    /// once `begin` resolves, and opens no other sockets.
+    ///
+    /// # Errors
+    /// Without a key or sockets.
+    pub fn succeed(
+        config: PluginConfig,
+        listeners: Vec<Listener>,
+        begin: oneshot::Receiver<()>,
+    ) -> Result<Self, PluginError> {
+        Self::on(config, listeners, Some(begin))
+    }
+
+    fn on(
+        config: PluginConfig,
+        listeners: Vec<Listener>,
+        predecessor: Option<oneshot::Receiver<()>>,
+    ) -> Result<Self, PluginError> {
+        if config.key.is_empty() {
+            return Err(PluginError::NoKey);
+        }
         match listeners.is_empty() {
             true => Err(PluginError::NoSocket),
-            false => Ok(Self { config, listeners, metrics: Arc::default() }),
+            false => Ok(Self { config, listeners, metrics: Arc::default(), predecessor }),
         }
+    }
+
+    /// Second holds on its sockets, to hand them over.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn handles(&self) -> Result<Vec<Handle>, PluginError> {
+        Ok(self.listeners.iter().map(Listener::handle).collect::<Result<_, _>>()?)
     }
 
     /// Where it listens.
@@ -214,7 +250,7 @@ impl Plugin {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), PluginError> {
         let sockets = self.sockets();
-        let Self { config, listeners, metrics } = self;
+        let Self { config, listeners, metrics, predecessor } = self;
         // 1. Watch the key.
         let (sender, view) = channel::channel(Arc::new(View::starting(config.leases)));
         let refresh = Arc::new(Notify::new());
@@ -234,6 +270,9 @@ impl Plugin {
         let _watch = AbortOnDrop(tokio::spawn(watch.run()).abort_handle());
         let _ready =
             AbortOnDrop(tokio::spawn(announce(view.clone(), sockets, ready)).abort_handle());
+        let door = Door::default();
+        let opens = open(door.clone(), view.clone(), predecessor);
+        let _opens = AbortOnDrop(tokio::spawn(opens).abort_handle());
         // 2. Answer the apiserver.
         let (read_back, to_be_read) = mpsc::channel(READ_BACK);
         let core = Arc::new(Core {
@@ -258,8 +297,7 @@ impl Plugin {
         });
         let closed = metrics.closed();
         let services = Services::new(core, metrics, config.version);
-        let (stopping, stopped) = channel::channel(false);
-        let incoming = accept_counted::<Announced>(listeners, closed)?;
+        let incoming = accept_through::<Announced>(&door, listeners, closed)?;
         let serve = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
@@ -270,11 +308,12 @@ impl Plugin {
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PONG_WITHIN))
             .timeout(CALL)
-            .serve_with_incoming_shutdown(services, incoming, until(stopped.clone()));
-        // 3. At the end, let calls in flight finish, but not for ever.
+            // the end of `incoming` ends it, so that nothing accepted is dropped
+            .serve_with_incoming_shutdown(services, incoming, std::future::pending());
+        // 4. At the end, let calls in flight finish, but not for ever.
         let deadline = async {
             shutdown.await;
-            let _ = stopping.send(true);
+            door.close();
             tokio::time::sleep(DRAIN).await;
         };
         let served = tokio::select! {
@@ -305,9 +344,28 @@ impl Drop for AbortOnDrop {
     }
 }
 
-async fn until(mut stopped: channel::Receiver<bool>) {
-    // an error means that nobody can stop us any more
-    let _ = stopped.wait_for(|stopped| *stopped).await;
+/// Lets the apiserver in: after a predecessor, else once the server has answered or has failed to,
+/// so that a restart never answers what it does not know yet.
+async fn open(
+    door: Door,
+    mut view: channel::Receiver<Arc<View>>,
+    predecessor: Option<oneshot::Receiver<()>>,
+) {
+    match predecessor {
+        Some(begin) => {
+            if begin.await.is_err() {
+                return;
+            }
+        }
+        None => {
+            let waits = |view: &Arc<View>| {
+                matches!(view.standing, view::Standing::Starting { problem: None })
+            };
+            let heard = view.wait_for(|view| !waits(view));
+            let _ = tokio::time::timeout(OPENS_WITHIN, heard).await;
+        }
+    }
+    door.open();
 }
 
 async fn announce(

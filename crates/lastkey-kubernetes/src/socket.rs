@@ -5,12 +5,18 @@
 //!   can write. What a crashed plugin left behind is replaced; a socket that answers is not.
 //! - An *abstract* socket has no permissions, so each connection shows its peer credential: our own
 //!   user or root.
-//! - A socket handed over by `LISTEN_FDS` belongs to systemd, which set its permissions.
+//! - A socket handed over by `LISTEN_FDS` belongs to systemd, which set its permissions; where they
+//!   let everybody in, each connection shows its peer credential.
+//! - A socket handed over by a predecessor (an upgrade in place) is accepted from by one of the two
+//!   processes at any time, and its file belongs to the one that goes on.
 
 mod activation;
+mod door;
 mod guests;
+mod handover;
 mod listen;
 mod peer;
+mod place;
 
 use std::{
     fmt, io,
@@ -24,9 +30,11 @@ use percent_encoding::{
 };
 
 pub use activation::from_environment;
+pub use door::Door;
 pub use guests::{Closed, MAX_CONNECTIONS, PROVES_ITSELF_WITHIN};
-pub use listen::Listener;
-pub use peer::{Connection, PeerInfo, accept_all, accept_counted};
+pub use handover::{Inheritance, Offer, receive};
+pub use listen::{Handle, Listener};
+pub use peer::{Connection, PeerInfo, accept_all, accept_through};
 
 /// The longest path that fits in `sockaddr_un` with its final zero.
 pub const MAX_PATH: usize = 107;
@@ -132,30 +140,64 @@ pub enum SocketError {
     },
     /// Others could replace the socket by their own.
     #[error(
-        "the directory {} can be written by others, who could put a socket of their own there; \
-         use one of mode 0700", .0.display()
+        "the directory {} can be written by others (mode {mode:04o}), who could put a socket of \
+         their own there; run: chmod go-w {}", path.display(), shell(path)
     )]
-    OpenDirectory(PathBuf),
+    OpenDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// Somebody else's directory.
-    #[error("the directory {} belongs to user {owner}, not to us or root", path.display())]
+    #[error(
+        "the directory {} belongs to user {owner}, who could put a socket of their own there; \
+         run: chown {us} {}", path.display(), shell(path)
+    )]
     ForeignDirectory {
         /// The directory.
         path: PathBuf,
         /// Its owner.
         owner: u32,
+        /// Who we are.
+        us: u32,
     },
     /// A plugin is there and answers.
-    #[error("another process listens on {0}; stop it first")]
-    InUse(String),
+    #[error("{} listens on {address}; {}", process(*.by), way_out(*.by))]
+    InUse {
+        /// The socket.
+        address: String,
+        /// The process that listens, as far as it can be known.
+        by: Option<i32>,
+    },
+    /// Somebody else's socket, which we may neither dial nor remove.
+    #[error(
+        "the socket {} belongs to user {owner}, and only they or root can remove it; \
+         run: rm {}", path.display(), shell(path)
+    )]
+    ForeignSocket {
+        /// The socket.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
     /// A file that is no socket is in the way.
-    #[error("{} exists and is no socket; it was left as it is", .0.display())]
+    #[error(
+        "{} exists and is no socket; it was left as it is: if nobody needs it, run: rm {}",
+        .0.display(), shell(.0)
+    )]
     NotASocket(PathBuf),
     /// What `LISTEN_FDS` hands over is not what it should be.
-    #[error("descriptor {fd} from LISTEN_FDS is no listening unix stream socket")]
+    #[error("descriptor {fd} ({name}) from LISTEN_FDS is no listening unix stream socket")]
     NotAListener {
         /// The descriptor.
         fd: i32,
+        /// Its name in LISTEN_FDNAMES.
+        name: String,
     },
+    /// What a predecessor hands over is not what it should be.
+    #[error("what the process before this one hands over cannot be used: {0}")]
+    Handover(&'static str),
     /// The operating system refused.
     #[error("cannot {what} {address}: {source}")]
     Io {
@@ -172,6 +214,29 @@ impl SocketError {
     fn io(what: &'static str, address: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
         let address = address.to_string();
         move |source| Self::Io { what, address, source }
+    }
+}
+
+/// A path as a shell's word.
+fn shell(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@=,+".contains(&byte);
+    match text.bytes().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+fn process(id: Option<i32>) -> String {
+    id.map_or_else(|| "another process".to_owned(), |id| format!("the process {id}"))
+}
+
+fn way_out(id: Option<i32>) -> String {
+    match id {
+        Some(id) => {
+            format!("stop it first (kill {id}), or let it upgrade itself (kill -USR2 {id})")
+        }
+        None => "stop it first".to_owned(),
     }
 }
 
@@ -202,6 +267,15 @@ mod tests {
             ["", "@", "relative/kms.sock", "unix://", "tcp://127.0.0.1:1", "@a\0b", "/@a", "/a\0b"]
         {
             assert!(text.parse::<SocketAddress>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_one_word_of_the_shell() {
+        for (path, word) in
+            [("/run/a.b", "/run/a.b"), ("/run/a b", "'/run/a b'"), ("/o'x", r"'/o'\''x'")]
+        {
+            assert_eq!(shell(Path::new(path)), word);
         }
     }
 

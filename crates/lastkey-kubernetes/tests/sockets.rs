@@ -30,7 +30,7 @@ const GREETING: &[u8] = b"hello";
 /// Starts one of the ignored tests with `socket` as descriptor 3.
 fn with_descriptor(test: &str, socket: impl Into<OwnedFd>) -> Child {
     // the process id is known only inside, and `exec` keeps it
-    let script = r#"LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" --exact "$1" --ignored 3<&0 0</dev/null"#;
+    let script = r#"LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=kms exec "$0" --exact "$1" --ignored 3<&0 0</dev/null"#;
     Command::new("/bin/sh")
         .args(["-c", script])
         .arg(env::current_exe().unwrap())
@@ -71,6 +71,11 @@ async fn child_serves_the_handed_over_socket() {
     assert_eq!(listeners.len(), 1);
     assert!(listeners[0].address().ends_with("kms.sock"), "{}", listeners[0].address());
     assert!(from_environment().unwrap().is_empty(), "it is handed over once");
+    greet_one(listeners).await;
+}
+
+/// Whoever gets in first.
+async fn greet_one(listeners: Vec<Listener>) {
     let mut incoming = Box::pin(accept_all::<()>(listeners).unwrap());
     let mut connection = incoming.next().await.unwrap().unwrap();
     connection.write_all(GREETING).await.unwrap();
@@ -90,7 +95,53 @@ fn child_refuses_what_is_no_listener() {
     if !is_child() {
         return;
     }
-    assert!(matches!(from_environment(), Err(SocketError::NotAListener { fd: 3 })));
+    assert!(
+        matches!(from_environment(), Err(SocketError::NotAListener { fd: 3, name }) if name == "kms")
+    );
+}
+
+/// A service manager's socket is as open as its unit says; where everybody may dial, we ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handed_over_socket_that_everybody_may_dial_asks_who_is_there() {
+    let directory = tempfile::Builder::new().prefix("lastkey").tempdir_in("/tmp").unwrap();
+    let path = directory.path().join("kms.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    chmod(directory.path(), 0o755);
+    chmod(&path, 0o666);
+    let mut child = with_descriptor("child_serves_the_handed_over_socket", listener);
+    let name = path.to_str().unwrap();
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(greeting_as(name, Some(65534)).await, Some(Vec::new()));
+    } else {
+        eprintln!("SKIPPED: only root can become another user, so a refusal was not tried");
+    }
+    assert_eq!(greeting_as(name, None).await, Some(GREETING.to_vec()));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_handed_over_socket_that_others_could_replace_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("kms.sock")).unwrap();
+    chmod(directory.path(), 0o777);
+    let mut child = with_descriptor("child_refuses_an_open_directory", listener);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "the other process of the test above"]
+fn child_refuses_an_open_directory() {
+    if !is_child() {
+        return;
+    }
+    let error = from_environment().unwrap_err();
+    assert!(matches!(error, SocketError::OpenDirectory { .. }), "{error}");
+    assert!(error.to_string().contains("run: chmod go-w /"), "{error}");
+}
+
+fn chmod(path: &std::path::Path, mode: u32) {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(path, mode).unwrap();
 }
 
 #[test]
@@ -123,8 +174,7 @@ async fn greeting_as(name: &str, user: Option<u32>) -> Option<Vec<u8>> {
     let directory = tempfile::Builder::new().prefix("lastkey").tempdir_in("/tmp").unwrap();
     let binary = directory.path().join("child");
     std::fs::copy(env::current_exe().unwrap(), &binary).unwrap();
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(directory.path(), open).unwrap();
+    chmod(directory.path(), 0o755);
     let mut command = Command::new(&binary);
     command.args(["--exact", "child_dials", "--ignored", "--nocapture"]).env("DIAL", name);
     if let Some(user) = user {
@@ -141,8 +191,10 @@ async fn greeting_as(name: &str, user: Option<u32>) -> Option<Vec<u8>> {
 #[ignore = "the other process of the test above"]
 fn child_dials() {
     let Ok(name) = env::var("DIAL") else { return };
-    let address = SocketAddr::from_abstract_name(name).unwrap();
-    let mut stream = UnixStream::connect_addr(&address).unwrap();
+    let mut stream = match name.starts_with('/') {
+        true => UnixStream::connect(name).unwrap(),
+        false => UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap(),
+    };
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut greeting = vec![0; GREETING.len()];
     let count = stream.read(&mut greeting).unwrap();

@@ -5,9 +5,11 @@ mod data_dir;
 mod first_start;
 mod identity;
 mod metrics;
+mod notify;
 mod plugin;
 mod ready;
 mod serve;
+mod upgrade;
 
 pub(crate) use identity::{new_key_pair, signing_request};
 use tokio::sync::watch;

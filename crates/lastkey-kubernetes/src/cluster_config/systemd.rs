@@ -49,11 +49,18 @@ Requires=lastkey-kms-plugin.socket
 Wants=network-online.target
 After=network-online.target lastkey-kms-plugin.socket
 Before=kubelet.service
+# never gives up: the socket is held, and the apiserver waits
+StartLimitIntervalSec=0
 
 [Service]
+# an upgrade in place tells systemd which process goes on
+Type=notify
 ExecStart={line}
+# takes the binary that now lies at the same path, and fails no call
+ExecReload=/bin/kill -USR2 $MAINPID
 Restart=always
-RestartSec=1
+RestartSec=100ms
+TimeoutStopSec=15
 LimitCORE=0
 CapabilityBoundingSet=
 NoNewPrivileges=yes

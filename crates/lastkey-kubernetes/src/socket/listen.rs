@@ -1,16 +1,20 @@
-//! Binds a socket.
+//! Binds a socket, and passes it on.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io,
+    fs, io,
     os::{
+        fd::{AsFd, BorrowedFd},
         linux::net::SocketAddrExt,
         unix::{
-            fs::{DirBuilderExt, FileTypeExt, MetadataExt},
-            net::{SocketAddr, UnixListener, UnixStream},
+            fs::MetadataExt,
+            net::{SocketAddr, UnixListener},
         },
     },
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -18,7 +22,7 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 
-use super::{SocketAddress, SocketError, parent};
+use super::{SocketAddress, SocketError, parent, place};
 
 /// How many connections may wait to be accepted; an apiserver opens one.
 const BACKLOG: i32 = 64;
@@ -30,19 +34,34 @@ pub struct Listener {
     pub(super) address: String,
     /// Whether each connection must show its peer credential.
     pub(super) checks_peer: bool,
-    /// The file to remove at the end, if we made it.
-    _file: Option<OwnFile>,
+    /// The file to remove at the end, if it is ours.
+    file: Option<Arc<OwnFile>>,
 }
 
-/// A socket file, as we made it.
+/// A second hold on a listening socket, to pass it on to another process.
+///
+/// The socket lives as long as anybody holds it.
+#[derive(Debug)]
+pub struct Handle {
+    listener: UnixListener,
+    file: Option<Arc<OwnFile>>,
+}
+
+/// A socket file that is ours to remove.
 #[derive(Debug)]
 struct OwnFile {
     path: PathBuf,
     device_and_inode: (u64, u64),
+    /// False once, or as long as, another process removes it.
+    is_ours: AtomicBool,
 }
 
 impl Listener {
     /// Binds and listens.
+    ///
+    /// # Errors
+    /// Where others could put a socket of their own, where one is alive, or something else is in
+    /// the way.
     pub fn bind(address: &SocketAddress) -> Result<Self, SocketError> {
         address.check()?;
         match address {
@@ -52,24 +71,109 @@ impl Listener {
     }
 
     /// A socket that somebody else made, and will remove.
-    pub(super) fn inherited(listener: UnixListener) -> Self {
+    ///
+    /// # Errors
+    /// If its directory is one where others could put a socket of their own.
+    pub(super) fn inherited(listener: UnixListener) -> Result<Self, SocketError> {
         let local = listener.local_addr().ok();
         let path = local.as_ref().and_then(|it| it.as_pathname()).map(Path::to_owned);
-        let checks_peer = path.is_none();
-        let address = path.map_or_else(|| "@(inherited)".into(), |it| it.display().to_string());
-        Self { listener, address, checks_peer, _file: None }
+        let Some(path) = path else {
+            let name = local.as_ref().and_then(|it| it.as_abstract_name());
+            let name = name.map_or_else(|| "(unnamed)".into(), String::from_utf8_lossy);
+            return Ok(Self {
+                listener,
+                address: format!("@{name}"),
+                checks_peer: true,
+                file: None,
+            });
+        };
+        place::check(parent(&path))?;
+        let checks_peer = place::is_open_to_all(&path);
+        if checks_peer {
+            tracing::warn!(
+                socket = %path.display(),
+                "everybody may dial this socket, so each connection must show that it is our own \
+                 user's or root's; better: SocketMode=0600 in the .socket unit"
+            );
+        }
+        Ok(Self { listener, address: path.display().to_string(), checks_peer, file: None })
+    }
+
+    /// A socket that our predecessor hands over; `owned` if its file goes with it.
+    pub(super) fn succeeded(listener: UnixListener, owned: bool) -> Result<Self, SocketError> {
+        let mut inherited = Self::inherited(listener)?;
+        let path = PathBuf::from(&inherited.address);
+        inherited.file = match identity(&path) {
+            Ok(device_and_inode) if owned => {
+                // ours only once the predecessor has let go of it
+                let is_ours = AtomicBool::new(false);
+                Some(Arc::new(OwnFile { path, device_and_inode, is_ours }))
+            }
+            _ => None,
+        };
+        Ok(inherited)
     }
 
     /// Where it listens.
     pub fn address(&self) -> &str {
         &self.address
     }
+
+    /// A second hold on it.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn handle(&self) -> Result<Handle, SocketError> {
+        let listener = self.listener.try_clone();
+        let listener = listener.map_err(SocketError::io("hold", &self.address))?;
+        Ok(Handle { listener, file: self.file.clone() })
+    }
 }
 
-impl Drop for OwnFile {
-    /// Removes the file, unless another plugin has replaced it since.
+impl Handle {
+    /// Whether the socket's file has to be removed at the end.
+    pub(super) fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// From now on, another process removes the file.
+    pub fn let_go(&self) {
+        self.own(false);
+    }
+
+    /// From now on, this process removes the file.
+    pub fn take(&self) {
+        self.own(true);
+    }
+
+    fn own(&self, is_ours: bool) {
+        if let Some(file) = &self.file {
+            file.is_ours.store(is_ours, Ordering::SeqCst);
+        }
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    /// Nobody dials a socket that is no longer accepted from: its file goes first.
     fn drop(&mut self) {
-        if identity(&self.path).ok() == Some(self.device_and_inode) {
+        if let Some(file) = &self.file {
+            file.remove();
+        }
+    }
+}
+
+impl OwnFile {
+    /// Removes the file, unless another plugin has replaced it since.
+    fn remove(&self) {
+        if self.is_ours.load(Ordering::SeqCst)
+            && identity(&self.path).ok() == Some(self.device_and_inode)
+        {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -83,12 +187,12 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 fn bind_path(path: &Path) -> Result<Listener, SocketError> {
     let address = path.display().to_string();
     // 1. A directory where nobody else can put a socket.
-    let directory = prepare_directory(parent(path))?;
+    let directory = place::prepare(parent(path))?;
     // 2. One plugin at a time from here on, so that two don't take turns at reclaiming.
     rustix::fs::flock(&directory, FlockOperation::LockExclusive)
         .map_err(|error| SocketError::io("lock the directory of", &address)(error.into()))?;
     // 3. Remove what a dead plugin left.
-    remove_stale(path)?;
+    place::clear(path)?;
     // 4. Bind: on Linux, the file gets the mode that the socket had before.
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -104,69 +208,32 @@ fn bind_path(path: &Path) -> Result<Listener, SocketError> {
     })
     .map_err(|error| SocketError::io("listen on", &address)(error.into()))?;
     let device_and_inode = identity(path).map_err(SocketError::io("inspect", &address))?;
-    let file = OwnFile { path: path.to_owned(), device_and_inode };
-    let listener = UnixListener::from(socket);
-    Ok(Listener { listener, address, checks_peer: false, _file: Some(file) })
+    let (path, is_ours) = (path.to_owned(), AtomicBool::new(true));
+    let file = Some(Arc::new(OwnFile { path, device_and_inode, is_ours }));
+    Ok(Listener { listener: UnixListener::from(socket), address, checks_peer: false, file })
 }
 
 fn bind_abstract(name: &str) -> Result<Listener, SocketError> {
     let address = format!("@{name}");
-    let listener = SocketAddr::from_abstract_name(name)
-        .and_then(|name| UnixListener::bind_addr(&name))
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => SocketError::InUse(address.clone()),
+    let abstract_name = SocketAddr::from_abstract_name(name);
+    let listener = abstract_name.and_then(|name| UnixListener::bind_addr(&name)).map_err(
+        |error| match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                SocketError::InUse { by: place::holder(name), address: address.clone() }
+            }
             _ => SocketError::io("listen on", &address)(error),
-        })?;
+        },
+    )?;
     listener.set_nonblocking(true).map_err(SocketError::io("listen on", &address))?;
-    Ok(Listener { listener, address, checks_peer: true, _file: None })
-}
-
-/// Opens the directory, made with mode 0700 if it is missing, and checks who can write in it.
-fn prepare_directory(path: &Path) -> Result<File, SocketError> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(SocketError::io("make the directory", path.display())(error));
-        }
-        _ => {}
-    }
-    let directory = File::open(path).map_err(SocketError::io("open", path.display()))?;
-    let metadata = directory.metadata().map_err(SocketError::io("inspect", path.display()))?;
-    let us = rustix::process::geteuid().as_raw();
-    if metadata.uid() != us && metadata.uid() != 0 {
-        return Err(SocketError::ForeignDirectory { path: path.to_owned(), owner: metadata.uid() });
-    }
-    // in a sticky directory such as /tmp, others can add files but not replace ours
-    let (writable, sticky) = (metadata.mode() & 0o022 != 0, metadata.mode() & 0o1000 != 0);
-    if writable && !sticky {
-        return Err(SocketError::OpenDirectory(path.to_owned()));
-    }
-    Ok(directory)
-}
-
-/// Removes a socket that nobody listens on; anything else stays, and is an error.
-fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let address = || path.display();
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(SocketError::io("inspect", address())(error)),
-        Ok(file) if !file.file_type().is_socket() => {
-            return Err(SocketError::NotASocket(path.to_owned()));
-        }
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            tracing::info!(path = %address(), "replacing a socket that nobody listens on");
-            fs::remove_file(path).map_err(SocketError::io("remove", address()))
-        }
-        // connected, or a full backlog: somebody is there
-        _ => Err(SocketError::InUse(address().to_string())),
-    }
+    Ok(Listener { listener, address, checks_peer: true, file: None })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    };
 
     use super::*;
 
@@ -192,7 +259,7 @@ mod tests {
         // dropped without removing the file, like a process that was killed
         drop(UnixListener::bind(&path).unwrap());
         let live = bind(&path).unwrap();
-        assert!(matches!(bind(&path), Err(SocketError::InUse(_))));
+        assert!(matches!(bind(&path), Err(SocketError::InUse { .. })));
         UnixStream::connect(&path).unwrap();
         drop(live);
         assert!(!path.exists());
@@ -220,16 +287,22 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_can_write_is_refused() {
+    fn the_file_goes_with_whoever_it_was_handed_to() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kms.sock");
-        let chmod = |mode| {
-            fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
-        };
-        chmod(0o777);
-        assert!(matches!(bind(&path), Err(SocketError::OpenDirectory(_))));
-        chmod(0o1777);
-        assert!(bind(&path).is_ok());
+        let old = bind(&path).unwrap();
+        let handle = old.handle().unwrap();
+        let copy = handle.listener.try_clone().unwrap();
+        let new = Listener::succeeded(copy, handle.has_file()).unwrap();
+        // a successor that failed removes nothing
+        drop(Listener::succeeded(handle.listener.try_clone().unwrap(), true).unwrap());
+        assert!(path.exists());
+        new.handle().unwrap().take();
+        handle.let_go();
+        drop((old, handle));
+        UnixStream::connect(&path).unwrap();
+        drop(new);
+        assert!(!path.exists());
     }
 
     #[test]
@@ -237,6 +310,6 @@ mod tests {
         let name = format!("lastkey-test-{}", uuid::Uuid::new_v4());
         let address = SocketAddress::Abstract(name);
         let _listener = Listener::bind(&address).unwrap();
-        assert!(matches!(Listener::bind(&address), Err(SocketError::InUse(_))));
+        assert!(matches!(Listener::bind(&address), Err(SocketError::InUse { .. })));
     }
 }

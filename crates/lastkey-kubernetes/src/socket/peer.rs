@@ -19,7 +19,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::{
-    Listener, SocketError,
+    Door, Listener, SocketError,
+    door::Threshold,
     guests::{Closed, Guest, Guests},
 };
 use crate::authority::AuthorityFilter;
@@ -40,20 +41,30 @@ pub struct Connection<T> {
 }
 
 /// The connections of all listeners; what dropping it ends is accepting, not the connections.
+///
+/// # Errors
+/// When the process has no descriptors left.
 pub fn accept_all<T>(
     listeners: Vec<Listener>,
 ) -> Result<impl Stream<Item = io::Result<Connection<T>>>, SocketError>
 where
     T: Default + Send + 'static,
 {
-    accept_counted(listeners, Arc::default())
+    let door = Door::default();
+    door.open();
+    accept_through(&door, listeners, Arc::default())
 }
 
-/// As [`accept_all`]; counts what it closes.
-pub fn accept_counted<T>(
+/// As [`accept_all`], while the door is open; counts what it closes. The stream ends after the last
+/// connection that was accepted before the door closed.
+///
+/// # Errors
+/// When the process has no descriptors left.
+pub fn accept_through<T>(
+    door: &Door,
     listeners: Vec<Listener>,
     closed: Arc<Closed>,
-) -> Result<impl Stream<Item = io::Result<Connection<T>>>, SocketError>
+) -> Result<impl Stream<Item = io::Result<Connection<T>>> + use<T>, SocketError>
 where
     T: Default + Send + 'static,
 {
@@ -61,7 +72,8 @@ where
     let mut tasks = JoinSet::new();
     let guests = Arc::new(Guests::new(closed));
     for listener in listeners {
-        tasks.spawn(Accept::new(listener)?.run(sender.clone(), Arc::clone(&guests)));
+        let accept = Accept::new(listener, door.clone())?;
+        tasks.spawn(accept.run(sender.clone(), Arc::clone(&guests)));
     }
     // the tasks live as long as the stream
     Ok(WithTasks { stream: ReceiverStream::new(receiver), _tasks: tasks })
@@ -84,16 +96,17 @@ struct Accept {
     listener: UnixListener,
     /// Owns the socket's file, which goes with it.
     socket: Listener,
+    door: Door,
 }
 
 impl Accept {
-    fn new(socket: Listener) -> Result<Self, SocketError> {
+    fn new(socket: Listener, door: Door) -> Result<Self, SocketError> {
         let listener = socket
             .listener
             .try_clone()
             .and_then(UnixListener::from_std)
             .map_err(SocketError::io("listen on", &socket.address))?;
-        Ok(Self { listener, socket })
+        Ok(Self { listener, socket, door })
     }
 
     async fn run<T: Default>(
@@ -101,15 +114,11 @@ impl Accept {
         sender: mpsc::Sender<io::Result<Connection<T>>>,
         guests: Arc<Guests>,
     ) {
-        loop {
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(socket = self.socket.address, %error, "cannot accept");
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
+        let mut threshold = self.door.threshold();
+        if !threshold.opened().await {
+            return;
+        }
+        while let Some(stream) = self.next(&mut threshold).await {
             if self.socket.checks_peer && !is_trusted(&stream) {
                 continue;
             }
@@ -117,6 +126,24 @@ impl Accept {
             let connection = Connection { stream, info, guest: guests.admit() };
             if sender.send(Ok(connection)).await.is_err() {
                 return;
+            }
+        }
+    }
+
+    /// The next connection; none once the door is closed.
+    async fn next(&self, threshold: &mut Threshold) -> Option<UnixStream> {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = threshold.closed() => return None,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => return Some(stream),
+                Err(error) => {
+                    tracing::warn!(socket = self.socket.address, %error, "cannot accept");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
     }

@@ -1,6 +1,10 @@
 //! The plugin's own `/metrics` and `/healthz`, on a loopback address.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::Arc,
+};
 
 use http::{Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -15,7 +19,7 @@ const CONNECTIONS: usize = 16;
 const TEXT: &str = "text/plain; version=0.0.4";
 
 /// Opens the address, which must be of this machine only.
-pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+pub(super) fn bind(address: SocketAddr) -> Result<StdListener, Failure> {
     if !address.ip().is_loopback() {
         return Err(Failure::new(
             Exit::Usage,
@@ -23,17 +27,21 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
              credentials",
         ));
     }
-    TcpListener::bind(address)
-        .await
+    StdListener::bind(address)
         .map_err(|error| Failure::failed(format_args!("--metrics-listen {address}: {error}")))
 }
 
 /// Answers until `stop` resolves.
 pub(super) async fn serve(
-    listener: TcpListener,
+    listener: StdListener,
     metrics: Arc<Metrics>,
     stop: impl Future<Output = ()>,
 ) {
+    let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "no metrics are served"),
+    };
     let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     let accept = async {
         loop {

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test target uses its own part of it")]
 #![allow(clippy::print_stderr, reason = "a failed test says where its files are")]
 
+pub(crate) mod keeper;
+
 use lastkey_testbed::{
     Apiserver, ApiserverOptions, Daemon, Error, Etcd, Lastkey, Peers, Ready, Running,
 };

@@ -1,0 +1,197 @@
+//! The place of a socket in the file system: who could put another one there, and what lies there
+//! already.
+
+use std::{
+    fs::{self, DirBuilder, File, Metadata},
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+            net::{SocketAddr, UnixStream},
+        },
+    },
+    path::Path,
+};
+
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
+};
+
+use super::{SocketError, parent};
+
+/// Opens the directory, made with mode 0700 if it is missing, and checks who can write in it.
+pub(super) fn prepare(path: &Path) -> Result<File, SocketError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(SocketError::io("make the directory", path.display())(error));
+        }
+        _ => {}
+    }
+    let directory = File::open(path).map_err(SocketError::io("open", path.display()))?;
+    let metadata = directory.metadata().map_err(SocketError::io("inspect", path.display()))?;
+    judge(path, &metadata)?;
+    Ok(directory)
+}
+
+/// Whether nobody but us and root can replace what is in a directory.
+pub(super) fn check(path: &Path) -> Result<(), SocketError> {
+    let metadata = fs::metadata(path).map_err(SocketError::io("inspect", path.display()))?;
+    judge(path, &metadata)
+}
+
+fn judge(path: &Path, metadata: &Metadata) -> Result<(), SocketError> {
+    let us = rustix::process::geteuid().as_raw();
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if owner != us && owner != 0 {
+        return Err(SocketError::ForeignDirectory { path: path.to_owned(), owner, us });
+    }
+    // in a sticky directory such as /tmp, others can add files but not replace ours
+    match mode & 0o022 != 0 && mode & 0o1000 == 0 {
+        true => Err(SocketError::OpenDirectory { path: path.to_owned(), mode }),
+        false => Ok(()),
+    }
+}
+
+/// Whether any user of the machine may dial a socket.
+pub(super) fn is_open_to_all(path: &Path) -> bool {
+    let grants = |path: &Path, bit: u32| fs::metadata(path).is_ok_and(|it| it.mode() & bit != 0);
+    grants(path, 0o002) && grants(parent(path), 0o001)
+}
+
+/// Removes a socket that nobody listens on; anything else stays, and is an error.
+pub(super) fn clear(path: &Path) -> Result<(), SocketError> {
+    let address = || path.display();
+    let file = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(SocketError::io("inspect", address())(error)),
+        Ok(file) if !file.file_type().is_socket() => {
+            return Err(SocketError::NotASocket(path.to_owned()));
+        }
+        Ok(file) => file,
+    };
+    let foreign = || SocketError::ForeignSocket { path: path.to_owned(), owner: file.uid() };
+    match dial(path) {
+        Err(Errno::CONNREFUSED) => {
+            tracing::info!(path = %address(), "replacing a socket that nobody listens on");
+            fs::remove_file(path).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => foreign(),
+                _ => SocketError::io("remove", address())(error),
+            })
+        }
+        Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ACCESS | Errno::PERM) => Err(foreign()),
+        Ok(by) => Err(SocketError::InUse { address: address().to_string(), by }),
+        // a full backlog, or a socket of another kind: somebody is there
+        Err(_) => Err(SocketError::InUse { address: address().to_string(), by: None }),
+    }
+}
+
+/// Who listens on a path; never waits, because whoever is there may be stuck.
+fn dial(path: &Path) -> Result<Option<i32>, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(sockopt::socket_peercred(&socket).ok().map(|peer| peer.pid.as_raw_nonzero().get()))
+}
+
+/// Who listens on an abstract name.
+pub(super) fn holder(name: &str) -> Option<i32> {
+    let address = SocketAddr::from_abstract_name(name).ok()?;
+    let stream = UnixStream::connect_addr(&address).ok()?;
+    sockopt::socket_peercred(&stream).ok().map(|peer| peer.pid.as_raw_nonzero().get())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::{fs::PermissionsExt, net::UnixListener},
+        path::PathBuf,
+    };
+
+    use super::{super::Listener, *};
+    use crate::socket::SocketAddress;
+
+    fn bind(path: &Path) -> Result<Listener, SocketError> {
+        Listener::bind(&SocketAddress::Path(path.to_owned()))
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused_until_the_command_was_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("a 'place'");
+        fs::create_dir(&place).unwrap();
+        let path = place.join("kms.sock");
+        for mode in [0o777, 0o770, 0o702] {
+            chmod(&place, mode);
+            let error = bind(&path).unwrap_err();
+            assert!(matches!(error, SocketError::OpenDirectory { .. }), "{error}");
+            // what it says to do is enough
+            let text = error.to_string();
+            let (_, command) = text.split_once("run: ").unwrap();
+            let done = std::process::Command::new("sh").args(["-c", command]).status().unwrap();
+            assert!(done.success(), "{command}");
+            drop(bind(&path).unwrap());
+        }
+        chmod(&place, 0o1777);
+        assert!(bind(&path).is_ok(), "sticky");
+    }
+
+    #[test]
+    fn another_users_directory_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            return; // only root can make one
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(65534), None).unwrap();
+        let path = directory.path().join("kms.sock");
+        let error = bind(&path).unwrap_err();
+        assert!(matches!(error, SocketError::ForeignDirectory { owner: 65534, .. }), "{error}");
+        let text = error.to_string();
+        let (_, command) = text.split_once("run: ").unwrap();
+        let done = std::process::Command::new("sh").args(["-c", command]).status().unwrap();
+        assert!(done.success() && bind(&path).is_ok(), "{command}");
+    }
+
+    #[test]
+    fn a_live_socket_stays_even_if_its_process_is_stuck() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kms.sock");
+        let live = UnixListener::bind(&path).unwrap();
+        let us = i32::try_from(std::process::id()).unwrap();
+        let error = bind(&path).unwrap_err();
+        assert!(matches!(error, SocketError::InUse { by: Some(by), .. } if by == us), "{error}");
+        assert!(error.to_string().contains(&format!("kill -USR2 {us}")), "{error}");
+        // nobody accepts, and the backlog fills: dialling would wait for ever
+        rustix::net::listen(&live, 0).unwrap();
+        let mut waiting: Vec<Option<i32>> = Vec::new();
+        while let Ok(by) = dial(&path) {
+            waiting.push(by);
+            assert!(waiting.len() < 100);
+        }
+        let error = bind(&path).unwrap_err();
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+        assert!(path.exists());
+        drop(live);
+        assert!(bind(&path).is_ok(), "now it is stale");
+    }
+
+    #[test]
+    fn who_may_dial() {
+        let directory = tempfile::tempdir().unwrap();
+        let path: PathBuf = directory.path().join("kms.sock");
+        let _live = UnixListener::bind(&path).unwrap();
+        for (place, mode, open) in
+            [(0o700, 0o666, false), (0o755, 0o660, false), (0o755, 0o666, true)]
+        {
+            chmod(directory.path(), place);
+            chmod(&path, mode);
+            assert_eq!(is_open_to_all(&path), open, "{place:o} {mode:o}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Process tests: the plugin's listening socket outlives its process, by an upgrade in place and by
+//! a service manager that holds the socket.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "load/grpc.rs"]
+#[allow(dead_code, reason = "one call of it is used here")]
+mod grpc;
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use lastkey_testbed::{Client, eventually, free_port};
+use rustix::process::{Pid, Signal, test_kill_process};
+use support::{
+    Lab, SOON,
+    keeper::{Keeper, ended},
+};
+
+/// Dials and calls Status over and over.
+struct Callers {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Callers {
+    fn start(socket: &Path) -> Self {
+        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let caller = |_| {
+            let (stop, answered, socket) = (stop.clone(), answered.clone(), socket.to_owned());
+            thread::spawn(move || call(&socket, &stop, &answered))
+        };
+        let threads = (0..4).map(caller).collect();
+        Self { stop, answered, threads }
+    }
+
+    /// Waits for calls that begin after this.
+    fn go_on(&self) {
+        let from = self.answered.load(Ordering::SeqCst);
+        eventually("calls are answered", SOON, || match self.answered.load(Ordering::SeqCst) {
+            now if now >= from + 20 => Ok(()),
+            now => Err(format!("{} calls", now - from)),
+        })
+        .unwrap();
+    }
+
+    /// None of them failed.
+    fn finish(mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+    }
+}
+
+impl Drop for Callers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+fn call(socket: &Path, stop: &AtomicBool, answered: &AtomicUsize) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    while !stop.load(Ordering::SeqCst) {
+        let call = async { tokio::time::timeout(SOON, grpc::status(socket)).await };
+        match runtime.block_on(call) {
+            Ok(Ok(_)) => drop(answered.fetch_add(1, Ordering::SeqCst)),
+            // said goodbye to before it had begun: every client dials again, as grpc-go does
+            Ok(Err(error)) if is_goodbye(&error) => {}
+            other => panic!("a call failed: {other:?}"),
+        }
+    }
+}
+
+fn is_goodbye(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|it| it.downcast_ref::<h2::Error>());
+    cause.is_some_and(|it| it.is_go_away() && it.reason() == Some(h2::Reason::NO_ERROR))
+}
+
+fn is_running(pid: Pid) -> bool {
+    test_kill_process(pid).is_ok()
+}
+
+#[test]
+fn upgrades_in_place_fail_no_call() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let metrics = format!("127.0.0.1:{}", free_port().unwrap());
+    let mut plugin = Keeper::new(&lab, &up.ready).with(&["--metrics-listen", &metrics]);
+    plugin.start();
+    plugin.works();
+    let file = fs::metadata(&plugin.socket).unwrap();
+    let callers = Callers::start(&plugin.socket);
+    for _ in 0..3 {
+        callers.go_on();
+        plugin.upgrade();
+    }
+    callers.go_on();
+    callers.finish();
+    // the same socket, the same port for metrics
+    let now = fs::metadata(&plugin.socket).unwrap();
+    assert_eq!(
+        std::os::unix::fs::MetadataExt::ino(&file),
+        std::os::unix::fs::MetadataExt::ino(&now)
+    );
+    let answer = Client::plain(&metrics).get("/metrics").unwrap();
+    assert!(answer.text().contains("lastkey_plugin_usable 1"), "{}", answer.text());
+    // the last one cleans up behind it
+    plugin.stop();
+    assert!(!plugin.socket.exists());
+}
+
+#[test]
+fn restarts_with_a_held_socket_fail_no_call() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let mut plugin = Keeper::holding(&lab, &up.ready);
+    // dialled before there is any process
+    let callers = Callers::start(&plugin.socket);
+    plugin.start();
+    plugin.works();
+    for round in 0..3 {
+        callers.go_on();
+        // an upgraded process can be restarted, and the other way round
+        if round == 1 {
+            plugin.upgrade();
+            callers.go_on();
+        }
+        plugin.restart();
+    }
+    callers.go_on();
+    callers.finish();
+    plugin.stop();
+    assert!(plugin.socket.exists(), "it belongs to whoever made it");
+}
+
+#[test]
+fn an_upgrade_that_fails_changes_nothing() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let mut plugin = Keeper::new(&lab, &up.ready);
+    plugin.start();
+    plugin.works();
+    let callers = Callers::start(&plugin.socket);
+    let (old, good) = (plugin.main(), lab.path("lastkey-good"));
+    fs::rename(plugin.binary(), &good).unwrap();
+    // nothing there, a new release that does not know the arguments, one that dies at once
+    let failures = [
+        (None, "cannot start"),
+        (Some("echo unknown option >&2; exit 2"), "exit status: 2"),
+        (Some("kill -9 $$"), "signal: 9"),
+    ];
+    for (script, reason) in failures {
+        if let Some(script) = script {
+            replace(plugin.binary(), script);
+        }
+        let seen = plugin.log().matches("the upgrade failed").count();
+        plugin.signal(Signal::USR2);
+        eventually("it says that it goes on", SOON, || {
+            let log = plugin.log();
+            let lines: Vec<&str> =
+                log.lines().filter(|it| it.contains("the upgrade failed")).collect();
+            match lines.get(seen) {
+                Some(line) if line.contains(reason) => Ok(()),
+                line => Err(format!("{line:?}")),
+            }
+        })
+        .unwrap();
+        callers.go_on();
+    }
+    assert!(plugin.socket.exists() && is_running(old));
+    // with the right binary in place it works
+    fs::rename(&good, plugin.binary()).unwrap();
+    plugin.upgrade();
+    callers.go_on();
+    callers.finish();
+}
+
+/// A service manager that stops a plugin in the middle of an upgrade stops all of it.
+#[test]
+fn whoever_is_stopped_takes_an_unready_successor_along() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let mut plugin = Keeper::new(&lab, &up.ready);
+    plugin.start();
+    plugin.works();
+    let started: PathBuf = lab.path("successor");
+    fs::remove_file(plugin.binary()).unwrap();
+    replace(plugin.binary(), &format!("echo $$ > {}; exec sleep 1000", started.display()));
+    plugin.signal(Signal::USR2);
+    let successor = eventually("the successor starts", SOON, || {
+        let pid = fs::read_to_string(&started).map_err(|error| error.to_string())?;
+        pid.trim().parse().ok().and_then(Pid::from_raw).ok_or_else(|| "no pid yet".to_owned())
+    })
+    .unwrap();
+    assert!(is_running(successor));
+    plugin.stop();
+    // killed by the old process, or left to us by its death
+    let gone =
+        || match rustix::process::waitpid(Some(successor), rustix::process::WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(rustix::io::Errno::CHILD) => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+    eventually("the successor is gone", SOON, gone).unwrap();
+    assert!(!plugin.socket.exists());
+}
+
+/// If the old process dies before it has let go, the new one goes on with its sockets.
+#[test]
+fn a_successor_survives_the_death_of_its_predecessor() {
+    let lab = Lab::new();
+    let mut up = lab.up();
+    let mut plugin = Keeper::new(&lab, &up.ready);
+    plugin.start();
+    plugin.works();
+    // without a server the successor cannot become ready
+    up.stop().unwrap();
+    let old = plugin.main();
+    plugin.signal(Signal::USR2);
+    eventually("the successor asks the server", SOON, || {
+        match plugin.log().contains("waiting for the server") {
+            true => Ok(()),
+            false => Err("not yet"),
+        }
+    })
+    .unwrap();
+    let successor = eventually("the successor is known", SOON, || child_of(old)).unwrap();
+    plugin.kill();
+    let listen = up.ready.address().to_owned();
+    let _server = lab.lastkey.server(&lab.path("data"), &listen).unwrap();
+    let callers = Callers::start(&plugin.socket);
+    callers.go_on();
+    callers.finish();
+    rustix::process::kill_process(successor, Signal::TERM).unwrap();
+    assert_eq!(ended(successor).exit_status(), Some(0));
+    assert!(!plugin.socket.exists(), "it removes the file that became its own");
+}
+
+/// Whichever of its threads started it.
+fn child_of(parent: Pid) -> Result<Pid, String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", parent.as_raw_nonzero()));
+    let tasks = tasks.map_err(|error| error.to_string())?.flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let all = children.collect::<Vec<_>>().join(" ");
+    let first = all.split_whitespace().next().and_then(|it| it.parse().ok());
+    first.and_then(Pid::from_raw).ok_or_else(|| "it has no child".to_owned())
+}
+
+fn replace(binary: &Path, script: &str) {
+    let new = binary.with_extension("new");
+    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, binary).unwrap();
+}
