@@ -1,16 +1,29 @@
 //! Process test: a disk that is full. Work is refused with a clear error, and goes on by itself
-//! once there is room; nothing that was acknowledged is lost. Needs the right to mount a tmpfs.
+//! once there is room; nothing that was acknowledged is lost, no connection is. Needs the right to
+//! mount a tmpfs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[allow(dead_code, reason = "written for the tests of overload; these use a part")]
+mod load;
 mod support;
 
+use hyper_util::rt::TokioIo;
+use lastkey_kubernetes::proto::v2::{
+    DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest,
+    key_management_service_client::KeyManagementServiceClient,
+};
 use lastkey_testbed::eventually;
+use load::{Target, Who, encrypt, get};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use support::{Lab, SOON};
+use tokio::net::UnixStream;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint, Uri};
 
 /// The contract: a first start fits into 48 MiB.
 const SIZE: &str = "size=48m";
@@ -66,6 +79,95 @@ fn a_full_disk_refuses_work_and_recovers() {
         assert!(listed.contains(id), "key {id} was acknowledged and is gone");
     }
     lab.cli(&up.ready, &["audit", "verify"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_sessions_and_a_plugin_outlive_a_full_disk() {
+    let lab = Lab::new();
+    let Some(disk) = SmallDisk::mount(&lab.folder("disk")) else { return };
+    let up = lab.lastkey.up(&disk.path.join("data"), "127.0.0.1:0").unwrap();
+    let target = Target::of(&up);
+    let mut kms = Kms::open(&up.ready.plugin_socket).await;
+    let before = kms.encrypt(b"a seed").await.unwrap();
+    // One session that works all the while, and one that idles.
+    let mut busy = target.open(Who::Plugin).await.unwrap();
+    let mut idle = target.open(Who::Plugin).await.unwrap();
+    let mut local = target.open(Who::Local).await.unwrap();
+    for session in [&mut busy, &mut idle] {
+        assert_eq!(session.ask(&encrypt()).await.unwrap().status, 200);
+    }
+    let ballast = disk.fill();
+    // 1. Work goes on in what the log has set aside, and is then refused: on the same connection.
+    let patience = Instant::now() + 2 * SOON;
+    let refusal = loop {
+        let answer = busy.ask(&encrypt()).await.expect("the session broke");
+        if answer.status != 200 {
+            break answer;
+        }
+        assert!(Instant::now() < patience, "work is never refused");
+    };
+    assert_eq!(refusal.status, 503, "{refusal:?}");
+    assert!(refusal.body.contains("disk"), "the cause is named: {refusal:?}");
+    // 2. So it is on the other sessions, which stay open: health and the operator are answered.
+    for session in [&mut busy, &mut idle, &mut local] {
+        let answer = session.ask(&encrypt()).await.unwrap();
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_eq!(session.ask(&get("/healthz")).await.unwrap().status, 200);
+        let status = session.ask(&get("/v1/operator/status")).await.unwrap();
+        assert_eq!(status.status, 200, "{status:?}");
+    }
+    // 3. The plugin says so to its apiserver, and is no reason to restart it.
+    let refused = kms.encrypt(b"another seed").await.err().expect("nothing could record it");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert_eq!(kms.health().await, "ok");
+    // 4. There is room again: every one of them goes on where it is.
+    fs::remove_file(ballast).unwrap();
+    let patience = Instant::now() + SOON;
+    for session in [&mut busy, &mut idle, &mut local] {
+        while session.ask(&encrypt()).await.expect("the session broke").status != 200 {
+            assert!(Instant::now() < patience, "it does not recover");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    let after = kms.encrypt(b"another seed").await.unwrap();
+    assert_eq!(kms.decrypt(before).await.unwrap(), b"a seed");
+    assert_eq!(kms.decrypt(after).await.unwrap(), b"another seed");
+    lab.cli(&up.ready, &["audit", "verify"]);
+}
+
+/// An apiserver's connection to its plugin; never made anew.
+struct Kms(KeyManagementServiceClient<Channel>);
+
+impl Kms {
+    async fn open(socket: &Path) -> Self {
+        let socket = socket.to_owned();
+        let dial = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        let mut kms = Self(KeyManagementServiceClient::new(
+            endpoint.connect_with_connector(dial).await.unwrap(),
+        ));
+        // As an apiserver does before it encrypts.
+        assert_eq!(kms.health().await, "ok");
+        kms
+    }
+
+    async fn health(&mut self) -> String {
+        self.0.status(StatusRequest {}).await.unwrap().into_inner().healthz
+    }
+
+    async fn encrypt(&mut self, plaintext: &[u8]) -> Result<EncryptResponse, tonic::Status> {
+        let request = EncryptRequest { plaintext: plaintext.to_vec(), uid: "1".into() };
+        Ok(self.0.encrypt(request).await?.into_inner())
+    }
+
+    async fn decrypt(&mut self, sealed: EncryptResponse) -> Result<Vec<u8>, tonic::Status> {
+        let EncryptResponse { ciphertext, key_id, annotations } = sealed;
+        let request = DecryptRequest { ciphertext, uid: "2".into(), key_id, annotations };
+        Ok(self.0.decrypt(request).await?.into_inner().plaintext)
+    }
 }
 
 /// A small file system of its own; unmounted when dropped.
