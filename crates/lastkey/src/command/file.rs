@@ -8,7 +8,8 @@
 //! 1. `jobs`: what is read and written, by which names.
 //! 2. `keys`: the data keys, from the service or held.
 //! 3. `target`: a file that gets its name when it is complete and durable.
-//! 4. `report`: what is said about it, to people and to scripts.
+//! 4. `writer`: what is written goes to the disk while more is.
+//! 5. `report`: what is said about it, to people and to scripts.
 
 mod interrupt;
 mod jobs;
@@ -16,6 +17,7 @@ mod keys;
 mod report;
 mod rewrap;
 mod target;
+mod writer;
 
 use std::{
     fs::File,

@@ -11,8 +11,7 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io::{self, Write},
-    num::NonZero,
+    io,
     os::{
         fd::{AsFd, AsRawFd},
         unix::fs::{FileTypeExt, OpenOptionsExt},
@@ -22,18 +21,16 @@ use std::{
 
 use lastkey_crypto::{Entropy, SystemEntropy};
 use rustix::{
-    fs::{Advice, AtFlags, CWD, OFlags, RenameFlags},
+    fs::{AtFlags, CWD, OFlags, RenameFlags},
     io::Errno,
 };
 
 use super::{
     interrupt::Temporary,
     jobs::{To, exists},
+    writer::Writer,
 };
 use crate::output::Failure;
-
-/// Data is sent to the disk after each so many bytes, so that the last sync has little to do.
-const SEND_EVERY: u64 = 32 << 20;
 
 /// Where data goes.
 pub(super) enum Sink {
@@ -64,8 +61,8 @@ impl Sink {
 
     pub(super) fn writer(&self) -> Writer<'_> {
         match self {
-            Self::File(target) => Writer { file: &target.file, sent: Some(0), written: 0 },
-            Self::Stream(file) => Writer { file, sent: None, written: 0 },
+            Self::File(target) => Writer::file(&target.file),
+            Self::Stream(file) => Writer::stream(file),
         }
     }
 
@@ -84,35 +81,6 @@ pub(super) fn is_stream(path: &Path) -> bool {
         let kind = metadata.file_type();
         kind.is_fifo() || kind.is_char_device()
     })
-}
-
-/// Writes, and has the system begin to store what was written.
-pub(super) struct Writer<'a> {
-    file: &'a File,
-    /// Up to where the system was told; nothing for a stream.
-    sent: Option<u64>,
-    written: u64,
-}
-
-impl Write for Writer<'_> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let taken = self.file.write(data)?;
-        self.written += taken as u64;
-        if let Some(sent) = self.sent
-            && let Some(len) =
-                NonZero::new(self.written - sent).filter(|len| len.get() >= SEND_EVERY)
-        {
-            // Pages that are not stored yet cannot be dropped: this only begins to store them.
-            // Advice that is not taken costs a little time, nothing else.
-            let _ = rustix::fs::fadvise(self.file, sent, Some(len), Advice::DontNeed);
-            self.sent = Some(self.written);
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
 }
 
 /// A file on its way to its name.
@@ -235,7 +203,7 @@ fn temporary_name(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{fs, io::Write as _, os::unix::fs::PermissionsExt};
 
     use super::*;
 
