@@ -1,6 +1,11 @@
 //! The client itself: configuration, one request, and the Alibaba actions.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -11,7 +16,7 @@ use crate::{
     AccessKey, ClientCertificate, ConfigError, Credentials, Endpoint, Error, Identity,
     api::Reply,
     signature::acs3,
-    transport::{Call, Transport, tls},
+    transport::{Call, Repeat, Transport, tls},
 };
 
 /// The version of the KMS OpenAPI that [`Client::alibaba`] speaks.
@@ -75,6 +80,11 @@ impl Config {
         Self::new(vec![Endpoint::Admin(socket)], None, Identity::Peer)
     }
 
+    /// Servers that we cannot prove anything to yet: an identity comes by [`Client::reload`].
+    pub fn nobody(servers: Vec<Endpoint>, ca_file: PathBuf) -> Self {
+        Self::new(servers, Some(ca_file), Identity::Peer)
+    }
+
     fn new(servers: Vec<Endpoint>, ca_file: Option<PathBuf>, identity: Identity) -> Self {
         Self { servers, ca_file, identity, timeouts: Timeouts::default() }
     }
@@ -82,9 +92,31 @@ impl Config {
 
 /// A connection to the servers of one installation; share it, it pools.
 pub struct Client {
-    transport: Transport,
+    /// Calls under way keep the one that they began with.
+    transport: RwLock<Arc<Transport>>,
+    /// What another transport is made from.
+    parts: Parts,
     access_key: Option<AccessKey>,
     timeout: Duration,
+}
+
+struct Parts {
+    servers: Vec<Endpoint>,
+    ca_file: Option<PathBuf>,
+    timeouts: Timeouts,
+}
+
+/// The connections that a client had before it got another identity.
+#[derive(Debug)]
+pub struct Retired(Weak<Transport>);
+
+impl Retired {
+    /// Resolves when the last call over them has ended.
+    pub async fn gone(&self) {
+        while self.0.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }
 
 impl fmt::Debug for Client {
@@ -101,12 +133,25 @@ impl Client {
             Identity::AccessKey(key) => (None, Some(key)),
             Identity::Peer => (None, None),
         };
-        let tls = match &config.ca_file {
-            Some(ca) => Some(tls::connector(ca, certificate.as_ref())?),
-            None => None,
-        };
-        let transport = Transport::new(config.servers, tls.as_ref(), &config.timeouts)?;
-        Ok(Self { transport, access_key, timeout: config.timeouts.call })
+        let Config { servers, ca_file, timeouts, .. } = config;
+        let parts = Parts { servers, ca_file, timeouts };
+        let transport = RwLock::new(Arc::new(parts.transport(certificate.as_ref())?));
+        Ok(Self { transport, parts, access_key, timeout: timeouts.call })
+    }
+
+    /// Shows another certificate from here on, over new connections. Calls under way end over the
+    /// old ones, which close after them.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the files cannot be used; everything stays as it was then.
+    pub fn reload(&self, certificate: &ClientCertificate) -> Result<Retired, ConfigError> {
+        let next = Arc::new(self.parts.transport(Some(certificate))?);
+        let mut current = self.transport.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(Retired(Arc::downgrade(&std::mem::replace(&mut *current, next))))
+    }
+
+    fn transport(&self) -> Arc<Transport> {
+        Arc::clone(&self.transport.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Calls an action of the Alibaba KMS API, or `AssumeRole…` of its STS; parameters travel in
@@ -153,6 +198,7 @@ impl Client {
             headers: vec![("accept", "application/json".to_owned())],
             body: Bytes::new(),
             timeout: self.timeout,
+            repeat: Repeat::Never,
         };
         RequestBuilder { client: self, call }
     }
@@ -165,6 +211,16 @@ impl Client {
             sign(call, &mut headers, key);
         }
         headers.into_iter().filter_map(header_pair).collect()
+    }
+}
+
+impl Parts {
+    fn transport(&self, certificate: Option<&ClientCertificate>) -> Result<Transport, ConfigError> {
+        let tls = match &self.ca_file {
+            Some(ca) => Some(tls::connector(ca, certificate)?),
+            None => None,
+        };
+        Transport::new(self.servers.clone(), tls.as_ref(), &self.timeouts)
     }
 }
 
@@ -218,6 +274,12 @@ impl RequestBuilder<'_> {
         self
     }
 
+    /// It may be carried out more than once.
+    pub(crate) fn repeat(mut self, repeat: Repeat) -> Self {
+        self.call.repeat = repeat;
+        self
+    }
+
     pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
         let json = serde_json::to_vec(body).expect("our own types have string keys only");
         self.call.body = json.into();
@@ -231,6 +293,6 @@ impl RequestBuilder<'_> {
 
     pub(crate) async fn send(self) -> Result<Reply, Error> {
         let Self { client, call } = self;
-        client.transport.send(&call, |call, host| client.headers(call, host)).await
+        client.transport().send(&call, |call, host| client.headers(call, host)).await
     }
 }

@@ -21,7 +21,7 @@ pub mod native;
 pub mod signature;
 mod transport;
 
-pub use client::{Client, Config, Timeouts};
+pub use client::{Client, Config, Retired, Timeouts};
 pub use credentials::{AccessKey, ClientCertificate, Credentials, CredentialsError, Identity};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, Category, ConfigError, Error};

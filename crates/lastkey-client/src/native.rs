@@ -4,6 +4,7 @@
 //! newer server adds are ignored.
 
 mod audit;
+mod nodes;
 mod plugin;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use crate::{Client, Error};
 
 pub use audit::AuditProgress;
+pub use nodes::{ApproveNode, Enrolment, TrustNodes};
 pub use plugin::{
     CachedAnswers, PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginGeneration, PluginPin,
     PluginRecords, PluginStatus, PluginStatusRequest, Refusal,
@@ -47,6 +49,12 @@ pub struct AddCluster {
     /// What that plugin is called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin: Option<String>,
+    /// The CA certificates (PEM) by which its nodes may ask to enrol.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_ca_pem: Option<String>,
+    /// How long its plugins' certificates are good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_life_seconds: Option<u64>,
 }
 
 /// A registered cluster.

@@ -2,9 +2,11 @@
 //!
 //! Each server has a pool of its own: one HTTP/2 connection where the server offers it, HTTP/1.1
 //! with keep-alive otherwise. A request goes to the server that answered last; the next one is
-//! asked only while it is certain that nobody has carried out the call.
+//! asked only while it is certain that nobody has carried out the call, or where that would do no
+//! harm ([`Repeat`]).
 
 mod connector;
+mod hedge;
 pub(crate) mod tls;
 
 use std::{
@@ -27,8 +29,9 @@ use crate::{ConfigError, Endpoint, Error, Timeouts, api::Reply};
 
 /// An answer larger than this is no answer of ours: a page of audit records stays far below.
 const MAX_ANSWER: usize = 16 << 20;
-/// A silent connection is probed after this long, and given up after the next constant.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// A silent connection is probed after this long, and given up after the next constant. A host
+/// that came back refuses the probe at once, so this bounds how long its return goes unnoticed.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(900);
 const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(2);
 /// A connection unused for this long is closed.
 const IDLE: Duration = Duration::from_secs(90);
@@ -43,6 +46,26 @@ pub(crate) struct Call {
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Bytes,
     pub(crate) timeout: Duration,
+    pub(crate) repeat: Repeat,
+}
+
+/// Whether a call may be carried out more than once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It changes something.
+    Never,
+    /// It only asks, and may wait for long: another server is asked when a connection broke.
+    WhenBroken,
+    /// It must be answered soon, by whichever server ([`hedge`]).
+    Hedged,
+}
+
+/// Which of a server's connections a call takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Usual,
+    /// One that nothing else uses, where the usual one says nothing.
+    Spare,
 }
 
 /// All servers of one installation.
@@ -52,9 +75,16 @@ pub(crate) struct Transport {
     preferred: AtomicUsize,
 }
 
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").finish_non_exhaustive()
+    }
+}
+
 struct Server {
     endpoint: Endpoint,
     http: legacy::Client<Connector, Full<Bytes>>,
+    spare: legacy::Client<Connector, Full<Bytes>>,
 }
 
 impl Transport {
@@ -79,16 +109,20 @@ impl Transport {
         call: &Call,
         headers: impl Fn(&Call, &str) -> HeaderMap,
     ) -> Result<Reply, Error> {
+        if call.repeat == Repeat::Hedged {
+            return hedge::send(self, call, headers).await;
+        }
         let first = self.preferred.load(Ordering::Relaxed);
         let count = self.servers.len();
         let mut turn = 0;
         loop {
             let index = (first + turn) % count;
             let server = &self.servers[index];
-            let outcome = server.send(call, headers(call, &server.endpoint.authority())).await;
+            let headers = headers(call, &server.endpoint.authority());
+            let outcome = server.send(call, headers, Way::Usual).await;
             turn += 1;
             match outcome {
-                Err(error) if error.is_before_the_call() && turn < count => {
+                Err(error) if call.may_go_on_after(&error) && turn < count => {
                     tracing::debug!(%error, "asking the next server");
                 }
                 Err(Error::Timeout { server, after }) => {
@@ -105,6 +139,14 @@ impl Transport {
     }
 }
 
+impl Call {
+    /// Whether another server may be asked after that failure.
+    fn may_go_on_after(&self, error: &Error) -> bool {
+        let broken = matches!(error, Error::Broken { .. });
+        error.is_before_the_call() || (broken && self.repeat == Repeat::WhenBroken)
+    }
+}
+
 impl Server {
     fn new(
         endpoint: Endpoint,
@@ -112,20 +154,23 @@ impl Server {
         timeouts: &Timeouts,
     ) -> Result<Self, ConfigError> {
         let connector = Connector::new(&endpoint, tls, timeouts)?;
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
-            .http2_keep_alive_timeout(KEEP_ALIVE_ANSWER)
-            .http2_keep_alive_while_idle(true)
-            .build(connector);
-        Ok(Self { endpoint, http })
+        let pool = |connector: Connector| {
+            legacy::Client::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE)
+                .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+                .http2_keep_alive_timeout(KEEP_ALIVE_ANSWER)
+                .http2_keep_alive_while_idle(true)
+                .build(connector)
+        };
+        let (http, spare) = (pool(connector.clone()), pool(connector));
+        Ok(Self { endpoint, http, spare })
     }
 
-    async fn send(&self, call: &Call, headers: HeaderMap) -> Result<Reply, Error> {
+    async fn send(&self, call: &Call, headers: HeaderMap, way: Way) -> Result<Reply, Error> {
         let request = self.request(call, headers)?;
-        match tokio::time::timeout(call.timeout, self.exchange(request)).await {
+        match tokio::time::timeout(call.timeout, self.exchange(request, way)).await {
             Ok(Ok(reply)) => reply.unless_unavailable(),
             Ok(Err(error)) => Err(self.failure(error.as_ref())),
             Err(_) => {
@@ -164,8 +209,13 @@ impl Server {
     async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
+        way: Way,
     ) -> Result<Reply, Box<dyn StdError + Send + Sync>> {
-        let answer = self.http.request(request).await?;
+        let connections = match way {
+            Way::Usual => &self.http,
+            Way::Spare => &self.spare,
+        };
+        let answer = connections.request(request).await?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await?.to_bytes();
         Ok(Reply { server: self.endpoint.to_string(), status, body })

@@ -35,6 +35,8 @@ actions! {
     Encrypt, Decrypt, ReEncrypt, GenerateDataKey, GenerateDataKeyWithoutPlaintext,
     // clusters and their plugins
     AddCluster, ListClusters, AddPlugin, PluginStatus, PluginEncrypt, PluginDecrypt,
+    // how plugins get, renew and lose their identities
+    TrustNodes, ListNodes, ApproveNode, RevokeNode, EnrolNode, RenewPlugin, ConfirmPlugin,
     PluginCachedDecrypt,
     // the service itself
     DescribeService, QueryAudit, VerifyAudit, ReadCertificate, RenewCertificate,

@@ -5,6 +5,8 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 use lastkey_crypto::{ClusterId, Entropy, mac};
 use parking_lot::Mutex;
 
+use crate::node::{Fingerprint, NodeName};
+
 /// The identity behind a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {
@@ -27,29 +29,44 @@ pub enum Principal {
         /// SHA-256 of the certificate's public key, lower-case hex.
         fingerprint: Arc<str>,
     },
+    /// A node's kubelet, proven by a client certificate of its cluster's own CA. It may ask for a
+    /// plugin's identity, and nothing else.
+    Kubelet {
+        /// The cluster whose CA issued it.
+        cluster: ClusterId,
+        /// The node that it names.
+        node: NodeName,
+        /// The certificate's fingerprint.
+        certificate: Fingerprint,
+        /// Its public key's fingerprint.
+        key: Fingerprint,
+    },
     /// The engine itself: rotations that fell due, deletions whose window ended.
     System,
 }
 
 impl Principal {
-    /// `root`, `local`, `plugin` or `system`: the kind as audit records name it.
+    /// `root`, `local`, `plugin`, `kubelet` or `system`: the kind as audit records name it.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Root { .. } => "root",
             Self::Local { .. } => "local",
             Self::Plugin { .. } => "plugin",
+            Self::Kubelet { .. } => "kubelet",
             Self::System => "system",
         }
     }
 }
 
 impl fmt::Display for Principal {
-    /// `root/<access key id>`, `local/<uid>`, `plugin/<cluster>/<name>`, `system`.
+    /// `root/<access key id>`, `local/<uid>`, `plugin/<cluster>/<name>`,
+    /// `kubelet/<cluster>/<node>`, `system`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root { access_key_id } => write!(f, "root/{access_key_id}"),
             Self::Local { uid } => write!(f, "local/{uid}"),
             Self::Plugin { cluster, name, .. } => write!(f, "plugin/{cluster}/{name}"),
+            Self::Kubelet { cluster, node, .. } => write!(f, "kubelet/{cluster}/{node}"),
             Self::System => f.write_str("system"),
         }
     }

@@ -1,9 +1,14 @@
 //! Clusters: an id of their own, the keys they were given, and the plugins that act for them.
 
+use std::time::Duration;
+
 use lastkey_crypto::{ClusterId, KeyId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Timestamp};
+use crate::{
+    Error, Timestamp,
+    node::{Approval, NODE_LIFE, NODE_PLUGIN, Node, NodeName, NodeRoot, PLUGIN_LIFE},
+};
 
 /// A registered cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +23,51 @@ pub struct Cluster {
     pub created: Timestamp,
     /// The identities that act for it.
     pub plugins: Vec<PluginIdentity>,
+    /// The CA certificates that its kubelets are checked against.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_roots: Vec<NodeRoot>,
+    /// How long its plugins' certificates are good, in seconds; `None` for what is usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_life: Option<u64>,
+    /// Nodes that were approved and have not come yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
+    /// Nodes that have come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// A cluster without keys, plugins or nodes.
+    pub(crate) fn new(id: ClusterId, created: Timestamp) -> Self {
+        Self {
+            id,
+            name: None,
+            keys: Vec::new(),
+            created,
+            plugins: Vec::new(),
+            node_roots: Vec::new(),
+            certificate_life: None,
+            approvals: Vec::new(),
+            nodes: Vec::new(),
+        }
+    }
+
+    /// How long a certificate for the plugin of that name is good.
+    pub fn life_for(&self, plugin: &str) -> Duration {
+        let usual = if plugin.starts_with(NODE_PLUGIN) { NODE_LIFE } else { PLUGIN_LIFE };
+        self.certificate_life.map_or(usual, Duration::from_secs)
+    }
+
+    /// The plugin of that name.
+    pub fn plugin(&self, name: &str) -> Option<&PluginIdentity> {
+        self.plugins.iter().find(|plugin| plugin.name == name)
+    }
+
+    /// The node of that name.
+    pub fn node(&self, name: &NodeName) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == *name)
+    }
 }
 
 /// One plugin's identity: a certificate of our CA over this public key.
@@ -29,6 +79,87 @@ pub struct PluginIdentity {
     pub fingerprint: String,
     /// When it was registered.
     pub created: Timestamp,
+    /// When its certificate ends; `None` for one that was registered by a release before this was
+    /// kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
+    /// The identity that replaces this one as soon as the plugin says that it goes by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextIdentity>,
+}
+
+/// A renewed identity, of which the plugin may not have heard yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextIdentity {
+    /// SHA-256 of the certificate's public key (SubjectPublicKeyInfo), lower-case hex.
+    pub fingerprint: String,
+    /// When it was registered.
+    pub created: Timestamp,
+    /// When its certificate ends.
+    pub not_after: Timestamp,
+}
+
+impl PluginIdentity {
+    /// When the newest of its certificates was registered, and when it ends.
+    fn newest(&self) -> (Timestamp, Option<Timestamp>) {
+        let next = self.next.as_ref();
+        next.map_or((self.created, self.not_after), |next| (next.created, Some(next.not_after)))
+    }
+
+    /// When its newest certificate ends.
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.newest().1
+    }
+
+    /// Whether its newest certificate should have been renewed by now: a plugin does that with a
+    /// third of the life left, and this says so once only a quarter is.
+    pub fn is_late(&self, now: Timestamp) -> bool {
+        let (created, Some(ends)) = self.newest() else { return false };
+        ends.since(now) < ends.since(created) / 4
+    }
+}
+
+/// How the identities of all plugins stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identities {
+    /// When the first of their certificates ends, as far as that is known.
+    pub first_end: Option<Timestamp>,
+    /// Those that should have been renewed.
+    pub late: Vec<LateIdentity>,
+}
+
+/// A plugin's identity that should have been renewed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LateIdentity {
+    /// The cluster's name, or its id where it has none.
+    pub cluster: String,
+    /// The plugin's name within it.
+    pub name: String,
+    /// The newest certificate's.
+    pub fingerprint: String,
+    /// When that ends.
+    pub ends: Timestamp,
+}
+
+impl Identities {
+    /// Takes a cluster's plugins in.
+    pub(crate) fn add(&mut self, cluster: &Cluster, now: Timestamp) {
+        for plugin in &cluster.plugins {
+            let Some(ends) = plugin.ends() else { continue };
+            self.first_end = Some(self.first_end.map_or(ends, |first| first.min(ends)));
+            if !plugin.is_late(now) {
+                continue;
+            }
+            let name = cluster.name.as_ref().map(|name| name.as_str().to_owned());
+            let next = plugin.next.as_ref().map(|next| &next.fingerprint);
+            self.late.push(LateIdentity {
+                cluster: name.unwrap_or_else(|| cluster.id.to_string()),
+                name: plugin.name.clone(),
+                fingerprint: next.unwrap_or(&plugin.fingerprint).clone(),
+                ends,
+            });
+        }
+    }
 }
 
 /// A cluster's or plugin's name: 1–63 lower-case letters, digits and hyphens, as a DNS label.
@@ -86,6 +217,34 @@ impl std::fmt::Display for ClusterName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_is_late_with_a_quarter_of_its_life_left() {
+        let day = |n: u64| Timestamp::from_millis(0).after(Duration::from_secs(n * 86_400));
+        let mut plugin = PluginIdentity {
+            name: "node/cp-1".to_owned(),
+            fingerprint: String::new(),
+            created: day(0),
+            not_after: Some(day(40)),
+            next: None,
+        };
+        assert!(!plugin.is_late(day(29)));
+        assert!(plugin.is_late(day(31)) && plugin.is_late(day(50)));
+        let (created, not_after) = (day(31), day(71));
+        plugin.next = Some(NextIdentity { fingerprint: String::new(), created, not_after });
+        assert!(!plugin.is_late(day(31)));
+        assert_eq!(plugin.ends(), Some(day(71)));
+        let unknown = PluginIdentity { not_after: None, next: None, ..plugin };
+        assert!(!unknown.is_late(day(1000)));
+    }
+
+    /// What release 0.1.0 wrote is read, and written as it was.
+    #[test]
+    fn an_older_record_stays_as_it_is() {
+        let old = r#"{"id":"83eb9abc-da3e-494e-b0e6-96b3c401cd15","name":"prod","keys":[],"created":"2026-01-31T12:00:00.000Z","plugins":[{"name":"p","fingerprint":"ab","created":"2026-01-31T12:00:00.000Z"}]}"#;
+        let read: Cluster = serde_json::from_str(old).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), old);
+    }
 
     #[test]
     fn names_are_dns_labels() {

@@ -10,6 +10,7 @@ mod identities;
 mod keyring;
 mod keys;
 mod log;
+mod nodes;
 mod plugin;
 mod plugin_records;
 mod rotation;
@@ -27,6 +28,7 @@ pub use crypto::{
     DataKey, Decrypt, Decrypted, Encoding, Encrypt, Encrypted, GenerateDataKey,
     GenerateDataKeyWithoutPlaintext, MAX_DATA_KEY, MAX_PLAINTEXT, ReEncrypt, data_key_length,
 };
+pub use identities::{ConfirmPlugin, RenewPlugin};
 pub(crate) use keyring::DropKeyringKeys;
 pub use keyring::RotateKeyring;
 pub use keys::{

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use lastkey_crypto::{Entropy, KeyId, KeyMaterial, SecretBytes};
+use lastkey_crypto::{ClusterId, Entropy, KeyId, KeyMaterial, SecretBytes};
 use lastkey_store::Store;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -22,11 +22,13 @@ use crate::{
     audit::{AuditOpenError, AuditSink, Head, Record},
     barrier::{Barrier, BarrierError, Expect, MAX_AGE, Round, Step, Stored, to_json},
     caller::{NoncePrint, Principal, RequestId, RequestIds, Source},
+    cluster::Identities,
     command::{DropKeyringKeys, PluginStatus, RedrawEpochs, RotateDueKey, RotateKeyring},
     heads,
     holders::{Holders, Taken, Unconfirmed},
     identity::AccessKey,
     key_index::KeyIndex,
+    node::NodeRoot,
     nonce::{NonceRefusal, NonceTable, SKEW},
     opening::{self, Opened},
     outbox::Outbox,
@@ -360,6 +362,21 @@ impl Engine {
     /// The newest audit checkpoint's record, and when it was signed.
     pub fn newest_checkpoint(&self) -> Option<(u64, Timestamp)> {
         self.core.audit.newest_checkpoint()
+    }
+
+    /// The CA certificates by which nodes of this cluster may ask to enrol; with `None`, of all.
+    pub fn node_roots(&self, cluster: Option<ClusterId>) -> Vec<NodeRoot> {
+        self.core.records.node_roots(cluster)
+    }
+
+    /// A number that changes whenever a cluster's roots do.
+    pub fn trust(&self) -> u64 {
+        self.core.records.trust()
+    }
+
+    /// Which of the plugins' identities end when.
+    pub fn identities(&self) -> Identities {
+        self.core.identities()
     }
 
     /// How many keys there are.

@@ -32,6 +32,9 @@ pub enum Error {
     /// No rule allows it. Says nothing about whether the thing exists.
     #[error("you are not allowed to do this")]
     Denied,
+    /// The node was turned out.
+    #[error("the node was revoked; `lastkey cluster node approve NAME` lets it in again")]
+    NodeRevoked,
     /// No such key.
     #[error("the key does not exist; `lastkey key list` shows which do")]
     KeyNotFound,
@@ -155,6 +158,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Denied => "Forbidden.NoPermission",
+            Self::NodeRevoked => "Forbidden.NodeRevoked",
             Self::KeyNotFound => "Forbidden.KeyNotFound",
             Self::KeyVersionNotFound => "Forbidden.KeyVersionNotFound",
             Self::AliasNotFound => "Forbidden.AliasNotFound",
@@ -184,7 +188,7 @@ impl Error {
     /// The kind of refusal.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Denied => ErrorKind::Denied,
+            Self::Denied | Self::NodeRevoked => ErrorKind::Denied,
             Self::KeyNotFound
             | Self::KeyVersionNotFound
             | Self::AliasNotFound

@@ -29,6 +29,7 @@ mod identity;
 mod instance;
 mod key;
 mod key_index;
+mod node;
 mod nonce;
 mod opening;
 mod outbox;
@@ -43,7 +44,7 @@ mod uses;
 pub use action::Action;
 pub use anchor::{Anchor, FileAnchor, MemoryAnchor, NoAnchor};
 pub use caller::{Caller, NoncePrint, Principal, RequestId, Source};
-pub use cluster::{Cluster, ClusterName, PluginIdentity};
+pub use cluster::{Cluster, ClusterName, Identities, LateIdentity, NextIdentity, PluginIdentity};
 pub use command::Command;
 pub use engine::{Engine, Incarnation, OpenAudit, Parts, StartError};
 pub use error::{Error, ErrorKind};
@@ -56,6 +57,10 @@ pub use instance::{
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,
     Page, Primary, ProtectionLevel, RotationPolicy,
+};
+pub use node::{
+    Approval, Fingerprint, LIVES, NODE_LIFE, Node, NodeName, NodeRequest, NodeRoot, NodeState,
+    PLUGIN_LIFE,
 };
 pub use nonce::{NonceRefusal, SKEW};
 pub use policy::{BuiltinPolicy, Policy, Resource};

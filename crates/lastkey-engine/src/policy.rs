@@ -23,6 +23,8 @@ pub enum Resource {
         /// The cluster the caller claims to act for.
         cluster: ClusterId,
     },
+    /// This cluster: its nodes and its plugins' identities.
+    Cluster(ClusterId),
     /// The service as a whole.
     Service,
 }
@@ -40,11 +42,13 @@ pub trait Policy: Send + Sync + 'static {
 #[derive(Clone, Debug, Default)]
 struct Grants {
     keys: Vec<KeyId>,
-    plugins: HashMap<String, String>,
+    /// The fingerprints by which each plugin is known: two while its identity is renewed.
+    plugins: HashMap<String, Vec<String>>,
 }
 
 /// Root and local administrators may do everything; a plugin may encrypt and decrypt for its own
-/// cluster, and ask about, the keys its cluster was given; nobody else may do anything.
+/// cluster, and ask about, the keys its cluster was given, and renew its own identity; a kubelet
+/// may ask for one in its own cluster; nobody else may do anything.
 #[derive(Debug, Default)]
 pub struct BuiltinPolicy {
     clusters: RwLock<HashMap<ClusterId, Grants>>,
@@ -53,16 +57,24 @@ pub struct BuiltinPolicy {
 impl BuiltinPolicy {
     fn plugin_allows(&self, principal: &Principal, action: Action, resource: Resource) -> bool {
         let Principal::Plugin { cluster, name, fingerprint } = principal else { return false };
-        let Resource::ClusterKey { key, cluster: claimed } = resource else { return false };
+        let (key, claimed) = match resource {
+            Resource::ClusterKey { key, cluster } => (key, cluster),
+            Resource::Cluster(cluster) => (None, cluster),
+            Resource::Key(_) | Resource::Service => return false,
+        };
         let clusters = self.clusters.read();
         let Some(grants) = clusters.get(cluster) else { return false };
-        let registered = grants.plugins.get(&**name).is_some_and(|known| **known == **fingerprint);
+        let known = grants.plugins.get(&**name);
+        let registered = known.is_some_and(|known| known.iter().any(|one| **one == **fingerprint));
         if !registered || claimed != *cluster {
             return false;
         }
         // What it has done already it may tell, also of a key that it lost since.
         if action == Action::PluginCachedDecrypt {
             return true;
+        }
+        if let Resource::Cluster(_) = resource {
+            return matches!(action, Action::RenewPlugin | Action::ConfirmPlugin);
         }
         key.is_some_and(|key| grants.keys.contains(&key))
             && matches!(
@@ -77,6 +89,9 @@ impl Policy for BuiltinPolicy {
         match principal {
             Principal::Root { .. } | Principal::Local { .. } | Principal::System => true,
             Principal::Plugin { .. } => self.plugin_allows(principal, action, resource),
+            Principal::Kubelet { cluster, .. } => {
+                action == Action::EnrolNode && resource == Resource::Cluster(*cluster)
+            }
         }
     }
 
@@ -86,7 +101,11 @@ impl Policy for BuiltinPolicy {
             plugins: cluster
                 .plugins
                 .iter()
-                .map(|plugin| (plugin.name.clone(), plugin.fingerprint.clone()))
+                .map(|plugin| {
+                    let next = plugin.next.iter().map(|next| next.fingerprint.clone());
+                    let known = std::iter::once(plugin.fingerprint.clone()).chain(next);
+                    (plugin.name.clone(), known.collect())
+                })
                 .collect(),
         };
         self.clusters.write().insert(cluster.id, grants);

@@ -34,6 +34,7 @@ use crate::{
 
 mod change;
 mod counting;
+mod trust;
 
 use change::Write;
 pub(crate) use change::{AliasRecord, Change, Version};
@@ -97,6 +98,8 @@ pub(crate) struct Records {
     key_ids: RwLock<KeyIndex>,
     aliases: RwLock<AliasIndex>,
     clusters: RwLock<BTreeMap<ClusterId, Arc<Stored<Cluster>>>>,
+    /// Counts changes of the clusters' roots.
+    trust: AtomicU64,
     access_keys: RwLock<HashMap<Arc<str>, Arc<AccessKey>>>,
     /// Versions whose uses were counted ahead, and to which number.
     counted: Mutex<BTreeMap<KeyVersionId, u64>>,
@@ -122,6 +125,7 @@ impl Records {
             key_ids: RwLock::default(),
             aliases: RwLock::default(),
             clusters: RwLock::default(),
+            trust: AtomicU64::default(),
             access_keys: RwLock::default(),
             counted: Mutex::default(),
             low: Mutex::default(),
@@ -173,11 +177,6 @@ impl Records {
             self.access_keys.write().insert(Arc::clone(&key.id), Arc::new(key));
         }
         Ok(())
-    }
-
-    fn know_cluster(&self, stored: Stored<Cluster>) {
-        self.policy.learn(&stored.value);
-        self.clusters.write().insert(stored.value.id, Arc::new(stored));
     }
 
     /// Follows the store's watch: what another server changed is forgotten here.

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use lastkey_engine::{Principal, RequestId, Source, Timestamp};
+use rustls_pki_types::CertificateDer;
 
-use crate::{room::Gate, tls::PluginCertificate};
+use crate::{room::Gate, tls::Shown};
 
 /// Who is at the other end of a connection, as far as the connection proves it.
 #[derive(Clone, Debug)]
@@ -16,8 +17,8 @@ pub(crate) enum Peer {
     Tls {
         /// From where.
         address: SocketAddr,
-        /// The plugin its certificate names.
-        plugin: Option<PluginCertificate>,
+        /// Who it is by its certificate.
+        shown: Shown,
     },
     /// A process of this machine over the admin socket; its user was checked when it connected.
     Admin {
@@ -40,14 +41,23 @@ impl Peer {
     /// Who this peer is without a signature, at this time.
     pub(crate) fn principal(&self, now: Timestamp) -> Option<Principal> {
         match self {
-            Self::Tls { plugin: None, .. } => None,
-            Self::Tls { plugin: Some(plugin), .. } if plugin.not_after < now => None,
-            Self::Tls { plugin: Some(plugin), .. } => Some(Principal::Plugin {
-                cluster: plugin.cluster,
-                name: plugin.name.clone(),
-                fingerprint: plugin.fingerprint.clone(),
-            }),
+            Self::Tls { shown: Shown::Plugin(plugin), .. } if plugin.not_after >= now => {
+                Some(Principal::Plugin {
+                    cluster: plugin.cluster,
+                    name: plugin.name.clone(),
+                    fingerprint: plugin.fingerprint.clone(),
+                })
+            }
+            Self::Tls { .. } => None,
             Self::Admin { uid, .. } => Some(Principal::Local { uid: *uid }),
+        }
+    }
+
+    /// What it has shown of a CA that is not ours; good for a request to enrol alone.
+    pub(crate) fn foreign(&self) -> Option<&[CertificateDer<'static>]> {
+        match self {
+            Self::Tls { shown: Shown::Foreign(chain), .. } => Some(chain),
+            _ => None,
         }
     }
 }

@@ -117,6 +117,9 @@ impl Places {
         match principal {
             Principal::Root { access_key_id } => access_key_id.hash(&mut hasher),
             Principal::Plugin { cluster, name, .. } => (cluster.as_bytes(), name).hash(&mut hasher),
+            Principal::Kubelet { cluster, node, .. } => {
+                (cluster.as_bytes(), node.as_str()).hash(&mut hasher);
+            }
             Principal::Local { uid } => uid.hash(&mut hasher),
             Principal::System => {}
         }

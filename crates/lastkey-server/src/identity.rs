@@ -1,9 +1,11 @@
 //! Who sent a request: one function for every wire.
 //!
 //! A signature goes first, so that a request never acts as more than what it was signed as; then
-//! the client certificate or the admin socket's peer. There is no anonymous caller.
+//! the client certificate or the admin socket's peer. There is no anonymous caller. A certificate of
+//! a cluster's own CA makes its holder a kubelet that asks to enrol, and only where that is asked.
 
 use lastkey_engine::{Caller, Engine, Principal};
+use rustls_pki_types::CertificateDer;
 
 use crate::{
     alibaba::{
@@ -11,7 +13,9 @@ use crate::{
         signature::{Claim, SignatureError, SignedRequest},
     },
     exchange::Exchange,
+    native::enrols_in,
     params::Params,
+    tls::{KubeletCertificate, KubeletError, kubelet_of},
 };
 
 /// An identified caller.
@@ -46,10 +50,29 @@ pub(crate) fn identify(
                 let caller = Caller::new(principal, source, exchange.request_id);
                 Ok(Claimed { caller, by_headers: None })
             }
-            None => Err(SignatureError::Unsigned.into()),
+            None => match exchange.peer.foreign() {
+                Some(chain) => by_kubelet(engine, exchange, chain),
+                None => Err(SignatureError::Unsigned.into()),
+            },
         },
         Err(error) => Err(error.into()),
     }
+}
+
+/// A certificate of a cluster's own CA: good for a request to enrol in that very cluster, and for
+/// nothing else.
+fn by_kubelet(
+    engine: &Engine,
+    exchange: &Exchange<'_>,
+    chain: &[CertificateDer<'_>],
+) -> Result<Claimed, Refusal> {
+    let cluster = enrols_in(exchange.path()).ok_or(KubeletError::Elsewhere)?;
+    let roots = engine.node_roots(Some(cluster));
+    let KubeletCertificate { node, certificate, key } =
+        kubelet_of(chain, &roots, engine.clock().now())?;
+    let principal = Principal::Kubelet { cluster, node, certificate, key };
+    let caller = Caller::new(principal, exchange.peer.source(), exchange.request_id);
+    Ok(Claimed { caller, by_headers: None })
 }
 
 fn by_signature(

@@ -64,6 +64,8 @@ pub(crate) struct Metrics {
     shed: Family<ReasonLabels, Counter>,
     handshakes_failed: Counter,
     certificate_ends: Gauge<i64, AtomicI64>,
+    plugin_ends: Gauge<i64, AtomicI64>,
+    plugins_late: Gauge<i64, AtomicI64>,
     under_way: Gauge<i64, AtomicI64>,
     places: Gauge<i64, AtomicI64>,
     queue: Gauge<i64, AtomicI64>,
@@ -80,6 +82,8 @@ impl Metrics {
             shed: Family::default(),
             handshakes_failed: Counter::default(),
             certificate_ends: Gauge::default(),
+            plugin_ends: Gauge::default(),
+            plugins_late: Gauge::default(),
             under_way: Gauge::default(),
             places: Gauge::default(),
             queue: Gauge::default(),
@@ -117,6 +121,16 @@ impl Metrics {
             "lastkey_certificate_ends_seconds",
             "When the server's certificate ends, in seconds since 1970",
             metrics.certificate_ends.clone(),
+        );
+        registry.register(
+            "lastkey_plugin_certificates_first_end_seconds",
+            "When the first of the plugins' certificates ends, in seconds since 1970; 0 for none",
+            metrics.plugin_ends.clone(),
+        );
+        registry.register(
+            "lastkey_plugin_certificates_late",
+            "Plugins' certificates with less than a quarter of their life left",
+            metrics.plugins_late.clone(),
         );
         registry.register(
             "lastkey_requests_under_way",
@@ -180,6 +194,12 @@ impl Metrics {
 
     pub(crate) fn handshake_failed(&self) {
         self.handshakes_failed.inc();
+    }
+
+    /// When the first plugin's certificate ends, in seconds since 1970, and how many are late.
+    pub(crate) fn plugins_end(&self, first: Option<i64>, late: usize) {
+        self.plugin_ends.set(first.unwrap_or(0));
+        self.plugins_late.set(i64::try_from(late).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn certificate_ends(&self, seconds: i64) {

@@ -1,15 +1,17 @@
 //! The authority and the server's certificate, together as the server uses them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use lastkey_crypto::ClusterId;
-use lastkey_engine::{Engine, Timestamp};
+use lastkey_engine::{Engine, LateIdentity, NodeRoot, Timestamp};
+use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
 
 use crate::{
     metrics::Metrics,
     tls::{
-        Authority, AuthorityError, CertificateError, CertificateSource, Csr, Issued, Leaf,
-        ServerCertificate, Terms, server_config,
+        Authority, AuthorityError, CertificateError, CertificateSource, ClientTrust, Csr, Issued,
+        Leaf, ServerCertificate, Shown, Terms, server_config,
     },
 };
 
@@ -22,6 +24,9 @@ pub struct Pki {
     authority: Authority,
     ca_pem: String,
     certificate: Arc<ServerCertificate>,
+    trust: ClientTrust,
+    /// Late identities that were logged already.
+    told: Mutex<HashSet<String>>,
 }
 
 impl Pki {
@@ -33,7 +38,9 @@ impl Pki {
         let authority = Authority::open(engine).await?;
         let ca_pem = authority.certificate_pem() + &source.foreign_ca()?;
         let certificate = ServerCertificate::load(source, &authority, terms(engine))?;
-        Ok(Self { authority, ca_pem, certificate: Arc::new(certificate) })
+        let trust = ClientTrust::new(&authority).map_err(CertificateError::Unusable)?;
+        let (certificate, told) = (Arc::new(certificate), Mutex::default());
+        Ok(Self { authority, ca_pem, certificate, trust, told })
     }
 
     /// What clients trust, PEM: our authority, and the one of a certificate that was brought.
@@ -54,7 +61,8 @@ impl Pki {
         Csr::parse(pem)
     }
 
-    /// Issues the identity of a cluster's plugin; the engine must know its fingerprint.
+    /// Issues the identity of a cluster's plugin, by that cluster and name, until then; the engine
+    /// must know its fingerprint.
     ///
     /// # Errors
     /// [`AuthorityError`] if the certificate cannot be made.
@@ -62,7 +70,7 @@ impl Pki {
         &self,
         engine: &Engine,
         csr: &Csr,
-        plugin: (&ClusterId, &str),
+        plugin: (&ClusterId, &str, Timestamp),
     ) -> Result<Issued, AuthorityError> {
         self.authority.issue_plugin(csr, plugin, terms(engine))
     }
@@ -75,9 +83,17 @@ impl Pki {
         self.certificate.renew(&self.authority, terms(engine))
     }
 
-    /// The TLS configuration of the listener.
-    pub(crate) fn server_config(&self) -> Result<rustls::ServerConfig, rustls::Error> {
-        server_config(&self.authority, Arc::clone(&self.certificate))
+    /// The TLS configuration of the listener, which lets nodes ask by certificates of these roots.
+    pub(crate) fn server_config(
+        &self,
+        roots: &[NodeRoot],
+    ) -> Result<rustls::ServerConfig, rustls::Error> {
+        server_config(&self.trust, Arc::clone(&self.certificate), roots)
+    }
+
+    /// Who the other end of a connection is, by the certificates that it has shown.
+    pub(crate) fn shown(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Shown {
+        self.trust.shown(chain, now)
     }
 
     /// Where each certificate of ours is left from now on; answers whether it is left already.
@@ -100,6 +116,26 @@ impl Pki {
             ),
         }
         metrics.certificate_ends(self.certificate_not_after().as_seconds());
+        let identities = engine.identities();
+        metrics.plugins_end(identities.first_end.map(Timestamp::as_seconds), identities.late.len());
+        self.tell(&identities.late);
+    }
+
+    /// Logs, once for each, what plugins should have renewed.
+    fn tell(&self, late: &[LateIdentity]) {
+        let mut told = self.told.lock();
+        told.retain(|one| late.iter().any(|identity| identity.fingerprint == *one));
+        for identity in late {
+            if told.insert(identity.fingerprint.clone()) {
+                tracing::warn!(
+                    cluster = %identity.cluster,
+                    plugin = identity.name,
+                    not_after = %identity.ends,
+                    "a plugin's certificate is about to end and was not renewed; is the plugin \
+                     running? If it is gone for good: lastkey cluster node revoke"
+                );
+            }
+        }
     }
 }
 

@@ -9,8 +9,9 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
-use lastkey_engine::{Attendant, Clock as _, Engine, Instance, SealKind, SystemClock, Timestamp};
+use lastkey_engine::{Attendant, Clock as _, Engine, Instance, SealKind, SystemClock};
 use parking_lot::{Mutex, RwLock};
+use rustls_pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     pki::Pki,
     server::{OnOpen, Opening},
     stopping::{Stop, Stopping, stop},
-    tls::{CertificateError, CertificateSource, Leaf, sealed_config},
+    tls::{CertificateError, CertificateSource, Leaf, Shown, sealed_config},
 };
 
 /// Shares over the network: so many at once, and so many a second after that.
@@ -50,14 +51,16 @@ pub(crate) struct Sealing {
 /// How new connections are welcomed, until something changes.
 struct Door {
     acceptor: TlsAcceptor,
+    /// Which state of the clusters' roots it asks for.
+    trust: u64,
     stop: Stop,
     stopping: Stopping,
 }
 
 impl Door {
-    fn new(config: rustls::ServerConfig) -> Self {
+    fn new(config: rustls::ServerConfig, trust: u64) -> Self {
         let (stop, stopping) = stop();
-        Self { acceptor: TlsAcceptor::from(Arc::new(config)), stop, stopping }
+        Self { acceptor: TlsAcceptor::from(Arc::new(config)), trust, stop, stopping }
     }
 }
 
@@ -69,7 +72,7 @@ impl Sealing {
     ) -> Result<Arc<Self>, CertificateError> {
         let leaf = leaf.as_deref().map(Leaf::new);
         let now = SystemClock.now();
-        let door = RwLock::new(Door::new(sealed_config(&source, leaf.as_ref(), now)?));
+        let door = RwLock::new(Door::new(sealed_config(&source, leaf.as_ref(), now)?, 0));
         let sealing = Arc::new(Self {
             instance,
             open: RwLock::new(None),
@@ -98,13 +101,35 @@ impl Sealing {
     /// What a TLS connection is welcomed with, and when it has to end: one that began while the
     /// server was sealed ends as it is unsealed, for its client was not asked for a certificate.
     pub(crate) fn welcome(&self) -> (TlsAcceptor, Stopping) {
+        self.follow_trust();
         let door = self.door.read();
         (door.acceptor.clone(), door.stopping.clone())
     }
 
-    /// The time by which a certificate is judged.
-    pub(crate) fn now(&self) -> Timestamp {
-        self.open().map_or_else(|| SystemClock.now(), |open| open.engine.clock().now())
+    /// Asks new connections for certificates of the roots that clusters have pinned by now.
+    fn follow_trust(&self) {
+        let Some(open) = self.open() else { return };
+        let trust = open.engine.trust();
+        if self.door.read().trust == trust {
+            return;
+        }
+        match open.pki.server_config(&open.engine.node_roots(None)) {
+            Ok(config) => {
+                let mut door = self.door.write();
+                door.acceptor = TlsAcceptor::from(Arc::new(config));
+                door.trust = trust;
+            }
+            Err(error) => tracing::error!(%error, "the clusters' roots cannot be asked for"),
+        }
+    }
+
+    /// Who the other end of a connection is, by the certificates that it has shown.
+    pub(crate) fn shown(&self, chain: Option<&[CertificateDer<'_>]>) -> Shown {
+        let open = self.open();
+        match (chain, open) {
+            (Some(chain), Some(open)) => open.pki.shown(chain, open.engine.clock().now()),
+            _ => Shown::Nobody,
+        }
     }
 
     /// Lets the daemon prepare what it needs, now and with each opening.
@@ -174,7 +199,10 @@ impl Sealing {
 
     /// From here on requests get what was prepared.
     fn go(&self, open: Open) -> Result<(), CertificateError> {
-        let door = Door::new(open.pki.server_config().map_err(CertificateError::Unusable)?);
+        // First the number: roots that change meanwhile are looked at again.
+        let trust = open.engine.trust();
+        let config = open.pki.server_config(&open.engine.node_roots(None));
+        let door = Door::new(config.map_err(CertificateError::Unusable)?, trust);
         if *self.stopped.lock() {
             open.stop.now();
             door.stop.now();

@@ -77,6 +77,21 @@ impl Authority {
         self.sign(&params)
     }
 
+    /// What [`client`](Self::client) gives, after `change`.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn client_with(
+        &self,
+        (user, groups): (&str, &[&str]),
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Result<Pair, Error> {
+        let mut params = params(user, groups)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        self.sign(&params)
+    }
+
     fn sign(&self, params: &CertificateParams) -> Result<Pair, Error> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();

@@ -7,11 +7,15 @@ use clap::{Args, Parser, Subcommand};
 mod audit;
 mod files;
 mod limits;
+mod memory;
+mod node;
 mod operator;
 
 pub(crate) use self::audit::{AuditOptions, VerifyOptions};
 pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
 use self::limits::LimitOptions;
+pub(crate) use self::memory::MemoryOptions;
+pub(crate) use self::node::{ApproveOptions, EnrolOptions, NodeAction};
 pub(crate) use self::operator::{
     MaybeSplitting, OperatorAction, RotateWhat, SealChoice, SealOptions, Splitting, TokenOptions,
 };
@@ -53,7 +57,7 @@ pub(crate) struct Connect {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a server and a KMS plugin in the foreground, making on the first start what they need.
-    Up(ServerOptions),
+    Up(UpOptions),
     /// Run the server alone.
     Server(ServerOptions),
     /// Run a KMS plugin alone, beside an apiserver.
@@ -93,6 +97,16 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+}
+
+/// Options of `up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpOptions {
+    #[command(flatten)]
+    pub(crate) server: ServerOptions,
+
+    #[command(flatten)]
+    pub(crate) memory: MemoryOptions,
 }
 
 /// Options of `up` and `server`.
@@ -163,9 +177,12 @@ pub(crate) struct PluginOptions {
     pub(crate) ca_file: Option<PathBuf>,
 
     /// The cluster to act for, where the credentials are an administrator's [default: the
-    /// installation's first]. A certificate names its own.
+    /// installation's first], or to enrol in. A certificate names its own.
     #[arg(long, value_name = "ID", conflicts_with = "client_cert")]
     pub(crate) cluster: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) enrol: EnrolOptions,
 
     /// The KMS API version that Status names: v2beta1 suits every apiserver from 1.27 on.
     #[arg(long, default_value = "v2beta1", value_parser = ["v2", "v2beta1"])]
@@ -174,6 +191,15 @@ pub(crate) struct PluginOptions {
     /// Serve /healthz and /metrics on this loopback address.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) metrics_listen: Option<std::net::SocketAddr>,
+
+    /// Where what was answered from memory is recorded until the server takes it; this plugin's
+    /// alone [default: $STATE_DIRECTORY, or a directory for each socket under
+    /// /var/lib/lastkey-kms-plugin for root, else ~/.local/state/lastkey-kms-plugin].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) memory: MemoryOptions,
 }
 
 /// What to do with keys.
@@ -386,7 +412,18 @@ pub(crate) enum ClusterAction {
         /// cluster's name].
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+        /// Let the cluster's nodes ask for their plugins' identities by certificates of this CA
+        /// (PEM), the cluster's ca.crt. No key is made here then; only ca.pem is written.
+        #[arg(long, value_name = "FILE")]
+        node_ca: Option<PathBuf>,
+        /// How long its plugins' certificates are good, such as 90d (1m to 730d) [default: 30d for
+        /// nodes that enrol, 365d otherwise].
+        #[arg(long, value_name = "TIME", value_parser = node::time)]
+        certificate_life: Option<std::time::Duration>,
     },
+    /// Let nodes have identities for their plugins, and take them away.
+    #[command(subcommand)]
+    Node(NodeAction),
     /// List the clusters.
     List,
     /// Print the EncryptionConfiguration and what runs the plugin on a control plane.

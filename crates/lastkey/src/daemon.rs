@@ -4,6 +4,7 @@ mod audit;
 mod data_dir;
 mod first_start;
 mod identity;
+mod keeper;
 mod metrics;
 mod notify;
 mod plugin;
@@ -15,12 +16,12 @@ pub(crate) use identity::{new_key_pair, signing_request};
 use tokio::sync::watch;
 
 use crate::{
-    cli::{Connect, PluginOptions, ServerOptions},
+    cli::{Connect, PluginOptions, ServerOptions, UpOptions},
     output::{Failure, Output},
 };
 
 /// `lastkey up`: a server, and a plugin that is its first client.
-pub(crate) fn up(options: ServerOptions, output: &Output) -> Result<(), Failure> {
+pub(crate) fn up(options: UpOptions, output: &Output) -> Result<(), Failure> {
     prepare_process();
     run(serve::up(options, output))
 }

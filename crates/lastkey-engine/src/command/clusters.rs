@@ -4,7 +4,7 @@ use lastkey_crypto::ClusterId;
 
 use super::{Command, Done, Scope};
 use crate::{
-    Error,
+    Error, Timestamp,
     action::Action,
     audit::Record,
     cluster::{Cluster, ClusterName, PluginIdentity},
@@ -80,13 +80,7 @@ impl Command for AddCluster {
         let unnamed = known.into_iter().find(|stored| stored.value.name.is_none());
         let now = core.clock.now();
         let mut cluster = unnamed.as_ref().map_or_else(
-            || Cluster {
-                id: ClusterId::random(&*core.entropy),
-                name: None,
-                keys: Vec::new(),
-                created: now,
-                plugins: Vec::new(),
-            },
+            || Cluster::new(ClusterId::random(&*core.entropy), now),
             |stored| stored.value.clone(),
         );
         cluster.name.clone_from(&self.name);
@@ -156,17 +150,26 @@ impl Command for AddPlugin {
 fn register(
     cluster: &mut Cluster,
     plugin: &PluginRequest,
-    created: crate::Timestamp,
+    created: Timestamp,
 ) -> Result<(), Error> {
-    let name = plugin.name.as_str();
+    replace_plugin(cluster, plugin.name.as_str().to_owned(), plugin.fingerprint.clone(), created)
+        .map(drop)
+}
+
+/// Gives the plugin of that name another identity, which is the only one it has from then on.
+/// Answers when its certificate ends.
+pub(super) fn replace_plugin(
+    cluster: &mut Cluster,
+    name: String,
+    fingerprint: String,
+    created: Timestamp,
+) -> Result<Timestamp, Error> {
     cluster.plugins.retain(|known| known.name != name);
     if cluster.plugins.len() >= MAX_PLUGINS {
         return Err(Error::LimitExceeded { what: "plugins of a cluster", limit: MAX_PLUGINS });
     }
-    cluster.plugins.push(PluginIdentity {
-        name: name.to_owned(),
-        fingerprint: plugin.fingerprint.clone(),
-        created,
-    });
-    Ok(())
+    let ends = created.after(cluster.life_for(&name));
+    let not_after = Some(ends);
+    cluster.plugins.push(PluginIdentity { name, fingerprint, created, not_after, next: None });
+    Ok(ends)
 }

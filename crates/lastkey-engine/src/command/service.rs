@@ -18,6 +18,9 @@ use crate::{
     records::Change,
 };
 
+/// At most so many certificates that run out are warned of by name.
+const MAX_LATE: usize = 10;
+
 /// How the service is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ServiceStatus {
@@ -104,6 +107,13 @@ impl Core {
             warnings.push(format!(
                 "{unlocked} pages of key memory could not be locked and may be swapped out; raise \
                  the limit on locked memory (LimitMEMLOCK, ulimit -l)"
+            ));
+        }
+        for late in self.identities().late.iter().take(MAX_LATE) {
+            warnings.push(format!(
+                "the certificate of the plugin {} of the cluster {} ends at {} and was not \
+                 renewed; is the plugin running? If it is gone for good: lastkey cluster node revoke",
+                late.name, late.cluster, late.ends
             ));
         }
         warnings.extend(self.log_warnings.iter().cloned());

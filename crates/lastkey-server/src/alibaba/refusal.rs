@@ -6,7 +6,7 @@ use lastkey_engine::{Error, ErrorKind, NonceRefusal, OperatorError};
 use super::signature::SignatureError;
 use crate::{
     params::ParamsError,
-    tls::{AuthorityError, CertificateError},
+    tls::{AuthorityError, CertificateError, KubeletError},
 };
 
 /// Why a request is answered with an error.
@@ -80,6 +80,9 @@ pub(crate) enum Refusal {
         "this is answered on the admin socket alone; use --admin-socket on the server's machine"
     )]
     AdminSocketOnly,
+    /// A certificate of a cluster's own CA that is not good for this.
+    #[error(transparent)]
+    Kubelet(#[from] KubeletError),
     /// The certificate authority did not issue.
     #[error("{message}")]
     Certificate {
@@ -137,7 +140,7 @@ impl Refusal {
         match self {
             Self::Engine(error) => engine_status(error),
             Self::Operator { kind, .. } => kind_status(*kind),
-            Self::AdminSocketOnly => StatusCode::FORBIDDEN,
+            Self::AdminSocketOnly | Self::Kubelet(_) => StatusCode::FORBIDDEN,
             Self::HttpMethod => StatusCode::FORBIDDEN,
             Self::UnknownAccessKey | Self::UnknownAction | Self::NoSuchPath => {
                 StatusCode::NOT_FOUND
@@ -163,6 +166,7 @@ impl Refusal {
             Self::Engine(error) => error.code(),
             Self::Operator { code, .. } => code,
             Self::AdminSocketOnly => "Forbidden.AdminSocketOnly",
+            Self::Kubelet(_) => "Forbidden.KubeletCertificate",
             Self::Params(_) => "ParseRequestParameterException",
             Self::Signature(SignatureError::Unsigned | SignatureError::Missing(_)) => {
                 "MissingParameter"

@@ -12,11 +12,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{Door, doorman::Guest, drain, pace::Paced, pulse::Phase, reap, serve};
-use crate::{
-    exchange::Peer,
-    service::Service,
-    tls::{ALPN_H2, plugin_of},
-};
+use crate::{exchange::Peer, service::Service, tls::ALPN_H2};
 
 /// What a client learns that forgot the `s` in `https`.
 const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\
@@ -90,11 +86,8 @@ async fn connect(
     guest.pulse.reach(Phase::Open);
     let (_, session) = stream.get_ref();
     let is_http2 = session.alpn_protocol() == Some(ALPN_H2);
-    let plugin = session
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .and_then(|certificate| plugin_of(certificate, service.sealing.now()));
-    let peer = Peer::Tls { address, plugin };
+    let shown = service.sealing.shown(session.peer_certificates());
+    let peer = Peer::Tls { address, shown };
     serve(service, (TokioIo::new(stream), is_http2, stopping), peer, guest).await;
 }
 

@@ -3,14 +3,17 @@
 //! A certificate is issued after the engine has registered its key's fingerprint: one that were
 //! lost on the way is worth nothing until then, and an unregistered one is worth nothing at all.
 
+use std::time::Duration;
+
 use lastkey_crypto::{ClusterId, KeyId};
 use lastkey_engine::{
     Cluster, ClusterName, Error, KeyRef, PluginIdentity, Timestamp,
-    command::{AddCluster, AddPlugin, DescribeKey, ListClusters, PluginRequest},
+    command::{AddCluster, AddPlugin, DescribeKey, ListClusters, PluginRequest, TrustNodes},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Call, Refusal, json};
+use crate::tls::roots_of;
 
 /// The name of a cluster's first plugin, where none is given.
 const FIRST_PLUGIN: &str = "plugin";
@@ -28,6 +31,8 @@ struct ClusterJson {
     keys: Vec<KeyId>,
     created_at: Timestamp,
     plugins: Vec<PluginJson>,
+    /// Whether its nodes may ask to enrol.
+    trusts_nodes: bool,
 }
 
 #[derive(Serialize)]
@@ -35,17 +40,22 @@ struct PluginJson {
     name: String,
     fingerprint: String,
     created_at: Timestamp,
+    /// When its newest certificate ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_after: Option<Timestamp>,
 }
 
 impl From<Cluster> for ClusterJson {
     fn from(cluster: Cluster) -> Self {
         let plugin = |plugin: PluginIdentity| PluginJson {
+            not_after: plugin.ends(),
             name: plugin.name,
             fingerprint: plugin.fingerprint,
             created_at: plugin.created,
         };
         Self {
             id: cluster.id,
+            trusts_nodes: !cluster.node_roots.is_empty(),
             name: cluster.name.map(Into::into),
             keys: cluster.keys,
             created_at: cluster.created,
@@ -67,6 +77,10 @@ struct NewCluster {
     csr_pem: Option<String>,
     /// The first plugin's name.
     plugin: Option<String>,
+    /// The CA certificates by which its nodes may ask to enrol.
+    node_ca_pem: Option<String>,
+    /// How long its plugins' certificates are good.
+    certificate_life_seconds: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -90,11 +104,24 @@ pub(super) async fn add(call: &Call<'_>) -> Answer {
         .as_ref()
         .map(|csr| PluginRequest { name: plugin_name.clone(), fingerprint: csr.fingerprint() });
     let name = ClusterName::parse(&new.name)?;
-    let command = AddCluster { name: Some(name), keys: vec![key.clone()], plugin };
-    let added = call.execute(command).await?;
+    let now = call.context.engine.clock().now();
+    let roots = new.node_ca_pem.as_deref().map(|pem| roots_of(pem, now)).transpose()?;
+    let life = new.certificate_life_seconds.map(Duration::from_secs);
+    let has_terms = roots.is_some() || life.is_some();
+    // Terms hold for what is issued after them.
+    let (now, later) = if has_terms { (None, plugin) } else { (plugin, None) };
+    let command = AddCluster { name: Some(name), keys: vec![key.clone()], plugin: now };
+    let mut added = call.execute(command).await?;
     let id = added.cluster.id;
+    if has_terms {
+        added.cluster = call.execute(TrustNodes { cluster: id, roots, life }).await?;
+    }
+    if let Some(plugin) = later {
+        added.cluster = call.execute(AddPlugin { cluster: id, plugin }).await?;
+    }
+    let until = end_of(&added.cluster, plugin_name.as_str());
     let issued = csr
-        .map(|csr| pki.issue_plugin(call.context.engine, &csr, (&id, plugin_name.as_str())))
+        .map(|csr| pki.issue_plugin(call.context.engine, &csr, (&id, plugin_name.as_str(), until)))
         .transpose()?;
     json(&Added {
         id,
@@ -104,6 +131,12 @@ pub(super) async fn add(call: &Call<'_>) -> Answer {
         certificate_pem: issued.map(|issued| issued.certificate_pem),
         ca_pem: pki.ca_pem(),
     })
+}
+
+/// When the certificate of the plugin that was just registered ends.
+fn end_of(cluster: &Cluster, plugin: &str) -> Timestamp {
+    let registered = cluster.plugin(plugin).and_then(PluginIdentity::ends);
+    registered.unwrap_or(Timestamp::from_millis(0))
 }
 
 /// The id of the key that was named: a cluster may have others, too.
@@ -122,10 +155,10 @@ struct NewPlugin {
 }
 
 #[derive(Serialize)]
-struct Issued<'a> {
-    certificate_pem: String,
-    not_after: Timestamp,
-    ca_pem: &'a str,
+pub(super) struct Issued<'a> {
+    pub(super) certificate_pem: String,
+    pub(super) not_after: Timestamp,
+    pub(super) ca_pem: &'a str,
 }
 
 /// For the fuzz target: reads a body.
@@ -148,8 +181,9 @@ pub(super) async fn add_plugin(call: &Call<'_>, path: &str) -> Answer {
     let pki = call.context.pki;
     let csr = pki.read_csr(&new.csr_pem)?;
     let plugin = PluginRequest { name: name.clone(), fingerprint: csr.fingerprint() };
-    call.execute(AddPlugin { cluster, plugin }).await?;
-    let issued = pki.issue_plugin(call.context.engine, &csr, (&cluster, name.as_str()))?;
+    let registered = call.execute(AddPlugin { cluster, plugin }).await?;
+    let until = end_of(&registered, name.as_str());
+    let issued = pki.issue_plugin(call.context.engine, &csr, (&cluster, name.as_str(), until))?;
     json(&Issued {
         certificate_pem: issued.certificate_pem,
         not_after: issued.not_after,

@@ -15,6 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 mod audit;
 mod clusters;
+mod nodes;
 pub(crate) mod operator;
 mod plugin;
 mod service;
@@ -27,6 +28,8 @@ use crate::{
     pki::Pki,
     stopping::Stopping,
 };
+
+pub(crate) use nodes::enrols_in;
 
 /// What a native operation answers with.
 type Answer = Result<Body, Refusal>;
@@ -129,10 +132,20 @@ enum Route {
     PluginEncrypt,
     PluginDecrypt,
     PluginRecords,
+    ListNodes,
+    TrustNodes,
+    ApproveNode,
+    RevokeNode,
+    EnrolNode,
+    RenewPlugin,
+    ConfirmPlugin,
 }
 
 impl Route {
     fn find(method: &Method, path: &str) -> Result<Self, Refusal> {
+        if let Some(of_nodes) = nodes::route(method, path) {
+            return of_nodes;
+        }
         let (get, post) = match path {
             "/v1/plugin/encrypt" => (None, Some(Self::PluginEncrypt)),
             "/v1/plugin/decrypt" => (None, Some(Self::PluginDecrypt)),
@@ -173,6 +186,13 @@ impl Route {
             Self::PluginEncrypt => "PluginEncrypt",
             Self::PluginDecrypt => "PluginDecrypt",
             Self::PluginRecords => "PluginCachedDecrypt",
+            Self::ListNodes => "ListNodes",
+            Self::TrustNodes => "TrustNodes",
+            Self::ApproveNode => "ApproveNode",
+            Self::RevokeNode => "RevokeNode",
+            Self::EnrolNode => "EnrolNode",
+            Self::RenewPlugin => "RenewPlugin",
+            Self::ConfirmPlugin => "ConfirmPlugin",
         }
     }
 
@@ -193,6 +213,13 @@ impl Route {
             Self::PluginEncrypt => plugin::encrypt(call).await,
             Self::PluginDecrypt => plugin::decrypt(call).await,
             Self::PluginRecords => plugin::records(call).await,
+            Self::ListNodes => nodes::list(call, path).await,
+            Self::TrustNodes => nodes::trust(call, path).await,
+            Self::ApproveNode => nodes::approve(call, path).await,
+            Self::RevokeNode => nodes::revoke(call, path).await,
+            Self::EnrolNode => nodes::enrol(call, path).await,
+            Self::RenewPlugin => nodes::renew(call).await,
+            Self::ConfirmPlugin => nodes::confirm(call).await,
         }
     }
 }
@@ -208,6 +235,7 @@ pub(crate) fn parse_path(method: &Method, path: &str) {
 /// For the fuzz target: reads a body as every route would.
 pub(crate) fn parse_body(bytes: &[u8]) {
     clusters::parse_body(bytes);
+    nodes::parse_body(bytes);
     operator::parse_body(bytes);
     plugin::parse_body(bytes);
 }

@@ -1,7 +1,8 @@
 //! The certificate authority of this installation.
 //!
 //! It issues two things: the server's certificate (serverAuth), and plugin identities
-//! (clientAuth, one URI name `lastkey://cluster/<id>/plugin/<name>`). Of a signing request only
+//! (clientAuth, one URI name: `lastkey://cluster/<id>/plugin/<name>`, or, where the node enrolled
+//! its plugin, `lastkey://cluster/<id>/node/<name>`). Of a signing request only
 //! the public key is used; whatever names it asks for are ignored.
 
 use std::{net::IpAddr, time::Duration};
@@ -19,12 +20,10 @@ use zeroize::Zeroizing;
 
 /// Ten years: the authority is replaced by hand, and every client would have to learn the new one.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(3650 * 86_400);
-/// How long a plugin's certificate is valid. It is no revocation: a plugin is let in only while the
-/// engine has its public key registered.
-const PLUGIN_LIFE: Duration = Duration::from_secs(365 * 86_400);
 /// How long the server's certificate is valid.
 pub(super) const LEAF_LIFE: Duration = Duration::from_secs(90 * 86_400);
-/// Certificates begin an hour ago, for clients whose clocks are late.
+/// Certificates begin an hour ago, for clients whose clocks are late; short-lived ones a tenth of
+/// their life, because clients tell by their beginning when to renew them.
 const BACKDATE: Duration = Duration::from_secs(3600);
 /// Longest signing request that is looked at.
 const MAX_CSR: usize = 16 * 1024;
@@ -160,25 +159,28 @@ impl Authority {
     }
 
     /// Issues the identity of a cluster's plugin, by that cluster and name, over the public key of
-    /// `csr`. It is worth nothing until the engine knows its fingerprint.
+    /// `csr`, until `not_after`. It is worth nothing until the engine knows its fingerprint, and
+    /// not any more once it has forgotten it.
     ///
     /// # Errors
     /// [`AuthorityError`] if encoding fails.
     pub fn issue_plugin(
         &self,
         csr: &Csr,
-        (cluster, name): (&ClusterId, &str),
+        (cluster, name, not_after): (&ClusterId, &str, Timestamp),
         terms: Terms<'_>,
     ) -> Result<Issued, AuthorityError> {
         let uri = super::identity::plugin_uri(cluster, name);
         let mut params = CertificateParams::default();
-        params.distinguished_name = named(name);
+        // X.520 allows no more; the URI has it whole.
+        params.distinguished_name = named(name.get(..64).unwrap_or(name));
         params.subject_alt_names =
             vec![SanType::URI(uri.try_into().map_err(|_| AuthorityError::Request)?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.is_ca = IsCa::ExplicitNoCa;
-        let not_after = valid(&mut params, terms.now, PLUGIN_LIFE, terms.entropy);
+        let life = not_after.since(terms.now);
+        let not_after = valid(&mut params, terms.now, life, terms.entropy);
         let certificate = params.signed_by(&csr.0.public_key, &self.issuer()?)?;
         Ok(Issued {
             certificate_pem: to_pem(certificate.der()),
@@ -293,7 +295,8 @@ fn valid(
 ) -> Timestamp {
     let seconds = u64::try_from(now.as_seconds()).unwrap_or(0);
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + Duration::from_secs(seconds).saturating_sub(BACKDATE);
+    let backdate = BACKDATE.min(life / 10);
+    params.not_before = epoch + Duration::from_secs(seconds).saturating_sub(backdate);
     params.not_after = epoch + Duration::from_secs(seconds) + life;
     let mut serial = [0; 16];
     entropy.fill(&mut serial);
@@ -361,7 +364,9 @@ mod tests {
         for algorithm in [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519] {
             let pair = KeyPair::generate_for(algorithm).unwrap();
             let request = Csr::parse(&csr(&pair)).unwrap();
-            let issued = authority.issue_plugin(&request, (&cluster, "node-1"), terms()).unwrap();
+            let until = now().after(Duration::from_secs(3600));
+            let plugin = (&cluster, "node-1", until);
+            let issued = authority.issue_plugin(&request, plugin, terms()).unwrap();
             let der =
                 rustls_pki_types::pem::PemObject::from_pem_slice(issued.certificate_pem.as_bytes());
             let der: CertificateDer<'static> = der.unwrap();
@@ -371,6 +376,25 @@ mod tests {
             assert_eq!(&*plugin.fingerprint, issued.fingerprint);
             assert!(!String::from_utf8_lossy(&der).contains("evil"));
             assert!(plugin_of(&der, issued.not_after.after(Duration::from_secs(1))).is_none());
+        }
+    }
+
+    #[test]
+    fn a_nodes_certificate_names_the_node() {
+        use rustls_pki_types::pem::PemObject as _;
+        let authority = Authority::create(now(), &SystemEntropy).unwrap();
+        let cluster = ClusterId::random(&SystemEntropy);
+        let request = Csr::parse(&csr(&KeyPair::generate().unwrap())).unwrap();
+        let until = now().after(Duration::from_secs(60));
+        let long = format!("{}.example", ["x".repeat(60), "y".repeat(60)].join("."));
+        for node in ["cp-1", "cp-1.example.org", &long] {
+            let name = format!("node/{node}");
+            let plugin = (&cluster, name.as_str(), until);
+            let issued = authority.issue_plugin(&request, plugin, terms()).unwrap();
+            let der = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
+            let uri = format!("lastkey://cluster/{cluster}/node/{node}");
+            assert!(der.windows(uri.len()).any(|part| part == uri.as_bytes()), "{uri}");
+            assert_eq!(*plugin_of(&der, now()).unwrap().name, *name);
         }
     }
 

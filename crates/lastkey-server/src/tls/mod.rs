@@ -6,46 +6,47 @@
 //! trust the authority, so none of them notices.
 //!
 //! TLS 1.3 and 1.2 over aws-lc-rs, X25519MLKEM768 first, session tickets on, no early data. A
-//! client certificate is optional; one that is sent has to be of our authority.
+//! client certificate is optional; one that is sent has to be of our authority, or of a CA that a
+//! cluster has pinned for its nodes ([`client`]).
 
 use std::sync::Arc;
 
+use lastkey_engine::NodeRoot;
 use rustls::{
-    RootCertStore, ServerConfig,
+    ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    server::WebPkiClientVerifier,
 };
 
 mod authority;
 mod certificate;
+mod client;
 mod identity;
+mod kubelet;
 mod leaf;
 
 pub use authority::{Authority, AuthorityError, Csr, Issued, Terms};
 pub use certificate::{CertificateError, CertificateSource};
 pub(crate) use certificate::{Leaf, ServerCertificate, sealed_config};
-pub(crate) use identity::{PluginCertificate, plugin_of};
+pub(crate) use client::{ClientTrust, Shown};
+use identity::plugin_of;
+pub(crate) use kubelet::{KubeletCertificate, KubeletError, kubelet_of, roots_of};
 
 /// The application protocols we speak, best first.
 pub(crate) const ALPN_H2: &[u8] = b"h2";
 const ALPN_HTTP11: &[u8] = b"http/1.1";
 
-/// The TLS configuration of the listener.
+/// The TLS configuration of the listener; it asks for certificates of our authority and of these
+/// roots.
 ///
 /// # Errors
 /// [`rustls::Error`] if the authority's certificate cannot serve as a trust anchor.
 pub(crate) fn server_config(
-    authority: &Authority,
+    trust: &ClientTrust,
     certificate: Arc<ServerCertificate>,
+    roots: &[NodeRoot],
 ) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.certificate().clone())?;
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let verifier = trust.verifier(roots);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
@@ -60,6 +61,15 @@ pub(crate) fn server_config(
 
 /// For the fuzz target: who a certificate speaks for.
 pub(crate) fn parse_plugin(certificate: &rustls_pki_types::CertificateDer<'_>) {
+    if let Ok(kubelet) = kubelet::read(certificate) {
+        let name = format!("system:node:{}", kubelet.node);
+        let name = name.as_bytes();
+        assert!(certificate.windows(name.len()).any(|part| part == name), "it says so itself");
+    }
+    let pem = authority::to_pem(certificate);
+    if let Ok(roots) = roots_of(&pem, lastkey_engine::Timestamp::from_millis(0)) {
+        assert!(kubelet::verifier(&roots).is_some(), "what was pinned can be used");
+    }
     if let Some(plugin) = plugin_of(certificate, lastkey_engine::Timestamp::from_millis(0)) {
         let uri = identity::plugin_uri(&plugin.cluster, &plugin.name);
         let uri = uri.as_bytes();

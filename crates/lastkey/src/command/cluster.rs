@@ -20,6 +20,7 @@ use crate::{
 pub(crate) use config::encryption_config;
 
 mod config;
+mod node;
 
 pub(crate) fn run(
     connect: &Connect,
@@ -27,31 +28,57 @@ pub(crate) fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     match action {
-        ClusterAction::Add { name, key, out } => {
-            let client = client(connect)?;
+        ClusterAction::Add { name, key, out, node_ca, certificate_life } => {
             let out = out.unwrap_or_else(|| PathBuf::from(&name));
-            block_on(add(&client, (&name, &key), &out, output))
+            let terms = Terms {
+                node_ca_pem: node_ca.as_deref().map(read_pem).transpose()?,
+                certificate_life_seconds: certificate_life.map(|life| life.as_secs()),
+            };
+            block_on(add(&client(connect)?, (&name, &key), (&out, terms), output))
         }
+        ClusterAction::Node(action) => block_on(node::run(&client(connect)?, action, output)),
         ClusterAction::List => block_on(list(&client(connect)?, output)),
         ClusterAction::Config(options) => config::run(connect, &options, output),
     }
 }
 
-/// Registers a cluster. The plugin's key is made here and stays here.
+/// On which terms a cluster's plugins have identities.
+struct Terms {
+    node_ca_pem: Option<String>,
+    certificate_life_seconds: Option<u64>,
+}
+
+/// The PEM text of a file that somebody named.
+fn read_pem(path: &Path) -> Result<String, Failure> {
+    fs::read_to_string(path).map_err(|error| Failure::file(path, &error))
+}
+
+/// Registers a cluster. The plugin's key is made here and stays here; where the nodes enrol, none
+/// is made.
 async fn add(
     client: &Client,
     (name, key): (&str, &str),
-    out: &Path,
+    (out, terms): (&Path, Terms),
     output: &Output,
 ) -> Result<(), Failure> {
     let files = Files::reserve(out)?;
+    let Terms { node_ca_pem, certificate_life_seconds } = terms;
+    let nodes_enrol = node_ca_pem.is_some();
     let (pair, key_pem) = new_key_pair()?;
     let request = native::AddCluster {
         name: name.to_owned(),
         key: key.to_owned(),
-        csr_pem: Some(signing_request(&pair)?),
+        csr_pem: if nodes_enrol { None } else { Some(signing_request(&pair)?) },
         plugin: None,
+        node_ca_pem,
+        certificate_life_seconds,
     };
+    if nodes_enrol {
+        let added = client.add_cluster(&request).await?;
+        write_new(&files.ca, added.ca_pem.as_bytes())?;
+        say_how_to_enrol(&added, &files, output);
+        return Ok(());
+    }
     // The private key is kept before anybody relies on it.
     write_new(&files.key, key_pem.as_bytes())?;
     let added = match client.add_cluster(&request).await {
@@ -82,6 +109,25 @@ async fn add(
         )
     });
     Ok(())
+}
+
+fn say_how_to_enrol(added: &native::AddedCluster, files: &Files, output: &Output) {
+    let said = json!({
+        "id": added.id, "name": added.name, "key_id": added.key_id, "ca_file": files.ca,
+    });
+    output.object(&said, || {
+        format!(
+            "the cluster {} has the id {}\n\
+             its nodes may ask for identities; on each control-plane node, with {}:\n\
+             \x20 lastkey kms-plugin --enrol --cluster {} --ca-file ca.pem --server URL …\n\
+             next: lastkey cluster node approve NODE --cluster {}",
+            added.name.as_deref().unwrap_or_default(),
+            added.id,
+            files.ca.display(),
+            added.id,
+            added.name.as_deref().unwrap_or_default()
+        )
+    });
 }
 
 /// The files of a plugin's identity.

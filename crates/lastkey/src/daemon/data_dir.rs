@@ -128,6 +128,11 @@ impl DataDir {
         self.file("plugin.key")
     }
 
+    /// Where the plugin records what it answers from memory.
+    pub(super) fn plugin_state(&self) -> PathBuf {
+        self.file("plugin-state")
+    }
+
     pub(super) fn encryption_config(&self) -> PathBuf {
         self.file("encryption-config.yaml")
     }

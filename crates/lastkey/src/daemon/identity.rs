@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 
 use lastkey_crypto::ClusterId;
 use lastkey_engine::{
-    ClusterName, Engine,
+    ClusterName, Engine, PLUGIN_LIFE,
     command::{AddPlugin, PluginRequest},
 };
 use lastkey_server::Pki;
@@ -30,13 +30,15 @@ pub(super) async fn issue(
 ) -> Result<(), Failure> {
     let pair = key_pair(&data.plugin_key())?;
     let request = pki.read_csr(&signing_request(&pair)?).map_err(failed)?;
-    let issued = pki.issue_plugin(engine, &request, (&cluster, NAME)).map_err(failed)?;
     let plugin = PluginRequest {
         name: ClusterName::parse(NAME).map_err(failed)?,
-        fingerprint: issued.fingerprint.clone(),
+        fingerprint: request.fingerprint(),
     };
     let add = AddPlugin { cluster, plugin };
-    engine.execute(&engine.system_caller(), add).await.map_err(failed)?;
+    let cluster = engine.execute(&engine.system_caller(), add).await.map_err(failed)?;
+    let until = cluster.plugin(NAME).and_then(|plugin| plugin.ends());
+    let until = until.unwrap_or_else(|| engine.clock().now().after(PLUGIN_LIFE));
+    let issued = pki.issue_plugin(engine, &request, (&cluster.id, NAME, until)).map_err(failed)?;
     replace(&data.plugin_certificate(), issued.certificate_pem.as_bytes(), 0o600)
 }
 

@@ -12,6 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use lastkey_kubernetes::plugin::Metrics;
 use tokio::net::TcpListener;
 
+use super::keeper::IdentityMetrics;
 use crate::output::{Exit, Failure};
 
 /// Connections at once; a scraper needs one.
@@ -34,7 +35,7 @@ pub(super) fn bind(address: SocketAddr) -> Result<StdListener, Failure> {
 /// Answers until `stop` resolves.
 pub(super) async fn serve(
     listener: StdListener,
-    metrics: Arc<Metrics>,
+    (metrics, identity): (Arc<Metrics>, Option<Arc<IdentityMetrics>>),
     stop: impl Future<Output = ()>,
 ) {
     let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
@@ -47,10 +48,10 @@ pub(super) async fn serve(
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let Ok((stream, _)) = listener.accept().await else { continue };
-            let metrics = Arc::clone(&metrics);
+            let (metrics, identity) = (Arc::clone(&metrics), identity.clone());
             tokio::spawn(async move {
                 let answer = service_fn(|request| {
-                    let answered = answer(&request, &metrics);
+                    let answered = answer(&request, &metrics, identity.as_deref());
                     async { Ok::<_, Infallible>(answered) }
                 });
                 let mut connection = http1::Builder::new();
@@ -66,9 +67,16 @@ pub(super) async fn serve(
     }
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<String> {
+fn answer(
+    request: &Request<Incoming>,
+    metrics: &Metrics,
+    identity: Option<&IdentityMetrics>,
+) -> Response<String> {
     let (status, text) = match request.uri().path() {
-        "/metrics" => (StatusCode::OK, metrics.to_string()),
+        "/metrics" => {
+            let identity = identity.map(ToString::to_string).unwrap_or_default();
+            (StatusCode::OK, format!("{metrics}{identity}"))
+        }
         "/healthz" if metrics.is_usable() => (StatusCode::OK, "ok\n".to_owned()),
         "/healthz" => (
             StatusCode::SERVICE_UNAVAILABLE,

@@ -1,8 +1,10 @@
 //! `kms-plugin`: a plugin beside an apiserver, whose server is elsewhere.
 
-use std::{net::TcpListener, path::PathBuf, sync::Arc};
+use std::{ffi::OsStr, net::TcpListener, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
 
-use lastkey_client::{Client, ClientCertificate, Config, Endpoint};
+use lastkey_client::{Client, Config, Endpoint};
+use lastkey_crypto::ClusterId;
+use lastkey_crypto::mac::sha256;
 use lastkey_kubernetes::{
     plugin::{Plugin, PluginConfig, StatusVersion},
     socket::{Offer, SocketAddress},
@@ -12,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     first_start::failed,
+    keeper::{Enrolling, IdentityFiles, Keeper, Kubelet},
     metrics,
     notify::notify,
     on_signal,
@@ -20,7 +23,7 @@ use super::{
     upgrade::{Predecessor, Upgrades},
 };
 use crate::{
-    cli::{Connect, PluginOptions},
+    cli::{Connect, EnrolOptions, PluginOptions},
     connect,
     output::{Exit, Failure, Output},
 };
@@ -33,29 +36,40 @@ pub(super) async fn alone(
 ) -> Result<(), Failure> {
     let stop = on_signal()?;
     let upgrades = Upgrades::prepare().map_err(failed)?;
-    let ready = Ready {
-        plugin_cert_file: absolute(options.client_cert.as_ref())?,
-        plugin_key_file: absolute(options.client_key.as_ref())?,
-        ca_file: absolute(options.ca_file.as_ref())?,
-        ..Ready::default()
-    };
+    let ready = Ready { ca_file: absolute(options.ca_file.as_ref())?, ..Ready::default() };
     // 1. The sockets: from the process before, from the service manager, or our own.
-    let Opened { plugin, metrics, predecessor, ready } = open(connect, &options, ready)?;
+    let Opened { plugin, metrics, predecessor, ready, mut keeper } =
+        open(connect, &options, ready)?;
     let offer = offer(&plugin, metrics.as_ref())?;
     let counters = plugin.metrics();
+    let (identity, usable) = (keeper.as_ref().map(Keeper::metrics), plugin.metrics());
+    let usable = move || usable.is_usable();
     let beginning = predecessor.is_none();
     if beginning {
         notify("READY=1\nSTATUS=listens, and asks the server about the key");
     }
-    // 2. Serve.
+    // 2. Serve, as soon as there is an identity to ask the server with.
     let (works, working) = oneshot::channel();
     let (leave, left) = watch::channel(false);
-    let serve = plugin.run(
-        move |state| {
+    let (has_one, had) = oneshot::channel();
+    let serve = async {
+        if let Some(mut keeper) = keeper.take() {
+            tokio::select! {
+                ready = keeper.have_one() => ready?,
+                () = stopped(left.clone()) => return Ok(()),
+            }
+            let _ = has_one.send(keeper.while_not(usable));
+        }
+        let says = move |state| {
             let _ = works.send(state);
-        },
-        stopped(left.clone()),
-    );
+        };
+        plugin.run(says, stopped(left.clone())).await.map_err(failed)
+    };
+    let keep = async {
+        if let Ok(keeper) = had.await {
+            keeper.keep().await;
+        }
+    };
     // 3. Once the server has answered, begin where the process before stops.
     let (begins, begun) = watch::channel(beginning);
     let say = async {
@@ -78,7 +92,7 @@ pub(super) async fn alone(
             () = stopped(begun) => {}
             () = stopped(left.clone()) => return,
         }
-        metrics::serve(listener, counters, stopped(left.clone())).await;
+        metrics::serve(listener, (counters, identity), stopped(left.clone())).await;
     };
     // 4. End when told to, or when another process goes on.
     let end = async {
@@ -92,10 +106,10 @@ pub(super) async fn alone(
         tokio::select! {
             served = serve => served,
             // never ends before `serve`, but has to be asked
-            () = async { tokio::join!(say, observe, end, std::future::pending::<()>()); } => Ok(()),
+            () = async { tokio::join!(say, observe, end, keep, std::future::pending::<()>()); } => Ok(()),
         }
     };
-    served.await.map_err(failed)
+    served.await
 }
 
 struct Opened {
@@ -103,6 +117,8 @@ struct Opened {
     metrics: Option<TcpListener>,
     predecessor: Option<(Predecessor, oneshot::Sender<()>)>,
     ready: Ready,
+    /// Looks after the certificate by which the plugin is known, if it is.
+    keeper: Option<Keeper>,
 }
 
 fn open(connect: &Connect, options: &PluginOptions, mut ready: Ready) -> Result<Opened, Failure> {
@@ -111,7 +127,7 @@ fn open(connect: &Connect, options: &PluginOptions, mut ready: Ready) -> Result<
         let help = "give --socket PATH, where the apiserver will dial";
         return Err(Failure::new(Exit::Usage, help));
     }
-    let config = plugin_config(connect, options, &mut ready)?;
+    let (config, keeper) = plugin_config(connect, options, &mut ready)?;
     let (plugin, predecessor, handed) = match found {
         Some((predecessor, inheritance)) => {
             let (begin, begins) = oneshot::channel();
@@ -126,7 +142,7 @@ fn open(connect: &Connect, options: &PluginOptions, mut ready: Ready) -> Result<
         (None, _) => None,
     };
     ready.plugin_socket = plugin.sockets().into_iter().next();
-    Ok(Opened { plugin, metrics, predecessor, ready })
+    Ok(Opened { plugin, metrics, predecessor, ready, keeper })
 }
 
 /// What a process after this one gets.
@@ -156,23 +172,83 @@ fn plugin_config(
     connect: &Connect,
     options: &PluginOptions,
     ready: &mut Ready,
-) -> Result<PluginConfig, Failure> {
+) -> Result<(PluginConfig, Option<Keeper>), Failure> {
     let config = client_config(connect, options)?;
-    ready.url = config.servers.first().map(ToString::to_string);
+    let servers = config.servers.clone();
+    ready.url = servers.first().map(ToString::to_string);
     let client = Arc::new(Client::new(config)?);
     let cluster = options.cluster.as_deref().map(str::parse).transpose();
-    let cluster = cluster.map_err(|error| {
+    let cluster: Option<ClusterId> = cluster.map_err(|error| {
         Failure::new(Exit::Usage, format_args!("--cluster takes a cluster's id: {error}"))
     })?;
-    Ok(PluginConfig {
+    let keeper = keeper(options, (&client, servers, cluster))?;
+    if let Some((_, files)) = &keeper {
+        ready.plugin_cert_file = Some(files.certificate.clone());
+        ready.plugin_key_file = Some(files.key.clone());
+    }
+    let config = PluginConfig {
         use_listen_fds: true,
-        cluster,
+        // a certificate names its own
+        cluster: cluster.filter(|_| !options.enrol.enrol),
         version: match options.api_version.as_str() {
             "v2" => StatusVersion::V2,
             _ => StatusVersion::V2Beta1,
         },
+        memory: options.memory.memory(state_dir(options)?),
+        leases: options.memory.leases(),
         ..PluginConfig::new(client, options.key.clone(), sockets(&options.sockets)?)
-    })
+    };
+    Ok((config, keeper.map(|(keeper, _)| keeper)))
+}
+
+/// What looks after the certificate that was given, or the one that enrolling brings.
+fn keeper(
+    options: &PluginOptions,
+    (client, servers, cluster): (&Arc<Client>, Vec<Endpoint>, Option<ClusterId>),
+) -> Result<Option<(Keeper, IdentityFiles)>, Failure> {
+    let given = (absolute(options.client_cert.as_ref())?, absolute(options.client_key.as_ref())?);
+    if let (Some(certificate), Some(key)) = given {
+        let files = IdentityFiles { certificate, key };
+        return Ok(Some((Keeper::new(Arc::clone(client), files.clone()), files)));
+    }
+    let (true, Some(cluster), Some(ca_file)) =
+        (options.enrol.enrol, cluster, absolute(options.ca_file.as_ref())?)
+    else {
+        return Ok(None);
+    };
+    let EnrolOptions { kubelet_cert, kubelet_key, .. } = &options.enrol;
+    let kubelet = Kubelet {
+        certificate: kubelet_cert.clone(),
+        key: kubelet_key.as_ref().unwrap_or(kubelet_cert).clone(),
+    };
+    let files = IdentityFiles::in_directory(&state_dir(options)?);
+    let keeper = Keeper::new(Arc::clone(client), files.clone());
+    let keeper = keeper.enrolling(Enrolling { cluster, servers, ca_file, kubelet });
+    Ok(Some((keeper, files)))
+}
+
+/// Where this plugin, and no other, keeps what it has to remember over restarts.
+fn state_dir(options: &PluginOptions) -> Result<PathBuf, Failure> {
+    if let Some(directory) = absolute(options.state_dir.as_ref())? {
+        return Ok(directory);
+    }
+    // systemd names several with colons between them
+    let first = |named: &OsStr| named.as_bytes().split(|byte| *byte == b':').next().map(path_of);
+    if let Some(directory) = std::env::var_os("STATE_DIRECTORY").as_deref().and_then(first)
+        && directory.is_absolute()
+    {
+        return Ok(directory);
+    }
+    let socket = options.sockets.first().map_or(Ok("LISTEN_FDS".into()), |socket| {
+        if socket.starts_with('@') { Ok(socket.into()) } else { std::path::absolute(socket) }
+    });
+    let socket = socket.map_err(|error| Failure::new(Exit::Usage, error))?;
+    let name = hex::encode(&sha256(&[socket.as_os_str().as_bytes()])[..8]);
+    Ok(connect::default_data_dir().with_file_name("lastkey-kms-plugin").join(name))
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    OsStr::from_bytes(bytes).into()
 }
 
 fn client_config(connect: &Connect, options: &PluginOptions) -> Result<Config, Failure> {
@@ -185,8 +261,12 @@ fn client_config(connect: &Connect, options: &PluginOptions) -> Result<Config, F
     if let (Some(certificate), Some(key), Some(ca)) =
         (&options.client_cert, &options.client_key, &options.ca_file)
     {
-        let identity = ClientCertificate { certificate: certificate.clone(), key: key.clone() };
-        return Ok(Config::mutual_tls(servers, ca.clone(), identity));
+        let files = IdentityFiles { certificate: certificate.clone(), key: key.clone() };
+        files.prepare(false)?;
+        return Ok(Config::mutual_tls(servers, ca.clone(), files.identity()));
+    }
+    if let (true, Some(ca)) = (options.enrol.enrol, &options.ca_file) {
+        return Ok(Config::nobody(servers, ca.clone()));
     }
     let mut config = connect::config(connect)?;
     if !servers.is_empty() {

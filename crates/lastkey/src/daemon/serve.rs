@@ -5,7 +5,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use lastkey_client::{Client, ClientCertificate, Config};
+use lastkey_client::{Client, Config};
 use lastkey_crypto::SystemEntropy;
 use lastkey_engine::{
     BuiltinPolicy, FileSeal, Instance, Life, OperatorError, Parts, Seal, SealKind, Seals,
@@ -24,12 +24,14 @@ use super::{
     audit::Audit,
     data_dir::{DataDir, replace},
     first_start::{self, KUBERNETES, failed},
-    identity, on_signal,
+    identity,
+    keeper::{IdentityFiles, Keeper},
+    on_signal,
     ready::Ready,
     stopped,
 };
 use crate::{
-    cli::{SealChoice, SealOptions, ServerOptions, TokenOptions},
+    cli::{MemoryOptions, SealChoice, SealOptions, ServerOptions, TokenOptions, UpOptions},
     connect::default_data_dir,
     output::{Exit, Failure, Output, chain},
 };
@@ -67,7 +69,8 @@ pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<()
 }
 
 /// Runs the server, and a plugin that is its client like any other.
-pub(super) async fn up(options: ServerOptions, output: &Output) -> Result<(), Failure> {
+pub(super) async fn up(options: UpOptions, output: &Output) -> Result<(), Failure> {
+    let UpOptions { server: options, memory } = options;
     if options.tls_cert.is_some() && options.tls_ca.is_none() {
         return Err(Failure::new(
             Exit::Usage,
@@ -77,14 +80,15 @@ pub(super) async fn up(options: ServerOptions, output: &Output) -> Result<(), Fa
     }
     let stop = on_signal()?;
     let Opened { data, audit, instance, bound, made } = open(options, true).await?;
-    let ended = with_plugin((&data, &audit), (&instance, made), (bound, stop), output).await;
+    let ended =
+        with_plugin((&data, &audit, &memory), (&instance, made), (bound, stop), output).await;
     instance.shutdown().await;
     audit.stop_sinks().await;
     ended
 }
 
 async fn with_plugin(
-    (data, audit): (&DataDir, &Audit),
+    (data, audit, memory): (&DataDir, &Audit, &MemoryOptions),
     (instance, mut made): (&Instance, watch::Receiver<Option<Made>>),
     (bound, stop): (Bound, watch::Receiver<bool>),
     output: &Output,
@@ -98,12 +102,12 @@ async fn with_plugin(
         audit.start_sinks();
     } else {
         // What can fail fails before a request is answered.
-        plugin = Some(bind_plugin(data, &url)?);
+        plugin = Some(bind_plugin(data, &url, memory)?);
         ready = ready.with_plugin(data);
     }
     let server = bound.run(stopped(stop.clone()));
     let serve_plugin = async {
-        let plugin = match plugin {
+        let (plugin, mut keeper) = match plugin {
             Some(plugin) => plugin,
             None => {
                 let unsealed = made.wait_for(Option::is_some);
@@ -111,7 +115,7 @@ async fn with_plugin(
                     _ = unsealed => {}
                     () = stopped(stop.clone()) => return Ok(()),
                 }
-                bind_plugin(data, &url)?
+                bind_plugin(data, &url, memory)?
             }
         };
         let (works, working) = oneshot::channel();
@@ -132,8 +136,12 @@ async fn with_plugin(
                 }
             }
         };
-        let (served, ()) = tokio::join!(run, say);
-        served.map_err(failed)
+        keeper.have_one().await?;
+        let serve = async { tokio::join!(run, say).0.map_err(failed) };
+        tokio::select! {
+            served = serve => served,
+            () = keeper.keep() => Ok(()),
+        }
     };
     let ((), served) = tokio::join!(server, serve_plugin);
     served
@@ -282,13 +290,24 @@ async fn make(
 }
 
 /// The plugin inside `up`: over TLS, with a certificate, like any other.
-fn bind_plugin(data: &DataDir, url: &str) -> Result<Plugin, Failure> {
+fn bind_plugin(
+    data: &DataDir,
+    url: &str,
+    memory: &MemoryOptions,
+) -> Result<(Plugin, Keeper), Failure> {
     let endpoint = url.parse().map_err(failed)?;
-    let certificate =
-        ClientCertificate { certificate: data.plugin_certificate(), key: data.plugin_key() };
-    let client = Client::new(Config::mutual_tls(vec![endpoint], data.ca(), certificate))?;
+    let files = IdentityFiles { certificate: data.plugin_certificate(), key: data.plugin_key() };
+    files.prepare(false)?;
+    let config = Config::mutual_tls(vec![endpoint], data.ca(), files.identity());
+    let client = Arc::new(Client::new(config)?);
+    let keeper = Keeper::new(Arc::clone(&client), files);
     let sockets = vec![SocketAddress::Path(data.plugin_socket())];
-    Plugin::bind(PluginConfig::new(Arc::new(client), KUBERNETES, sockets)).map_err(failed)
+    let plugin = Plugin::bind(PluginConfig {
+        memory: memory.memory(data.plugin_state()),
+        leases: memory.leases(),
+        ..PluginConfig::new(client, KUBERNETES, sockets)
+    });
+    Ok((plugin.map_err(failed)?, keeper))
 }
 
 fn encryption_config(socket: &std::path::Path) -> Result<String, Failure> {

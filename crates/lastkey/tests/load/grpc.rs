@@ -91,29 +91,39 @@ impl Frames {
 
 /// An honest client: one Status call; how the plugin answers, and what it says.
 pub(crate) async fn status(socket: &Path) -> io::Result<Vec<u8>> {
+    call(socket, "Status", &[]).await
+}
+
+/// One call of KMS v2 with this message; what the plugin answers, in its frame.
+pub(crate) async fn call(socket: &Path, method: &str, message: &[u8]) -> io::Result<Vec<u8>> {
     let stream = UnixStream::connect(socket).await?;
     let other = io::Error::other::<h2::Error>;
     let (sender, connection) = h2::client::handshake(stream).await.map_err(other)?;
     let driver = tokio::spawn(connection);
-    let request = http::Request::post("http://localhost/v2.KeyManagementService/Status")
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let message = [&[0], &length[..], message].concat();
+    let request = http::Request::post(format!("http://localhost/v2.KeyManagementService/{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())
         .unwrap();
     let mut sender = sender.ready().await.map_err(other)?;
     let (response, mut body) = sender.send_request(request, false).map_err(other)?;
-    body.send_data(vec![0; 5].into(), true).map_err(other)?;
-    let mut response = response.await.map_err(other)?.into_body();
+    body.send_data(message.into(), true).map_err(other)?;
+    let response = response.await.map_err(other)?;
+    let heads = response.headers().clone();
+    let mut response = response.into_body();
     let mut message = Vec::new();
     while let Some(data) = response.data().await {
         message.extend_from_slice(&data.map_err(other)?);
     }
-    let trailers = response.trailers().await.map_err(other)?;
+    let trailers = response.trailers().await.map_err(other)?.unwrap_or(heads);
     driver.abort();
-    let code = trailers.and_then(|trailers| trailers.get("grpc-status").cloned());
-    if code.is_some_and(|code| code == "0") {
-        Ok(message)
-    } else {
-        Err(io::Error::other("the call failed"))
+    match trailers.get("grpc-status") {
+        Some(code) if code == "0" => Ok(message),
+        code => {
+            let why = trailers.get("grpc-message");
+            Err(io::Error::other(format!("the call failed: {code:?} {why:?}")))
+        }
     }
 }

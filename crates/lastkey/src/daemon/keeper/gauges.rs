@@ -1,0 +1,78 @@
+//! What the plugin counts about its identity.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::SystemTime,
+};
+
+use super::Held;
+
+/// Numbers about the identity that is shown.
+#[derive(Debug, Default)]
+pub(crate) struct IdentityMetrics {
+    /// In seconds since 1970; 0 while there is none.
+    ends: AtomicI64,
+    renewed: AtomicU64,
+    failed: AtomicU64,
+    enrolled: AtomicU64,
+}
+
+impl IdentityMetrics {
+    pub(super) fn shows(&self, held: &Held) {
+        let end = held.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.ends.store(i64::try_from(end.as_secs()).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn renewed(&self, done: bool) {
+        let counter = if done { &self.renewed } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn enrolled(&self) {
+        self.enrolled.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for IdentityMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = "lastkey_plugin_certificate_ends_seconds";
+        writeln!(f, "# HELP {name} When the plugin's certificate ends, in seconds since 1970.")?;
+        writeln!(f, "# TYPE {name} gauge\n{name} {}", self.ends.load(Ordering::Relaxed))?;
+        let name = "lastkey_plugin_certificate_renewals_total";
+        writeln!(f, "# HELP {name} Renewals of the plugin's certificate by how they ended.")?;
+        writeln!(f, "# TYPE {name} counter")?;
+        for (outcome, counter) in
+            [("ok", &self.renewed), ("failed", &self.failed), ("enrolled", &self.enrolled)]
+        {
+            writeln!(f, "{name}{{outcome=\"{outcome}\"}} {}", counter.load(Ordering::Relaxed))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_shown() {
+        let metrics = IdentityMetrics::default();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        metrics.shows(&Held { not_before: now, not_after: now, print: [0; 32] });
+        metrics.renewed(true);
+        metrics.renewed(false);
+        metrics.renewed(false);
+        let text = metrics.to_string();
+        for line in [
+            "lastkey_plugin_certificate_ends_seconds 1000",
+            "lastkey_plugin_certificate_renewals_total{outcome=\"ok\"} 1",
+            "lastkey_plugin_certificate_renewals_total{outcome=\"failed\"} 2",
+            "lastkey_plugin_certificate_renewals_total{outcome=\"enrolled\"} 0",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+        }
+    }
+}
