@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
 use super::LONG_POLL_GRACE;
-use crate::{Client, Error};
+use crate::{Client, Error, transport::Repeat};
 
 /// A question of the plugin's watch.
 #[derive(Debug, Clone, Copy)]
@@ -234,7 +234,8 @@ impl Client {
         let PluginStatusRequest { key, cluster, known, wait, instance } = question;
         let json = StatusJson { key, cluster, known, wait_seconds: wait.as_secs(), instance };
         let request = self.request(Method::POST, "/v1/plugin/status").json(&json);
-        request.timeout(wait + LONG_POLL_GRACE).send().await?.json()
+        let request = request.timeout(wait + LONG_POLL_GRACE).repeat(Repeat::WhenBroken);
+        request.send().await?.json()
     }
 
     /// Encrypts for an apiserver, within `timeout`.
@@ -246,7 +247,7 @@ impl Client {
         let plaintext = Zeroizing::new(BASE64.encode(call.plaintext));
         let json = EncryptJson { key: call.key, cluster: call.cluster, pin: call.pin, plaintext };
         let request = self.request(Method::POST, "/v1/plugin/encrypt").json(&json);
-        request.timeout(timeout).send().await?.json()
+        request.timeout(timeout).repeat(Repeat::Hedged).send().await?.json()
     }
 
     /// Decrypts for an apiserver, within `timeout`.
@@ -258,7 +259,7 @@ impl Client {
         let blob = BASE64.encode(call.blob);
         let json = DecryptJson { key: call.key, generation: call.generation, blob };
         let request = self.request(Method::POST, "/v1/plugin/decrypt").json(&json);
-        let reply = request.timeout(timeout).send().await?;
+        let reply = request.timeout(timeout).repeat(Repeat::Hedged).send().await?;
         let server = reply.server.clone();
         let answer: Decrypted = reply.json()?;
         match BASE64.decode(answer.plaintext.as_bytes()) {
@@ -281,7 +282,7 @@ impl Client {
     /// batch that is in its log; a batch that came before is not recorded twice.
     pub async fn plugin_records(&self, records: PluginRecords<'_>) -> Result<u64, Error> {
         let request = self.request(Method::POST, "/v1/plugin/records").json(&records);
-        let answer: Delivered = request.timeout(RECORDS_TIMEOUT).send().await?.json()?;
+        let answer: Delivered = request.timeout(RECORDS_TIMEOUT).repeat(Repeat::WhenBroken).send().await?.json()?;
         Ok(answer.delivered)
     }
 }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::{
@@ -20,13 +21,16 @@ use hyper_util::{
 use rustls_pki_types::ServerName;
 use tokio::{
     net::{TcpStream, UnixStream},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower_service::Service;
 
 use super::tls;
 use crate::{ConfigError, Endpoint, EndpointError, Error, Timeouts};
+
+/// How long an address has before the next one is tried as well.
+const STAGGER: Duration = Duration::from_millis(100);
 
 /// Makes connections to one server, whatever URI hyper passes.
 #[derive(Clone)]
@@ -131,18 +135,28 @@ async fn in_time<T>(limit: Duration, what: impl Future<Output = io::Result<T>>) 
     timeout(limit, what).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Tries each address of the host in turn, so that one dead address costs one `limit`.
+/// Tries the addresses of the host one after the other, the next as soon as one fails or has said
+/// nothing for [`STAGGER`] (RFC 8305, §5), so that a dead one costs next to nothing.
 async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
     let addresses = in_time(limit, tokio::net::lookup_host((host, port))).await?;
-    let addresses: Vec<SocketAddr> = addresses.collect();
+    let mut addresses = addresses.collect::<Vec<SocketAddr>>().into_iter();
+    let mut under_way = FuturesUnordered::new();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match in_time(limit, TcpStream::connect(address)).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
+    loop {
+        match addresses.next() {
+            Some(address) => under_way.push(in_time(limit, TcpStream::connect(address))),
+            None if under_way.is_empty() => return Err(last),
+            None => {}
+        }
+        let more = addresses.len() > 0;
+        tokio::select! {
+            Some(outcome) = under_way.next() => match outcome {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            },
+            () = sleep(STAGGER), if more => {}
         }
     }
-    Err(last)
 }
 
 /// A connection of either kind.
