@@ -3,9 +3,12 @@
 //! Identifiers are types, so an answer with a malformed id is garbage at the edge. Fields that a
 //! newer server adds are ignored.
 
+mod access;
 mod audit;
+mod dependants;
 mod nodes;
 mod plugin;
+mod rotations;
 
 use std::time::Duration;
 
@@ -18,6 +21,10 @@ use crate::{Client, Error};
 
 pub use audit::AuditProgress;
 pub use nodes::{ApproveNode, Enrolment, TrustNodes};
+pub use rotations::{
+    FinishRotation, FoundObjects, Rotation, RotationLease, RotationPhase, SaveRotation,
+    StartRotation,
+};
 pub use plugin::{
     CachedAnswers, PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginGeneration, PluginPin,
     PluginRecords, PluginStatus, PluginStatusRequest, Refusal,

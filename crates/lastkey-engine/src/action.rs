@@ -28,6 +28,11 @@ actions! {
     ScheduleKeyDeletion, CancelKeyDeletion, SetDeletionProtection,
     // versions
     CreateKeyVersion, DescribeKeyVersion, ListKeyVersions, UpdateRotationPolicy,
+    // what needs them
+    PutDependant, RemoveDependant, ListDependants, DescribeImpact,
+    // rotations of clusters
+    StartRotation, ListRotations, ClaimRotation, SaveRotation, PauseRotation, CancelRotation,
+    FinishRotation,
     // aliases and tags
     CreateAlias, UpdateAlias, DeleteAlias, ListAliases, ListAliasesByKeyId,
     TagResource, UntagResource, ListResourceTags, ListTagResources,
@@ -35,6 +40,7 @@ actions! {
     Encrypt, Decrypt, ReEncrypt, GenerateDataKey, GenerateDataKeyWithoutPlaintext,
     // clusters and their plugins
     AddCluster, ListClusters, AddPlugin, PluginStatus, PluginEncrypt, PluginDecrypt,
+    PutClusterAccess, GetClusterAccess,
     // how plugins get, renew and lose their identities
     TrustNodes, ListNodes, ApproveNode, RevokeNode, EnrolNode, RenewPlugin, ConfirmPlugin,
     PluginCachedDecrypt,

@@ -40,7 +40,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use lastkey_crypto::signing::PublicKey;
+use lastkey_crypto::signing::{PublicKey, SIGNATURE_LEN};
 use tokio::sync::oneshot;
 
 use crate::Timestamp;
@@ -154,6 +154,8 @@ pub trait AuditSink: Send + Sync + 'static {
     ) -> std::io::Result<Verification>;
     /// Whose signatures the log's checkpoints bear; `None` where none are made.
     fn checkpoint_key(&self) -> Option<PublicKey>;
+    /// A signature by that key, over a text that begins unlike any checkpoint.
+    fn sign(&self, text: &[u8]) -> Option<[u8; SIGNATURE_LEN]>;
     /// What retention says is to be deleted now. Without a time, age does not count.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Commands: everything that can be asked of the engine, and the one function they pass through.
 
 mod aliases;
+mod cluster_access;
 mod clusters;
 mod crypto;
 mod dependants;
@@ -14,6 +15,7 @@ mod nodes;
 mod plugin;
 mod plugin_records;
 mod rotation;
+mod rotations;
 pub(crate) mod seal;
 mod service;
 mod tags;
@@ -23,17 +25,20 @@ use std::{future::Future, sync::Arc};
 pub use aliases::{
     AliasEntry, CreateAlias, DeleteAlias, ListAliases, ListAliasesByKeyId, UpdateAlias,
 };
+pub use cluster_access::{GetClusterAccess, PutClusterAccess};
 pub use clusters::{AddCluster, AddPlugin, AddedCluster, ListClusters, PluginRequest};
 pub use crypto::{
     DataKey, Decrypt, Decrypted, Encoding, Encrypt, Encrypted, GenerateDataKey,
     GenerateDataKeyWithoutPlaintext, MAX_DATA_KEY, MAX_PLAINTEXT, ReEncrypt, data_key_length,
 };
+pub use dependants::{DescribeImpact, Impact, ListDependants, PutDependant, RemoveDependant};
+pub use guard::{DisableKey, Override, ScheduleKeyDeletion};
 pub use identities::{ConfirmPlugin, RenewPlugin};
 pub(crate) use keyring::DropKeyringKeys;
 pub use keyring::RotateKeyring;
 pub use keys::{
-    CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyFilter, ListKeys,
-    ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
+    CancelKeyDeletion, CreateKey, DescribeKey, EnableKey, KeyFilter, ListKeys,
+    SetDeletionProtection, UpdateKeyDescription,
 };
 pub use log::{ReadCheckpointKey, WatchedVerifyAudit};
 pub use nodes::{
@@ -46,6 +51,10 @@ pub use plugin::{
 pub use plugin_records::{CachedAnswers, DeliverPluginRecord};
 pub(crate) use rotation::RotateDueKey;
 pub use rotation::{CreateKeyVersion, DescribeKeyVersion, ListKeyVersions, UpdateRotationPolicy};
+pub use rotations::{
+    CancelRotation, ClaimRotation, FinishRotation, Found, ListRotations, PauseRotation,
+    RotationNow, SaveRotation, StartRotation, Which,
+};
 pub use service::{
     CreateAccessKey, DescribeService, QueryAudit, ReadCertificate, RenewCertificate, ServiceStatus,
     VerifyAudit, WriteSealed,

@@ -2,7 +2,7 @@
 
 use lastkey_store::{CommitError, StoreError};
 
-use crate::Life;
+use crate::{Dependant, Life};
 
 /// What kind of refusal an [`Error`] is; front ends and the CLI map this to statuses and exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,17 @@ pub enum Error {
     /// Deletion protection is on.
     #[error("the key has deletion protection; switch it off first")]
     DeletionProtected,
+    /// Something still needs the key.
+    #[error("{}", depended_advice(.0))]
+    Depended(Vec<Dependant>),
+    /// Somebody else works on it.
+    #[error("{by} works on it until {until}")]
+    Claimed {
+        /// What they call themselves.
+        by: String,
+        /// When their claim runs out, unless they renew it.
+        until: crate::Timestamp,
+    },
     /// A parameter is missing.
     #[error("the parameter {0} is missing")]
     MissingParameter(&'static str),
@@ -147,6 +158,23 @@ fn sealed_advice(life: Life) -> &'static str {
     }
 }
 
+/// So many dependants are named in a sentence.
+const NAMED: usize = 10;
+
+fn depended_advice(dependants: &[Dependant]) -> String {
+    let named: Vec<String> = dependants.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = match dependants.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "the key is still needed by {}{more}; `lastkey key impact` shows what would become \
+         unreadable, and who wants it nevertheless names the key once more (--override KEY \
+         --reason TEXT)",
+        named.join(", ")
+    )
+}
+
 impl Error {
     /// An [`Error::InvalidParameter`].
     pub fn invalid(name: &'static str, reason: impl Into<String>) -> Self {
@@ -169,6 +197,8 @@ impl Error {
             Self::KeyPendingDeletion => "Rejected.PendingDeletion",
             Self::StateConflict { .. } => "Rejected.StateModifiedFailed",
             Self::DeletionProtected => "Rejected.DeletionProtected",
+            Self::Depended(_) => "Rejected.HasDependants",
+            Self::Claimed { .. } => "Rejected.ClaimedByAnother",
             Self::MissingParameter(_) => "MissingParameter",
             Self::InvalidParameter { .. } | Self::InvalidCiphertext => "InvalidParameter",
             Self::LimitExceeded { .. } => "Rejected.LimitExceeded",
@@ -198,8 +228,9 @@ impl Error {
             | Self::KeyDisabled
             | Self::KeyPendingDeletion
             | Self::StateConflict { .. }
+            | Self::Claimed { .. }
             | Self::StaleKeyVersion => ErrorKind::Conflict,
-            Self::DeletionProtected => ErrorKind::Dependency,
+            Self::DeletionProtected | Self::Depended(_) => ErrorKind::Dependency,
             Self::MissingParameter(_)
             | Self::InvalidParameter { .. }
             | Self::InvalidCiphertext

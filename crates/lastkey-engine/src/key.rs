@@ -252,6 +252,9 @@ pub struct Key {
     pub deletion_at: Option<Timestamp>,
     /// How long the deletion window was asked to be, in days.
     pub deletion_window_days: Option<u16>,
+    /// Whether it is destroyed although something may need it then: somebody said so twice.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deletion_overrides: bool,
     /// Its destruction has begun and cannot be cancelled any more.
     pub destroying: bool,
     /// Automatic rotation.
@@ -497,6 +500,7 @@ pub(crate) mod tests {
             deletion_protection_description: String::new(),
             deletion_at: None,
             deletion_window_days: None,
+            deletion_overrides: false,
             destroying: false,
             rotation: RotationPolicy {
                 enabled: true,

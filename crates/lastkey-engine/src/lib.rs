@@ -16,6 +16,7 @@ mod barrier;
 mod caller;
 mod cluster;
 pub mod command;
+mod dependants;
 mod due;
 mod engine;
 mod error;
@@ -27,6 +28,7 @@ mod heads;
 mod holders;
 mod identity;
 mod instance;
+mod jobs;
 mod key;
 mod key_index;
 mod node;
@@ -46,6 +48,7 @@ pub use anchor::{Anchor, FileAnchor, MemoryAnchor, NoAnchor};
 pub use caller::{Caller, NoncePrint, Principal, RequestId, Source};
 pub use cluster::{Cluster, ClusterName, Identities, LateIdentity, NextIdentity, PluginIdentity};
 pub use command::Command;
+pub use dependants::{CLUSTER_KIND, Dependant, Label};
 pub use engine::{Engine, Incarnation, OpenAudit, Parts, StartError};
 pub use error::{Error, ErrorKind};
 pub use holders::{Taken, Unconfirmed};
@@ -54,6 +57,7 @@ pub use instance::{
     Attendant, GIVEN_UP, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError,
     Order, Outcome, With,
 };
+pub use jobs::{LEASE, Lease, Phase, ReportError, Rotation, verify_report};
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,
     Page, Primary, ProtectionLevel, RotationPolicy,

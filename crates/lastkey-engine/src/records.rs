@@ -23,6 +23,7 @@ use crate::{
     Error,
     barrier::{Barrier, Batch, Expect, MAX_USES, Stored, Written, to_json},
     cluster::Cluster,
+    dependants::{self, DEPENDANTS, Dependant, DependantIndex},
     due::DueKeys,
     identity::AccessKey,
     key::{AliasName, Key},
@@ -100,6 +101,8 @@ pub(crate) struct Records {
     clusters: RwLock<BTreeMap<ClusterId, Arc<Stored<Cluster>>>>,
     /// Counts changes of the clusters' roots.
     trust: AtomicU64,
+    /// What needs which key.
+    pub(crate) dependants: DependantIndex,
     access_keys: RwLock<HashMap<Arc<str>, Arc<AccessKey>>>,
     /// Versions whose uses were counted ahead, and to which number.
     counted: Mutex<BTreeMap<KeyVersionId, u64>>,
@@ -126,6 +129,7 @@ impl Records {
             aliases: RwLock::default(),
             clusters: RwLock::default(),
             trust: AtomicU64::default(),
+            dependants: DependantIndex::default(),
             access_keys: RwLock::default(),
             counted: Mutex::default(),
             low: Mutex::default(),
@@ -143,7 +147,8 @@ impl Records {
         self.keys.clear();
         self.key_ids.write().clear();
         *self.aliases.write() = AliasIndex::default();
-        for prefix in [KEYS, ALIASES, CLUSTERS, ACCESS_KEYS] {
+        self.dependants.clear();
+        for prefix in [KEYS, ALIASES, CLUSTERS, DEPENDANTS, ACCESS_KEYS] {
             let mut after = None;
             loop {
                 let page = self.barrier.store().list(prefix, after.as_deref(), LIST_PAGE).await?;
@@ -170,6 +175,8 @@ impl Records {
             self.aliases.write().insert(name, key, entry.revision);
         } else if path.starts_with(CLUSTERS) {
             self.know_cluster(self.barrier.open_json(entry)?);
+        } else if let Some((key, _, _)) = dependants::parse_path(path) {
+            self.dependants.learn(key, self.barrier.open_json::<Dependant>(entry)?);
         } else if path.starts_with(ACCESS_KEYS) {
             let stored = self.barrier.open_entry(entry)?;
             let key = AccessKey::decode(stored.value.expose())
@@ -216,6 +223,8 @@ impl Records {
             Some(("cluster", id)) => {
                 id.parse().ok().and_then(|id| self.cluster(id)).map(|known| known.revision)
             }
+            Some(("dependant", _)) => dependants::parse_path(path)
+                .and_then(|(key, kind, id)| self.dependants.revision(key, kind, id)),
             Some(("access-key", id)) => {
                 self.access_keys.read().contains_key(id).then_some(entry.revision)
             }
@@ -236,6 +245,8 @@ impl Records {
             path.strip_prefix(VERSIONS).and_then(|id| id.parse::<KeyVersionId>().ok())
         {
             self.versions.remove(&id);
+        } else if let Some((key, kind, id)) = dependants::parse_path(path) {
+            self.dependants.forget(key, kind, id);
         } else if let Ok(name) = AliasName::parse(path) {
             self.aliases.write().remove(&name);
         } else {
@@ -438,6 +449,13 @@ impl Records {
             Write::Cluster(cluster, expect) => {
                 put(&format!("{CLUSTERS}{}", cluster.id), &to_json(cluster)?, *expect)?
             }
+            Write::Dependant(key, dependant, expect) => {
+                put(&path_of_dependant(*key, dependant), &to_json(dependant)?, *expect)?
+            }
+            Write::DropDependant(key, dependant, expect) => {
+                batch.delete(&path_of_dependant(*key, dependant), *expect);
+                return Ok(Ok(None));
+            }
             Write::AccessKey(key) => {
                 put(&format!("{ACCESS_KEYS}{}", key.id), &key.encode(), Expect::Absent)?
             }
@@ -452,6 +470,10 @@ impl Records {
                     return Ok(Err(Conflict));
                 }
                 batch.put_clear(barrier, path, value.clone(), found)?;
+                return Ok(Ok(None));
+            }
+            Write::DropRaw(path, expect) => {
+                batch.delete(path, *expect);
                 return Ok(Ok(None));
             }
             Write::DropKey(id, expect) => {
@@ -493,6 +515,12 @@ impl Records {
             Write::Cluster(value, _) => {
                 self.know_cluster(Stored { value: *value, counter, revision, code });
             }
+            Write::Dependant(key, value, _) => {
+                self.dependants.learn(key, Stored { value: *value, counter, revision, code });
+            }
+            Write::DropDependant(key, gone, _) => {
+                self.dependants.forget(key, gone.kind.as_str(), gone.id.as_str());
+            }
             Write::AccessKey(key) => {
                 self.access_keys.write().insert(Arc::clone(&key.id), Arc::new(key));
             }
@@ -507,7 +535,7 @@ impl Records {
                 self.aliases.write().remove(&name);
             }
             Write::Keyring(next) => self.barrier.turn_keyring(*next),
-            Write::Raw { .. } | Write::Clear { .. } => {}
+            Write::Raw { .. } | Write::DropRaw(..) | Write::Clear { .. } => {}
         }
     }
 }
@@ -518,6 +546,10 @@ pub(crate) struct Conflict;
 
 fn key_path(id: KeyId) -> String {
     format!("{KEYS}{id}")
+}
+
+fn path_of_dependant(key: KeyId, dependant: &Dependant) -> String {
+    dependants::path_of(key, dependant.kind.as_str(), dependant.id.as_str())
 }
 
 fn key_of(path: &str) -> Option<KeyId> {

@@ -353,7 +353,10 @@ async fn an_uncertain_commit_is_looked_up_and_nothing_is_left_half_done() {
     let key = create_key(&engine).await;
 
     world.store.fail_next_commit(CommitFault::UncertainMade);
-    engine.execute(&root(&engine), DisableKey { key: by_id(&key) }).await.unwrap();
+    engine
+        .execute(&root(&engine), DisableKey { key: by_id(&key), overriding: None })
+        .await
+        .unwrap();
     let describe = || DescribeKey { key: by_id(&key) };
     let now = engine.execute(&root(&engine), describe()).await.unwrap();
     assert_eq!(now.state, lastkey_engine::KeyState::Disabled);

@@ -100,7 +100,10 @@ async fn a_disabled_key_is_not_used() {
     let blob = engine.execute(&root(&engine), encrypt()).await.unwrap().blob;
     let decrypt = || Decrypt { blob: blob.clone(), context: context(&[]) };
 
-    engine.execute(&root(&engine), DisableKey { key: by_id(&key) }).await.unwrap();
+    engine
+        .execute(&root(&engine), DisableKey { key: by_id(&key), overriding: None })
+        .await
+        .unwrap();
     let refused = engine.execute(&root(&engine), encrypt()).await.err();
     assert_eq!(refused, Some(Error::KeyDisabled));
     assert_eq!(engine.execute(&root(&engine), decrypt()).await.err(), Some(Error::KeyDisabled));
@@ -120,14 +123,14 @@ async fn deletion_waits_for_its_window_and_for_a_calm_clock() {
     let name = CreateAlias { alias: alias.clone(), key: by_id(&key) };
     engine.execute(&root(&engine), name).await.unwrap();
     for window_days in [0, 6, 367] {
-        let schedule = ScheduleKeyDeletion { key: by_id(&key), window_days };
+        let schedule = ScheduleKeyDeletion { key: by_id(&key), window_days, overriding: None };
         let refused = engine.execute(&root(&engine), schedule).await.err();
         assert!(matches!(refused, Some(Error::InvalidParameter { .. })));
     }
     let protect =
         SetDeletionProtection { key: by_id(&key), enable: true, description: "in use".into() };
     engine.execute(&root(&engine), protect.clone()).await.unwrap();
-    let schedule = || ScheduleKeyDeletion { key: by_id(&key), window_days: 7 };
+    let schedule = || ScheduleKeyDeletion { key: by_id(&key), window_days: 7, overriding: None };
     let refused = engine.execute(&root(&engine), schedule()).await.err();
     assert_eq!(refused, Some(Error::DeletionProtected));
     let release = SetDeletionProtection { enable: false, ..protect };
@@ -166,7 +169,7 @@ async fn a_deletion_can_be_cancelled() {
     let cancel = || CancelKeyDeletion { key: by_id(&key) };
     let early = engine.execute(&root(&engine), cancel()).await.err();
     assert_eq!(early, Some(Error::StateConflict { state: "Enabled" }));
-    let schedule = ScheduleKeyDeletion { key: by_id(&key), window_days: 366 };
+    let schedule = ScheduleKeyDeletion { key: by_id(&key), window_days: 366, overriding: None };
     engine.execute(&root(&engine), schedule).await.unwrap();
     engine.execute(&root(&engine), cancel()).await.unwrap();
     let described = engine.execute(&root(&engine), DescribeKey { key: by_id(&key) }).await.unwrap();
@@ -185,7 +188,7 @@ async fn a_destroyed_key_with_many_versions_and_aliases_leaves_nothing() {
         let alias = AliasName::parse(&format!("alias/a{n}")).unwrap();
         engine.execute(&root(&engine), CreateAlias { alias, key: by_id(&key) }).await.unwrap();
     }
-    let schedule = ScheduleKeyDeletion { key: by_id(&key), window_days: 7 };
+    let schedule = ScheduleKeyDeletion { key: by_id(&key), window_days: 7, overriding: None };
     engine.execute(&root(&engine), schedule).await.unwrap();
     for _ in 0..8 * 24 {
         world.clock.advance(DAY / 24);
@@ -263,7 +266,10 @@ async fn lists_are_paged_in_the_order_of_creation() {
         seen.extend(listing.items);
     }
     assert_eq!(seen, ids);
-    engine.execute(&root(&engine), DisableKey { key: KeyRef::Id(ids[3]) }).await.unwrap();
+    engine
+        .execute(&root(&engine), DisableKey { key: KeyRef::Id(ids[3]), overriding: None })
+        .await
+        .unwrap();
     let filter = KeyFilter { states: vec![KeyState::Disabled], ..KeyFilter::default() };
     let list = ListKeys { page: page(1, 10), filter };
     let listing = engine.execute(&root(&engine), list).await.unwrap();

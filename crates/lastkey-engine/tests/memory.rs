@@ -35,7 +35,8 @@ async fn a_destroyed_key_is_nowhere_in_memory() {
 
     let caller = root(&engine);
     let window = 7;
-    let schedule = ScheduleKeyDeletion { key: KeyRef::Id(key), window_days: window };
+    let schedule =
+        ScheduleKeyDeletion { key: KeyRef::Id(key), window_days: window, overriding: None };
     engine.execute(&caller, schedule).await.unwrap();
     for _ in 0..=window {
         world.clock.advance(DAY);

@@ -73,7 +73,7 @@ async fn a_plugin_does_its_work_and_nothing_else() {
     assert_eq!(engine.execute(&plugin(), describe).await.err(), Some(Error::Denied));
     let plain = Encrypt { key: by_id(&key), plaintext: secret("x"), context: context(&[]) };
     assert_eq!(engine.execute(&plugin(), plain).await.err(), Some(Error::Denied));
-    let disable = DisableKey { key: by_id(&key) };
+    let disable = DisableKey { key: by_id(&key), overriding: None };
     assert_eq!(engine.execute(&plugin(), disable).await.err(), Some(Error::Denied));
     assert_eq!(engine.execute(&plugin(), ListClusters).await.err(), Some(Error::Denied));
 
@@ -221,7 +221,10 @@ async fn a_waiting_plugin_hears_of_a_change_at_once() {
     create_key(&engine).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!wait.is_finished());
-    engine.execute(&root(&engine), DisableKey { key: by_id(&key) }).await.unwrap();
+    engine
+        .execute(&root(&engine), DisableKey { key: by_id(&key), overriding: None })
+        .await
+        .unwrap();
     let heard = tokio::time::timeout(Duration::from_secs(2), wait).await.unwrap().unwrap().unwrap();
     assert_eq!(heard.refusal.unwrap().code, "Rejected.Disabled");
 }

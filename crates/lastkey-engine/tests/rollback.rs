@@ -113,7 +113,10 @@ async fn a_record_in_an_older_version_is_noticed() {
     let engine = prey.start().await;
     let key = create_key(&engine).await;
     let old = prey.entry(&key_path(&key)).await.unwrap();
-    engine.execute(&root(&engine), DisableKey { key: by_id(&key) }).await.unwrap();
+    engine
+        .execute(&root(&engine), DisableKey { key: by_id(&key), overriding: None })
+        .await
+        .unwrap();
     engine.shutdown().await;
     let right = prey.entry(&key_path(&key)).await.unwrap();
 
@@ -217,7 +220,10 @@ async fn a_whole_shard_put_back_is_noticed() {
     engine.shutdown().await;
     let before = prey.entries().await;
     let engine = prey.start().await;
-    engine.execute(&root(&engine), DisableKey { key: by_id(&key) }).await.unwrap();
+    engine
+        .execute(&root(&engine), DisableKey { key: by_id(&key), overriding: None })
+        .await
+        .unwrap();
     engine.shutdown().await;
     let after = prey.entries().await;
 
@@ -249,7 +255,10 @@ async fn a_whole_store_put_back_is_noticed_and_can_be_accepted() {
     let backup = prey.entries().await;
     let engine = prey.start().await;
     let lost = create_key(&engine).await;
-    engine.execute(&root(&engine), DisableKey { key: by_id(&key) }).await.unwrap();
+    engine
+        .execute(&root(&engine), DisableKey { key: by_id(&key), overriding: None })
+        .await
+        .unwrap();
     engine.shutdown().await;
     let newest = prey.entries().await;
 

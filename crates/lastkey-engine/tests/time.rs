@@ -68,7 +68,7 @@ async fn a_jump_destroys_nothing() {
         let key = create_key(&engine).await;
         // The server has run for long: a calm clock alone is no reason to believe a jump.
         pass(&world, &engine, DAY * 2).await;
-        let delete = ScheduleKeyDeletion { key: by_id(&key), window_days: 7 };
+        let delete = ScheduleKeyDeletion { key: by_id(&key), window_days: 7, overriding: None };
         engine.execute(&root(&engine), delete).await.unwrap();
 
         let engine = jump(&world, engine, one).await;
@@ -90,7 +90,7 @@ async fn a_jump_that_is_taken_back_destroys_nothing_before_its_time() {
         let world = World::new();
         let engine = world.start().await;
         let key = create_key(&engine).await;
-        let delete = ScheduleKeyDeletion { key: by_id(&key), window_days: 7 };
+        let delete = ScheduleKeyDeletion { key: by_id(&key), window_days: 7, overriding: None };
         engine.execute(&root(&engine), delete).await.unwrap();
         let engine = jump(&world, engine, one).await;
         engine.run_due_work().await.unwrap();

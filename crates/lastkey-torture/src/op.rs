@@ -264,7 +264,7 @@ async fn mutate(
             return Ok(Answer::Version(version.id));
         }
         Mutation::Enable => engine.execute(caller, EnableKey { key }).await,
-        Mutation::Disable => engine.execute(caller, DisableKey { key }).await,
+        Mutation::Disable => engine.execute(caller, DisableKey { key, overriding: None }).await,
         Mutation::Describe(description) => {
             engine.execute(caller, UpdateKeyDescription { key, description }).await
         }
@@ -274,7 +274,7 @@ async fn mutate(
             engine.execute(caller, UntagResource { key, which }).await
         }
         Mutation::Schedule(window_days) => {
-            engine.execute(caller, ScheduleKeyDeletion { key, window_days }).await
+            engine.execute(caller, ScheduleKeyDeletion { key, window_days, overriding: None }).await
         }
         Mutation::Cancel => engine.execute(caller, CancelKeyDeletion { key }).await,
         Mutation::Protect(enable) => {

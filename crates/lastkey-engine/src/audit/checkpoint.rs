@@ -10,7 +10,7 @@
 //! (one line in the file). `seq` and `hash` are the chain's head at `time`; `number` counts the
 //! checkpoints of this log, and `prev` is the SHA-256 of the line before, so that one taken out of
 //! the middle shows. The signature (Ed25519, RFC 8032) is over the line's bytes before
-//! `,"signature":`. The key is used for nothing else.
+//! `,"signature":`. The key signs nothing else but reports (`jobs.rs`), which begin differently.
 //!
 //! A checkpoint of the kind `retention` says more: that everything up to `seq` was deleted on
 //! purpose. It is what the oldest remaining segment begins behind.

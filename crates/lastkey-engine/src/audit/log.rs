@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use lastkey_crypto::{KeyMaterial, mac, signing::PublicKey};
+use lastkey_crypto::{
+    KeyMaterial, mac,
+    signing::{PublicKey, SIGNATURE_LEN},
+};
 use lastkey_store::disk::{Disk, FileSystem};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::oneshot;
@@ -386,6 +389,10 @@ impl AuditSink for AuditLog {
 
     fn newest_checkpoint(&self) -> Option<(u64, Timestamp)> {
         self.signer.as_ref().and_then(Signer::newest)
+    }
+
+    fn sign(&self, text: &[u8]) -> Option<[u8; SIGNATURE_LEN]> {
+        self.signer.as_ref().map(|signer| signer.sign(text))
     }
 
     fn checkpoint_key(&self) -> Option<PublicKey> {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastkey_crypto::signing::{PublicKey, SigningKey};
+use lastkey_crypto::signing::{PublicKey, SIGNATURE_LEN, SigningKey};
 use lastkey_store::disk::{Access, Disk, DiskFile, read_full};
 use parking_lot::{Condvar, Mutex};
 
@@ -271,6 +271,11 @@ impl Signer {
 
     pub(super) fn public(&self) -> PublicKey {
         self.shared.public
+    }
+
+    /// Signs something else than a checkpoint.
+    pub(super) fn sign(&self, text: &[u8]) -> [u8; SIGNATURE_LEN] {
+        self.shared.book.lock().options.key.sign(text)
     }
 
     pub(super) fn log(&self) -> LogId {

@@ -1,6 +1,6 @@
 //! The life of keys: create, describe, list, enable, disable, delete.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use lastkey_crypto::{Epoch, KeyId, KeyMaterial, KeyVersionId, Lineage, Suite};
 
@@ -19,11 +19,6 @@ use crate::{
     records::{Change, Version},
     uses::Uses,
 };
-
-/// The fewest days a deletion may be scheduled ahead.
-const MIN_WINDOW_DAYS: u16 = 7;
-/// The most days a deletion may be scheduled ahead.
-const MAX_WINDOW_DAYS: u16 = 366;
 
 /// Makes a key with its first version. Answers with the key.
 #[derive(Clone, Debug)]
@@ -99,6 +94,7 @@ impl Command for CreateKey {
             deletion_protection_description: String::new(),
             deletion_at: None,
             deletion_window_days: None,
+            deletion_overrides: false,
             destroying: false,
             rotation: self.rotation.unwrap_or(rotation),
             rotated: now,
@@ -284,39 +280,6 @@ key_command! {
 }
 
 key_command! {
-    /// Stops the use of a key.
-    DisableKey {}
-    act(self, core, key) {
-        key.state = key.state.apply(KeyEvent::Disable)?;
-        Ok(())
-    }
-}
-
-key_command! {
-    /// Begins the deletion window of a key.
-    ScheduleKeyDeletion {
-        /// 7–366 days.
-        window_days: u16,
-    }
-    validate(self) {
-        if !(MIN_WINDOW_DAYS..=MAX_WINDOW_DAYS).contains(&self.window_days) {
-            return Err(Error::invalid("PendingWindowInDays", "give 7 to 366 days"));
-        }
-        Ok(())
-    }
-    act(self, core, key) {
-        if key.deletion_protection {
-            return Err(Error::DeletionProtected);
-        }
-        key.state = key.state.apply(KeyEvent::ScheduleDeletion)?;
-        let window = Duration::from_secs(u64::from(self.window_days) * 86_400);
-        key.deletion_at = Some(core.clock.now().after(window));
-        key.deletion_window_days = Some(self.window_days);
-        Ok(())
-    }
-}
-
-key_command! {
     /// Ends the deletion window; the key is enabled again.
     CancelKeyDeletion {}
     act(self, core, key) {
@@ -326,6 +289,7 @@ key_command! {
         key.state = key.state.apply(KeyEvent::CancelDeletion)?;
         key.deletion_at = None;
         key.deletion_window_days = None;
+        key.deletion_overrides = false;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use lastkey_crypto::{
     plugin_blob::PluginKey,
 };
 
-use super::{Command, Done, Scope, crypto};
+use super::{Command, Done, Scope, crypto, dependants};
 use crate::{
     Caller, Error, Timestamp,
     action::Action,
@@ -237,14 +237,19 @@ impl Command for PluginEncrypt {
         core: &Core,
         scope: &mut Scope<'_>,
     ) -> Result<Done<PluginEncrypted>, Error> {
-        let key = core.records.key(core.require(&self.key)?).await?;
-        let key = &key.value;
+        let stored = core.records.key(core.require(&self.key)?).await?;
+        let key = &stored.value;
         let (version, epoch) = pinned(key, self.pin, core.clock.now())?;
         scope.used(key.id, Some(version));
         let plugin_key = plugin_key(key, self.cluster, version, epoch);
         let plaintext = self.plaintext.expose();
         let blob = crypto::seal_under(core, key, version, &plugin_key.context(), plaintext).await?;
-        Ok(Done::read(PluginEncrypted { key: plugin_key, blob }))
+        let made = PluginEncrypted { key: plugin_key, blob };
+        // Durable before the answer: from then on something may be stored under this version.
+        Ok(match dependants::mark_use(core, &stored, self.cluster, version) {
+            Some(change) => Done::write(made, change),
+            None => Done::read(made),
+        })
     }
 }
 

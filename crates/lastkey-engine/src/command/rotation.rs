@@ -215,11 +215,22 @@ impl Command for DestroyKey {
         if key.state != KeyState::PendingDeletion || !(due || key.destroying) {
             return Ok(Done::read(true));
         }
+        if core.must_wait(key) {
+            return Ok(Done::read(true));
+        }
         let mut new = key.clone();
         if !key.destroying {
             new.destroying = true;
             scope.record.field("step", "begin");
             return Ok(Done::write(false, Change::new().update_key(&old, new)));
+        }
+        let gone = core.records.dependants.of(key.id);
+        if !gone.is_empty() {
+            scope.record.field("step", "dependants");
+            let some = gone.iter().take(DESTROY_STEP);
+            let change =
+                some.fold(Change::new(), |change, gone| change.delete_dependant(key.id, gone));
+            return Ok(Done::write(false, change));
         }
         let aliases = core.records.aliases_of(key.id);
         let rest = DESTROY_STEP.saturating_sub(aliases.len());
@@ -310,6 +321,10 @@ impl Core {
             self.execute(&caller(), RotateDueKey { key: id }).await?;
         }
         let due = may_destroy && key.value.deletion_at.is_some_and(|at| at <= now);
+        if due && self.must_wait(&key.value) {
+            tracing::warn!(key = %id, "a key is not destroyed yet: something came to need it");
+            return Ok(());
+        }
         if key.value.destroying || due {
             while !self.execute(&caller(), DestroyKey { key: id }).await? {}
         }

@@ -9,6 +9,7 @@ use crate::{
     Timestamp,
     barrier::{Expect, NextKeyring, Stored},
     cluster::Cluster,
+    dependants::Dependant,
     identity::AccessKey,
     key::{AliasName, Key, KeyVersion},
     uses::Uses,
@@ -91,6 +92,8 @@ pub(super) enum Write {
     Version(Version),
     Alias(AliasRecord, Expect),
     Cluster(Box<Cluster>, Expect),
+    Dependant(KeyId, Box<Dependant>, Expect),
+    DropDependant(KeyId, Box<Dependant>, Expect),
     AccessKey(AccessKey),
     DropKey(KeyId, Expect),
     DropVersion(KeyVersionId),
@@ -100,6 +103,7 @@ pub(super) enum Write {
         value: Zeroizing<Vec<u8>>,
         expect: Expect,
     },
+    DropRaw(String, Expect),
     Keyring(Box<NextKeyring>),
     /// Not sealed by the barrier: what it takes to open the barrier.
     Clear {
@@ -158,6 +162,21 @@ impl Change {
         self.with(Write::Cluster(Box::new(new), old.expect()))
     }
 
+    /// In place of `old`, if there is one.
+    pub(crate) fn put_dependant(
+        self,
+        key: KeyId,
+        old: Option<&Stored<Dependant>>,
+        new: Dependant,
+    ) -> Self {
+        let expect = old.map_or(Expect::Absent, Stored::expect);
+        self.with(Write::Dependant(key, Box::new(new), expect))
+    }
+
+    pub(crate) fn delete_dependant(self, key: KeyId, old: &Stored<Dependant>) -> Self {
+        self.with(Write::DropDependant(key, Box::new(old.value.clone()), old.expect()))
+    }
+
     pub(crate) fn create_access_key(self, key: AccessKey) -> Self {
         self.with(Write::AccessKey(key))
     }
@@ -177,6 +196,10 @@ impl Change {
 
     pub(crate) fn put(self, path: String, value: Zeroizing<Vec<u8>>, expect: Expect) -> Self {
         self.with(Write::Raw { path, value, expect })
+    }
+
+    pub(crate) fn delete_raw(self, path: String, expect: Expect) -> Self {
+        self.with(Write::DropRaw(path, expect))
     }
 
     /// Puts a keyring in place of the present one.

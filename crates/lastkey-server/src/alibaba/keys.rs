@@ -1,10 +1,12 @@
 //! Operations on keys.
 
+use std::time::Duration;
+
 use lastkey_engine::{
-    Error, Key, KeySpec, KeyState, KeyUsage, RotationPolicy,
+    Error, Key, KeyRef, KeySpec, KeyState, KeyUsage, RotationPolicy, Taken, Unconfirmed,
     command::{
         CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyFilter, ListKeys,
-        ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
+        Override, ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
     },
 };
 use serde::Deserialize;
@@ -187,8 +189,39 @@ pub(super) async fn enable_key(call: &Call<'_>) -> Answer {
 }
 
 pub(super) async fn disable_key(call: &Call<'_>) -> Answer {
-    call.execute(DisableKey { key: call.key()? }).await?;
-    call.done()
+    let key = call.key()?;
+    call.execute(DisableKey { key: key.clone(), overriding: overriding(call)? }).await?;
+    taken(call, key).await
+}
+
+/// How long plugins that are connected have to confirm that a key was taken from them.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Answers once the plugins have confirmed, and names those that have not.
+async fn taken(call: &Call<'_>, key: KeyRef) -> Answer {
+    let held = call.engine.unconfirmed(&Taken::Key(key), PATIENCE).await;
+    let held = held.map_err(|error| Error::Uncertain(error.to_string()))?;
+    for Unconfirmed { cluster, plugin, until, .. } in &held {
+        tracing::warn!(%cluster, plugin, %until, "a plugin has not confirmed; its lease runs");
+    }
+    call.answer(|answer| {
+        // Ours alone, and only if there is something to tell.
+        if !held.is_empty() {
+            answer.list(("Unconfirmed", "Plugin"), &held, |entry, held| {
+                entry.plain("Cluster", held.cluster);
+                entry.text("ClusterName", held.cluster_name.as_ref().map_or("", |it| it.as_str()));
+                entry.text("Plugin", &held.plugin);
+                entry.plain("LeaseEnds", held.until);
+            });
+        }
+    })
+}
+
+/// Ours alone: who wants it although something needs the key names the key once more, and why.
+fn overriding(call: &Call<'_>) -> Result<Option<Override>, Refusal> {
+    let Some(key) = call.params.non_empty("Override") else { return Ok(None) };
+    let reason = call.required("OverrideReason")?.to_owned();
+    Ok(Some(Override { key: key.to_owned(), reason }))
 }
 
 pub(super) async fn schedule_key_deletion(call: &Call<'_>) -> Answer {
@@ -197,8 +230,9 @@ pub(super) async fn schedule_key_deletion(call: &Call<'_>) -> Answer {
         .ok_or(Error::MissingParameter("PendingWindowInDays"))?;
     // What does not fit is out of the engine's bounds too.
     let window_days = u16::try_from(days).unwrap_or(u16::MAX);
-    call.execute(ScheduleKeyDeletion { key: call.key()?, window_days }).await?;
-    call.done()
+    let (key, overriding) = (call.key()?, overriding(call)?);
+    call.execute(ScheduleKeyDeletion { key: key.clone(), window_days, overriding }).await?;
+    taken(call, key).await
 }
 
 pub(super) async fn cancel_key_deletion(call: &Call<'_>) -> Answer {

@@ -1,7 +1,7 @@
 //! One table from every reason for refusing a request to what this wire says about it.
 
 use http::StatusCode;
-use lastkey_engine::{Error, ErrorKind, NonceRefusal, OperatorError};
+use lastkey_engine::{Dependant, Error, ErrorKind, NonceRefusal, OperatorError};
 
 use super::signature::SignatureError;
 use crate::{
@@ -124,6 +124,8 @@ pub(crate) struct Told {
     pub(crate) status: StatusCode,
     pub(crate) code: &'static str,
     pub(crate) message: String,
+    /// What needs the key, where that is why; for the wire that has a place for a list.
+    pub(crate) dependants: Vec<Dependant>,
 }
 
 impl Refusal {
@@ -133,7 +135,11 @@ impl Refusal {
             (Self::Engine(error), true) => dry_run_code(error),
             _ => (self.status(), self.code()),
         };
-        Told { status, code, message: self.to_string() }
+        let dependants = match self {
+            Self::Engine(Error::Depended(dependants)) => dependants.clone(),
+            _ => Vec::new(),
+        };
+        Told { status, code, message: self.to_string(), dependants }
     }
 
     fn status(&self) -> StatusCode {

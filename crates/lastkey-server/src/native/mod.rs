@@ -10,14 +10,17 @@ use std::{
 };
 
 use http::{Method, StatusCode};
-use lastkey_engine::{Caller, Command, Engine, Error, RequestId, Timestamp};
+use lastkey_engine::{Caller, Command, Dependant, Engine, Error, RequestId, Timestamp};
 use serde::{Serialize, de::DeserializeOwned};
 
+mod access;
 mod audit;
 mod clusters;
+mod dependants;
 mod nodes;
 pub(crate) mod operator;
 mod plugin;
+mod rotations;
 mod service;
 
 use crate::{
@@ -139,10 +142,28 @@ enum Route {
     EnrolNode,
     RenewPlugin,
     ConfirmPlugin,
+    GetClusterAccess,
+    PutClusterAccess,
+    ListDependants,
+    PutDependant,
+    RemoveDependant,
+    DescribeImpact,
+    ListRotations,
+    StartRotation,
+    StepRotation(rotations::Step),
 }
 
 impl Route {
     fn find(method: &Method, path: &str) -> Result<Self, Refusal> {
+        if let Some(of_a_key) = dependants::route(method, path) {
+            return of_a_key;
+        }
+        if let Some(of_a_cluster) = rotations::route(method, path) {
+            return of_a_cluster;
+        }
+        if let Some(of_access) = access::route(method, path) {
+            return of_access;
+        }
         if let Some(of_nodes) = nodes::route(method, path) {
             return of_nodes;
         }
@@ -193,6 +214,15 @@ impl Route {
             Self::EnrolNode => "EnrolNode",
             Self::RenewPlugin => "RenewPlugin",
             Self::ConfirmPlugin => "ConfirmPlugin",
+            Self::GetClusterAccess => "GetClusterAccess",
+            Self::PutClusterAccess => "PutClusterAccess",
+            Self::ListDependants => "ListDependants",
+            Self::PutDependant => "PutDependant",
+            Self::RemoveDependant => "RemoveDependant",
+            Self::DescribeImpact => "DescribeImpact",
+            Self::ListRotations => "ListRotations",
+            Self::StartRotation => "StartRotation",
+            Self::StepRotation(step) => step.name(),
         }
     }
 
@@ -220,6 +250,15 @@ impl Route {
             Self::EnrolNode => nodes::enrol(call, path).await,
             Self::RenewPlugin => nodes::renew(call).await,
             Self::ConfirmPlugin => nodes::confirm(call).await,
+            Self::GetClusterAccess => access::get(call, path).await,
+            Self::PutClusterAccess => access::put(call, path).await,
+            Self::ListDependants => dependants::list(call, path).await,
+            Self::PutDependant => dependants::put(call, path).await,
+            Self::RemoveDependant => dependants::remove(call, path).await,
+            Self::DescribeImpact => dependants::impact(call, path).await,
+            Self::ListRotations => rotations::list(call, path).await,
+            Self::StartRotation => rotations::start(call, path).await,
+            Self::StepRotation(step) => rotations::step(call, (step, path)).await,
         }
     }
 }
@@ -297,9 +336,15 @@ pub(crate) fn refused(request_id: RequestId, action: &'static str, told: &Told) 
         code: &'a str,
         message: &'a str,
         request_id: String,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        dependants: &'a [Dependant],
     }
-    let refused =
-        Refused { code: told.code, message: &told.message, request_id: request_id.to_string() };
+    let refused = Refused {
+        code: told.code,
+        message: &told.message,
+        request_id: request_id.to_string(),
+        dependants: &told.dependants[..told.dependants.len().min(dependants::NAMED)],
+    };
     Reply {
         status: told.status,
         content_type: JSON,

@@ -1,0 +1,199 @@
+//! Rotations of clusters: what is stored of one, and what a worker tells.
+
+use std::collections::BTreeMap;
+
+use http::Method;
+use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{Client, Error};
+
+/// Where a rotation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RotationPhase {
+    /// Not every apiserver uses the version yet.
+    Converging,
+    /// Objects are written back.
+    Rewriting,
+    /// It is looked whether any is left.
+    Verifying,
+    /// It is over, and there is a report.
+    Finished,
+    /// It was given up.
+    Cancelled,
+}
+
+/// Who works on it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RotationLease {
+    /// What they call themselves.
+    pub holder: String,
+    /// Until when (RFC 3339).
+    pub until: String,
+}
+
+/// A rotation as the server keeps it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Rotation {
+    /// Its id.
+    pub id: String,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The key.
+    pub key: KeyId,
+    /// The version that everything shall be under.
+    pub target: KeyVersionId,
+    /// Only this namespace.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// Where it is.
+    pub phase: RotationPhase,
+    /// Whether to rest.
+    #[serde(default)]
+    pub paused: bool,
+    /// The newest claim.
+    #[serde(default)]
+    pub fence: u64,
+    /// Who works on it.
+    #[serde(default)]
+    pub lease: Option<RotationLease>,
+    /// The worker's own.
+    #[serde(default)]
+    pub state: Value,
+    /// When it began (RFC 3339).
+    pub started: String,
+    /// The last step (RFC 3339).
+    pub updated: String,
+    /// The report's line.
+    #[serde(default)]
+    pub report: Option<String>,
+    /// The version that is primary now; only in answers about one rotation.
+    #[serde(default)]
+    pub primary: Option<KeyVersionId>,
+    /// The key id that apiservers are told of it.
+    #[serde(default)]
+    pub plugin_key_id: String,
+    /// The server's clock (RFC 3339).
+    #[serde(default)]
+    pub now: String,
+}
+
+impl Rotation {
+    /// Whether nothing follows.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, RotationPhase::Finished | RotationPhase::Cancelled)
+    }
+}
+
+/// Begins one.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct StartRotation {
+    /// The key, where the cluster has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Bring everything under the present version.
+    pub keep_version: bool,
+    /// Only this namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+/// A step of a worker.
+#[derive(Debug, Clone, Serialize)]
+pub struct SaveRotation {
+    /// Under which claim.
+    pub fence: u64,
+    /// Where it is.
+    pub phase: RotationPhase,
+    /// The worker's own.
+    pub state: Value,
+    /// Whether it stops here.
+    pub release: bool,
+}
+
+/// The end.
+#[derive(Debug, Clone, Serialize)]
+pub struct FinishRotation {
+    /// Under which claim.
+    pub fence: u64,
+    /// The report.
+    pub content: Value,
+    /// What is in the cluster now.
+    pub found: Option<FoundObjects>,
+}
+
+/// What a cluster's objects are under.
+#[derive(Debug, Clone, Serialize)]
+pub struct FoundObjects {
+    /// When the look began (RFC 3339).
+    pub began: String,
+    /// How many objects under each version.
+    pub versions: BTreeMap<KeyVersionId, u64>,
+}
+
+impl Client {
+    /// The rotations of a cluster, oldest first.
+    pub async fn rotations(&self, of: ClusterId) -> Result<Vec<Rotation>, Error> {
+        #[derive(Deserialize)]
+        struct Items {
+            items: Vec<Rotation>,
+        }
+        let request = self.request(Method::GET, format!("/v1/clusters/{of}/rotations"));
+        Ok(request.send().await?.json::<Items>()?.items)
+    }
+
+    /// Begins a rotation.
+    pub async fn start_rotation(
+        &self,
+        of: ClusterId,
+        start: &StartRotation,
+    ) -> Result<Rotation, Error> {
+        let request = self.request(Method::POST, format!("/v1/clusters/{of}/rotations"));
+        request.json(start).send().await?.json()
+    }
+
+    /// Claims one for this worker.
+    pub async fn claim_rotation(&self, which: &Rotation, holder: &str) -> Result<Rotation, Error> {
+        self.rotation(which, "claim", &json!({ "holder": holder })).await
+    }
+
+    /// Saves how far it has come, and renews the claim.
+    pub async fn save_rotation(
+        &self,
+        which: &Rotation,
+        save: &SaveRotation,
+    ) -> Result<Rotation, Error> {
+        self.rotation(which, "save", save).await
+    }
+
+    /// Has it rest, or go on.
+    pub async fn pause_rotation(&self, which: &Rotation, paused: bool) -> Result<Rotation, Error> {
+        self.rotation(which, "pause", &json!({ "paused": paused })).await
+    }
+
+    /// Gives it up.
+    pub async fn cancel_rotation(&self, which: &Rotation) -> Result<Rotation, Error> {
+        self.rotation(which, "cancel", &json!({})).await
+    }
+
+    /// Ends it with its report.
+    pub async fn finish_rotation(
+        &self,
+        which: &Rotation,
+        finish: &FinishRotation,
+    ) -> Result<Rotation, Error> {
+        self.rotation(which, "finish", finish).await
+    }
+
+    async fn rotation(
+        &self,
+        which: &Rotation,
+        step: &str,
+        body: &impl Serialize,
+    ) -> Result<Rotation, Error> {
+        let path = format!("/v1/clusters/{}/rotations/{}/{step}", which.cluster, which.id);
+        self.request(Method::POST, path).json(body).send().await?.json()
+    }
+}

@@ -1,0 +1,262 @@
+//! Dependants: written down, taken away, listed; and what the loss of a key would mean.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};
+
+use super::{Command, Done, Scope, guard::MAX_REASON};
+use crate::{
+    Error, Timestamp,
+    action::Action,
+    audit::Record,
+    barrier::Stored,
+    cluster::Cluster,
+    dependants::{CLUSTER_KIND, Dependant, Label},
+    engine::Core,
+    key::{Key, KeyRef, KeyVersion},
+    policy::Resource,
+    records::Change,
+};
+
+/// At most this many dependants of one key.
+const MAX_DEPENDANTS: usize = 10_000;
+
+/// Writes down what needs a key, in place of what was known of the same kind and id.
+#[derive(Clone, Debug)]
+pub struct PutDependant {
+    /// Which key.
+    pub key: KeyRef,
+    /// What needs it. Uses are the engine's own: what is given of them is ignored.
+    pub dependant: Dependant,
+    /// The versions that are encrypted under at present, if that is known of everybody who could:
+    /// of a cluster, those whose key ids its apiservers use.
+    pub in_use: Option<BTreeSet<KeyVersionId>>,
+}
+
+impl Command for PutDependant {
+    const ACTION: Action = Action::PutDependant;
+    type Output = ();
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        note(record, &self.dependant.kind, &self.dependant.id);
+        core.key_resource(&self.key, record)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        self.dependant.check()
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
+        let key = core.records.key(core.require(&self.key)?).await?;
+        let id = key.value.id;
+        scope.used(id, None);
+        let mut new = self.dependant.clone();
+        if new.versions.keys().any(|version| !key.value.versions.contains(version)) {
+            return Err(Error::KeyVersionNotFound);
+        }
+        let old = core.records.dependants.find(id, new.kind.as_str(), new.id.as_str());
+        if old.is_none() && core.records.dependants.count(id) >= MAX_DEPENDANTS {
+            return Err(Error::LimitExceeded { what: "dependants", limit: MAX_DEPENDANTS });
+        }
+        new.used = match (old.as_deref(), new.seen_at) {
+            (Some(old), Some(began)) => {
+                Dependant::unsettled(&old.value, &key.value, began, self.in_use.as_ref())
+            }
+            (Some(old), None) => old.value.used.clone(),
+            (None, _) => BTreeMap::new(),
+        };
+        if let Some(objects) = new.objects() {
+            scope.record.number("objects", objects);
+        }
+        Ok(Done::write((), write_down(core, &key, old.as_deref(), new)))
+    }
+}
+
+/// Notes which dependant a command is about.
+fn note(record: &mut Record, kind: &Label, id: &Label) {
+    record.field("dependant", format_args!("{kind}/{id}"));
+}
+
+/// Puts `new` in place of `old`. One that begins to need the key touches the key's record too, so
+/// that a change which makes the key unusable meanwhile loses the race, and sees it.
+pub(super) fn write_down(
+    core: &Core,
+    key: &Stored<Key>,
+    old: Option<&Stored<Dependant>>,
+    new: Dependant,
+) -> Change {
+    let now = core.clock.now();
+    let begins = new.is_live(now) && !old.is_some_and(|old| old.value.is_live(now));
+    let change = Change::new().put_dependant(key.value.id, old, new);
+    if begins { change.update_key(key, key.value.clone()) } else { change }
+}
+
+/// What has to be written because a plugin of `cluster` encrypts under `version`; nothing if that
+/// is written down already, or nobody looks at what this cluster has.
+pub(super) fn mark_use(
+    core: &Core,
+    key: &Stored<Key>,
+    cluster: ClusterId,
+    version: KeyVersionId,
+) -> Option<Change> {
+    let old = core.records.dependants.unmarked(key.value.id, cluster, version)?;
+    let mut new = old.value.clone();
+    new.used.insert(version, core.clock.now());
+    Some(write_down(core, key, Some(&old), new))
+}
+
+/// So many keys of a cluster wait for a look in one transaction; each writes two records.
+const LOOKED_FOR: usize = 24;
+
+/// What has to be written so that a cluster counts as a dependant of its keys until somebody has
+/// looked: nothing where it is known already.
+pub(super) async fn expect_a_look(core: &Core, cluster: &Cluster) -> Result<Change, Error> {
+    let (kind, id) = (Label::parse(CLUSTER_KIND)?, Label::parse(&cluster.id.to_string())?);
+    let mut change = Change::new();
+    for key in cluster.keys.iter().take(LOOKED_FOR) {
+        let known = core.records.dependants.find(*key, kind.as_str(), id.as_str());
+        let key = match core.records.key(*key).await {
+            Ok(key) if known.is_none() => key,
+            Ok(_) | Err(Error::KeyNotFound) => continue,
+            Err(error) => return Err(error),
+        };
+        let unseen = Dependant {
+            kind: kind.clone(),
+            id: id.clone(),
+            name: cluster.name.clone().map(String::from).unwrap_or_default(),
+            versions: BTreeMap::new(),
+            until: None,
+            seen_at: None,
+            used: BTreeMap::new(),
+        };
+        change = change.put_dependant(key.value.id, None, unseen);
+        change = change.update_key(&key, key.value.clone());
+    }
+    Ok(change)
+}
+
+/// Forgets a dependant: it is gone, and nobody will look any more.
+#[derive(Clone, Debug)]
+pub struct RemoveDependant {
+    /// Which key it needed.
+    pub key: KeyRef,
+    /// What it was.
+    pub kind: Label,
+    /// Which.
+    pub id: Label,
+    /// Why, for the audit log.
+    pub reason: String,
+}
+
+impl Command for RemoveDependant {
+    const ACTION: Action = Action::RemoveDependant;
+    type Output = ();
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        note(record, &self.kind, &self.id);
+        core.key_resource(&self.key, record)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        if self.reason.trim().is_empty() || self.reason.len() > MAX_REASON {
+            return Err(Error::invalid("reason", "say why, in at most 1024 bytes"));
+        }
+        Ok(())
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
+        let key = core.require(&self.key)?;
+        scope.used(key, None);
+        scope.record.field("reason", &self.reason);
+        let old = core.records.dependants.find(key, self.kind.as_str(), self.id.as_str());
+        let old = old.ok_or(Error::NotFound("dependant"))?;
+        if let Some(objects) = old.value.objects() {
+            scope.record.number("objects", objects);
+        }
+        Ok(Done::write((), Change::new().delete_dependant(key, &old)))
+    }
+}
+
+/// Lists what needs a key, and what has needed it.
+#[derive(Clone, Debug)]
+pub struct ListDependants {
+    /// Which key.
+    pub key: KeyRef,
+}
+
+impl Command for ListDependants {
+    const ACTION: Action = Action::ListDependants;
+    type Output = Vec<Dependant>;
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        core.key_resource(&self.key, record)
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<Vec<Dependant>>, Error> {
+        let key = core.require(&self.key)?;
+        scope.used(key, None);
+        Ok(Done::read(all_of(core, key)))
+    }
+}
+
+fn all_of(core: &Core, key: KeyId) -> Vec<Dependant> {
+    core.records.dependants.of(key).iter().map(|stored| stored.value.clone()).collect()
+}
+
+/// What the loss of a key, or of one version, would mean.
+#[derive(Clone, Debug)]
+pub struct Impact {
+    /// The key.
+    pub key: Arc<Key>,
+    /// Its versions, or the one that was asked for.
+    pub versions: Vec<KeyVersion>,
+    /// What needs any of these now.
+    pub dependants: Vec<Dependant>,
+    /// When this is true.
+    pub now: Timestamp,
+}
+
+/// Answers with what the loss of a key, or of one version, would mean.
+#[derive(Clone, Debug)]
+pub struct DescribeImpact {
+    /// Which key.
+    pub key: KeyRef,
+    /// Only this version.
+    pub version: Option<KeyVersionId>,
+}
+
+impl Command for DescribeImpact {
+    const ACTION: Action = Action::DescribeImpact;
+    type Output = Impact;
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        core.key_resource(&self.key, record)
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<Impact>, Error> {
+        let key = core.records.key(core.require(&self.key)?).await?;
+        let key = Arc::new(key.value.clone());
+        scope.used(key.id, self.version);
+        let wanted = match self.version {
+            Some(version) if !key.versions.contains(&version) => {
+                return Err(Error::KeyVersionNotFound);
+            }
+            Some(version) => vec![version],
+            None => key.versions.clone(),
+        };
+        let mut versions = Vec::with_capacity(wanted.len());
+        for version in wanted {
+            versions.push(core.records.version(version).await?.describe());
+        }
+        let now = core.clock.now();
+        let mut dependants = all_of(core, key.id);
+        dependants.retain(|dependant| match self.version {
+            Some(version) => dependant.needs(version, now),
+            None => dependant.is_live(now),
+        });
+        Ok(Done::read(Impact { key, versions, dependants, now }))
+    }
+}

@@ -1,0 +1,168 @@
+//! The guard: what makes a key unusable is refused while something needs the key, unless the
+//! caller says so twice.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Command, Done, Scope};
+use crate::{
+    Error,
+    action::Action,
+    audit::Record,
+    barrier::Stored,
+    engine::Core,
+    key::{Key, KeyEvent, KeyRef, KeyState},
+    policy::Resource,
+    records::Change,
+};
+
+/// The fewest days a deletion may be scheduled ahead.
+const MIN_WINDOW_DAYS: u16 = 7;
+/// The most days a deletion may be scheduled ahead.
+const MAX_WINDOW_DAYS: u16 = 366;
+/// The most bytes of a reason.
+pub(super) const MAX_REASON: usize = 1024;
+
+/// The second time that a caller says so: the key's name once more, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The key's id or an alias of it, as it was typed.
+    pub key: String,
+    /// Why, for the audit log.
+    pub reason: String,
+}
+
+impl Override {
+    /// Checks what can be checked without looking at keys.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] for a reason that says nothing, or too much.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.reason.trim().is_empty() || self.reason.len() > MAX_REASON {
+            return Err(Error::invalid("OverrideReason", "say why, in at most 1024 bytes"));
+        }
+        Ok(())
+    }
+
+    /// Whether it names this very key.
+    fn names(&self, core: &Core, key: &Key) -> Result<(), Error> {
+        let named = KeyRef::parse(&self.key).ok().and_then(|named| core.resolve(&named));
+        if named != Some(key.id) {
+            return Err(Error::invalid("Override", "it must name this very key: its id, or alias"));
+        }
+        Ok(())
+    }
+}
+
+/// Lets a change pass that makes `key` unusable. Answers whether that needed an override.
+///
+/// 1. What is live is looked up in the index.
+/// 2. Without an override, anything live refuses the change, with the whole list.
+/// 3. An override has to name this very key; it goes into the audit record with its reason and the
+///    number of those who are passed over.
+fn guard(
+    core: &Core,
+    scope: &mut Scope<'_>,
+    key: &Key,
+    overriding: Option<&Override>,
+) -> Result<bool, Error> {
+    let live = core.records.dependants.live(key.id, core.clock.now());
+    let Some(overriding) = overriding else {
+        if live.is_empty() {
+            return Ok(false);
+        }
+        scope.record.number("dependants", live.len() as u64);
+        return Err(Error::Depended(live));
+    };
+    overriding.names(core, key)?;
+    scope.record.field("override", &overriding.reason);
+    scope.record.number("dependants", live.len() as u64);
+    if !live.is_empty() {
+        tracing::warn!(key = %key.id, dependants = live.len(), "a key that is needed is taken away");
+    }
+    Ok(!live.is_empty())
+}
+
+/// Stops the use of a key.
+#[derive(Clone, Debug)]
+pub struct DisableKey {
+    /// Which key.
+    pub key: KeyRef,
+    /// Although something needs it.
+    pub overriding: Option<Override>,
+}
+
+impl Command for DisableKey {
+    const ACTION: Action = Action::DisableKey;
+    type Output = ();
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        core.key_resource(&self.key, record)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        self.overriding.as_ref().map_or(Ok(()), Override::check)
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
+        let old: Arc<Stored<Key>> = core.records.key(core.require(&self.key)?).await?;
+        scope.used(old.value.id, None);
+        let mut new = old.value.clone();
+        new.state = new.state.apply(KeyEvent::Disable)?;
+        if new == old.value {
+            return Ok(Done::read(()));
+        }
+        guard(core, scope, &old.value, self.overriding.as_ref())?;
+        Ok(Done::write((), Change::new().update_key(&old, new)))
+    }
+}
+
+/// Begins the deletion window of a key.
+#[derive(Clone, Debug)]
+pub struct ScheduleKeyDeletion {
+    /// Which key.
+    pub key: KeyRef,
+    /// 7–366 days.
+    pub window_days: u16,
+    /// Although something needs it.
+    pub overriding: Option<Override>,
+}
+
+impl Command for ScheduleKeyDeletion {
+    const ACTION: Action = Action::ScheduleKeyDeletion;
+    type Output = ();
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        core.key_resource(&self.key, record)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        if !(MIN_WINDOW_DAYS..=MAX_WINDOW_DAYS).contains(&self.window_days) {
+            return Err(Error::invalid("PendingWindowInDays", "give 7 to 366 days"));
+        }
+        self.overriding.as_ref().map_or(Ok(()), Override::check)
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
+        let old: Arc<Stored<Key>> = core.records.key(core.require(&self.key)?).await?;
+        scope.used(old.value.id, None);
+        let mut new = old.value.clone();
+        if new.deletion_protection {
+            return Err(Error::DeletionProtected);
+        }
+        new.state = new.state.apply(KeyEvent::ScheduleDeletion)?;
+        new.deletion_overrides = guard(core, scope, &old.value, self.overriding.as_ref())?;
+        let window = Duration::from_secs(u64::from(self.window_days) * 86_400);
+        new.deletion_at = Some(core.clock.now().after(window));
+        new.deletion_window_days = Some(self.window_days);
+        Ok(Done::write((), Change::new().update_key(&old, new)))
+    }
+}
+
+impl Core {
+    /// Why a key whose deletion is due is not destroyed yet: something came to need it since.
+    pub(super) fn must_wait(&self, key: &Key) -> bool {
+        let begins = key.state == KeyState::PendingDeletion && !key.destroying;
+        let now = self.clock.now();
+        begins && !key.deletion_overrides && !self.records.dependants.live(key.id, now).is_empty()
+    }
+}

@@ -1,0 +1,272 @@
+//! A key that something needs is not taken away by accident.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use lastkey_crypto::{ClusterId, KeyVersionId};
+use lastkey_engine::{
+    AliasName, CLUSTER_KIND, Caller, Clock, Dependant, Engine, Error, Key, KeyRef, KeyState, Label,
+    Principal, Source, Timestamp, command::*,
+};
+use support::{START, World, by_id, create_key, root, secret};
+
+const DAY: u64 = 24 * 60 * 60;
+
+fn dependant(kind: &str, id: &str, objects: &[(KeyVersionId, u64)]) -> Dependant {
+    Dependant {
+        kind: Label::parse(kind).unwrap(),
+        id: Label::parse(id).unwrap(),
+        name: "prod".to_owned(),
+        versions: objects.iter().copied().collect(),
+        until: None,
+        seen_at: Some(START),
+        used: BTreeMap::new(),
+    }
+}
+
+async fn put(engine: &Engine, key: &Key, dependant: Dependant) {
+    put_knowing(engine, key, dependant, None).await;
+}
+
+#[allow(clippy::too_many_arguments, reason = "each is a thing of its own")]
+async fn put_knowing(
+    engine: &Engine,
+    key: &Key,
+    dependant: Dependant,
+    in_use: Option<BTreeSet<KeyVersionId>>,
+) {
+    let put = PutDependant { key: by_id(key), dependant, in_use };
+    engine.execute(&root(engine), put).await.unwrap();
+}
+
+async fn disable(engine: &Engine, key: &Key, overriding: Option<Override>) -> Result<(), Error> {
+    engine.execute(&root(engine), DisableKey { key: by_id(key), overriding }).await
+}
+
+async fn delete(engine: &Engine, key: &Key, overriding: Option<Override>) -> Result<(), Error> {
+    let delete = ScheduleKeyDeletion { key: by_id(key), window_days: 7, overriding };
+    engine.execute(&root(engine), delete).await
+}
+
+async fn state(engine: &Engine, key: &Key) -> KeyState {
+    engine.execute(&root(engine), DescribeKey { key: by_id(key) }).await.unwrap().state
+}
+
+fn twice(key: &str, reason: &str) -> Option<Override> {
+    Some(Override { key: key.to_owned(), reason: reason.to_owned() })
+}
+
+#[tokio::test]
+async fn a_key_in_use_is_not_taken_away_unless_one_says_so_twice() {
+    let world = World::new();
+    let engine = world.start().await;
+    let (key, other) = (create_key(&engine).await, create_key(&engine).await);
+    put(&engine, &key, dependant("volume", "v-1", &[(key.primary.version, 3)])).await;
+
+    // Refused, with the list, and nothing has changed.
+    let refused = disable(&engine, &key, None).await.unwrap_err();
+    assert_eq!(refused.code(), "Rejected.HasDependants");
+    assert!(refused.to_string().contains("volume prod (3 objects)"), "{refused}");
+    let Error::Depended(list) = refused else { panic!() };
+    assert_eq!(list.len(), 1);
+    assert!(matches!(delete(&engine, &key, None).await, Err(Error::Depended(_))));
+    assert_eq!(state(&engine, &key).await, KeyState::Enabled);
+    // Another key is not concerned.
+    disable(&engine, &other, None).await.unwrap();
+
+    // The second time names this very key, and says why.
+    for wrong in [other.id.to_string(), "alias/none".to_owned(), "yes".to_owned()] {
+        let refused = disable(&engine, &key, twice(&wrong, "because")).await;
+        assert!(matches!(refused, Err(Error::InvalidParameter { .. })), "{wrong}");
+    }
+    let silent = disable(&engine, &key, twice(&key.id.to_string(), " ")).await;
+    assert!(matches!(silent, Err(Error::InvalidParameter { .. })));
+    assert_eq!(state(&engine, &key).await, KeyState::Enabled);
+    let alias = AliasName::parse("alias/app").unwrap();
+    engine.execute(&root(&engine), CreateAlias { alias, key: by_id(&key) }).await.unwrap();
+    disable(&engine, &key, twice("alias/app", "the volume was wiped")).await.unwrap();
+    assert_eq!(state(&engine, &key).await, KeyState::Disabled);
+    delete(&engine, &key, twice(&key.id.to_string(), "really")).await.unwrap();
+
+    // It is in the log as what it was.
+    let all =
+        QueryAudit { query: lastkey_engine::audit::Query { limit: 100, ..Default::default() } };
+    let page = engine.execute(&root(&engine), all).await.unwrap();
+    let lines: Vec<String> = page.records.iter().map(ToString::to_string).collect();
+    let found = |parts: &[&str]| lines.iter().any(|l| parts.iter().all(|part| l.contains(part)));
+    assert!(found(&[
+        "\"DisableKey\"",
+        "\"override\":\"the volume was wiped\"",
+        "\"dependants\":1"
+    ]));
+    assert!(found(&["\"DisableKey\"", "\"outcome\":\"Rejected.HasDependants\""]));
+}
+
+#[tokio::test]
+async fn dependants_come_and_go_and_survive_a_restart() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    put(&engine, &key, dependant("backup", "b-1", &[(key.primary.version, 1)])).await;
+    let ends = Dependant {
+        until: Some(START.after(Duration::from_secs(DAY))),
+        ..dependant("backup", "b-2", &[(key.primary.version, 1)])
+    };
+    put(&engine, &key, ends).await;
+    engine.shutdown().await;
+    let engine = world.start().await;
+    let listed = engine.execute(&root(&engine), ListDependants { key: by_id(&key) }).await.unwrap();
+    assert_eq!(listed.len(), 2);
+    let gone = RemoveDependant {
+        key: by_id(&key),
+        kind: Label::parse("backup").unwrap(),
+        id: Label::parse("b-1").unwrap(),
+        reason: "deleted".to_owned(),
+    };
+    engine.execute(&root(&engine), gone.clone()).await.unwrap();
+    let again = engine.execute(&root(&engine), gone).await;
+    assert_eq!(again.err(), Some(Error::NotFound("dependant")));
+    // The other one ends by itself.
+    assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
+    world.clock.advance(Duration::from_secs(DAY + 1));
+    disable(&engine, &key, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_written_down_has_to_make_sense() {
+    let world = World::new();
+    let engine = world.start().await;
+    let (key, other) = (create_key(&engine).await, create_key(&engine).await);
+    let put = async |dependant| {
+        let put = PutDependant { key: by_id(&key), dependant, in_use: None };
+        engine.execute(&root(&engine), put).await
+    };
+    let foreign = dependant("cluster", "c", &[(other.primary.version, 1)]);
+    assert_eq!(put(foreign).await, Err(Error::KeyVersionNotFound));
+    let control = Dependant { name: "a\nb".to_owned(), ..dependant("cluster", "c", &[]) };
+    assert!(matches!(put(control).await, Err(Error::InvalidParameter { .. })));
+}
+
+struct Registered {
+    cluster: ClusterId,
+    plugin: Caller,
+}
+
+async fn register(engine: &Engine, key: &Key) -> Registered {
+    let fingerprint = "print".to_owned();
+    let name = lastkey_engine::ClusterName::parse("prod").unwrap();
+    let plugin = PluginRequest { name: name.clone(), fingerprint: fingerprint.clone() };
+    let add = AddCluster { name: Some(name), keys: vec![by_id(key)], plugin: Some(plugin) };
+    let cluster = engine.execute(&root(engine), add).await.unwrap().cluster.id;
+    let principal =
+        Principal::Plugin { cluster, name: "prod".into(), fingerprint: fingerprint.into() };
+    Registered {
+        cluster,
+        plugin: Caller::new(principal, Source::Internal, engine.new_request_id()),
+    }
+}
+
+fn coverage(cluster: ClusterId, at: Timestamp, objects: &[(KeyVersionId, u64)]) -> Dependant {
+    let seen_at = Some(at);
+    Dependant { seen_at, ..dependant(CLUSTER_KIND, &cluster.to_string(), objects) }
+}
+
+async fn encrypt(engine: &Engine, of: &Registered, key: &Key) {
+    let encrypt = PluginEncrypt {
+        cluster: of.cluster,
+        key: by_id(key),
+        pin: None,
+        plaintext: secret("seed"),
+    };
+    engine.execute(&of.plugin, encrypt).await.unwrap();
+}
+
+/// A plugin that encrypted is a dependant until somebody has looked, and found nothing.
+#[tokio::test]
+async fn a_plugins_use_counts_until_a_look_settles_it() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let prod = register(&engine, &key).await;
+    // Nobody can look at this cluster: its plugin's uses are not counted.
+    encrypt(&engine, &prod, &key).await;
+    disable(&engine, &key, None).await.unwrap();
+    engine.execute(&root(&engine), EnableKey { key: by_id(&key) }).await.unwrap();
+
+    // From now on somebody can, but has not yet.
+    let unseen = Dependant { seen_at: None, ..coverage(prod.cluster, START, &[]) };
+    put(&engine, &key, unseen).await;
+    let refused = disable(&engine, &key, None).await.unwrap_err();
+    assert!(refused.to_string().contains("nobody has looked"), "{refused}");
+    // A look finds nothing.
+    world.clock.advance(Duration::from_secs(60));
+    let now = world.clock.now();
+    put_knowing(&engine, &key, coverage(prod.cluster, now, &[]), Some(BTreeSet::new())).await;
+    disable(&engine, &key, None).await.unwrap();
+    engine.execute(&root(&engine), EnableKey { key: by_id(&key) }).await.unwrap();
+
+    // The plugin encrypts: who knows what under.
+    encrypt(&engine, &prod, &key).await;
+    encrypt(&engine, &prod, &key).await;
+    let refused = disable(&engine, &key, None).await.unwrap_err();
+    assert!(refused.to_string().contains("its plugin uses the key"), "{refused}");
+    // Also after a restart.
+    engine.shutdown().await;
+    let engine = world.start().await;
+    assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
+    // A look that finds nothing settles it only if no apiserver uses the version any more.
+    world.clock.advance(Duration::from_secs(60));
+    let look = |at| coverage(prod.cluster, at, &[]);
+    let in_use = |versions: &[KeyVersionId]| Some(versions.iter().copied().collect());
+    let primary = key.primary.version;
+    put_knowing(&engine, &key, look(world.clock.now()), in_use(&[primary])).await;
+    assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
+    put_knowing(&engine, &key, look(world.clock.now()), None).await;
+    assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
+    // Rotated; the apiservers use the new version; what is found is under that.
+    let new = engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    world.clock.advance(Duration::from_secs(1));
+    let found = coverage(prod.cluster, world.clock.now(), &[(primary, 0), (new.id, 7)]);
+    put_knowing(&engine, &key, found, in_use(&[new.id])).await;
+    let impact = |version| DescribeImpact { key: by_id(&key), version };
+    let of_old = engine.execute(&root(&engine), impact(Some(primary))).await.unwrap();
+    assert!(of_old.dependants.is_empty(), "the old version is free: {:?}", of_old.dependants);
+    let of_new = engine.execute(&root(&engine), impact(Some(new.id))).await.unwrap();
+    assert_eq!(of_new.dependants.len(), 1);
+    assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
+}
+
+/// What came to need a key during its deletion window keeps it from being destroyed.
+#[tokio::test]
+async fn a_deletion_waits_for_what_came_to_need_the_key() {
+    let world = World::new();
+    let engine = world.start().await;
+    let (spared, doomed) = (create_key(&engine).await, create_key(&engine).await);
+    delete(&engine, &spared, None).await.unwrap();
+    put(&engine, &spared, dependant("backup", "b", &[(spared.primary.version, 1)])).await;
+    for n in 0..40 {
+        put(&engine, &doomed, dependant("backup", &n.to_string(), &[(doomed.primary.version, 1)]))
+            .await;
+    }
+    delete(&engine, &doomed, twice(&doomed.id.to_string(), "nobody wants it")).await.unwrap();
+    for _ in 0..10 {
+        world.clock.advance(Duration::from_secs(DAY));
+        engine.run_due_work().await.unwrap();
+    }
+    assert_eq!(state(&engine, &spared).await, KeyState::PendingDeletion);
+    let gone = engine.execute(&root(&engine), DescribeKey { key: by_id(&doomed) }).await;
+    assert_eq!(gone.err(), Some(Error::KeyNotFound));
+    // Nothing is left of it.
+    let left = engine.execute(&root(&engine), ListDependants { key: KeyRef::Id(doomed.id) }).await;
+    assert_eq!(left.err(), Some(Error::KeyNotFound));
+    // Free again, it goes.
+    put(&engine, &spared, dependant("backup", "b", &[(spared.primary.version, 0)])).await;
+    engine.run_due_work().await.unwrap();
+    let gone = engine.execute(&root(&engine), DescribeKey { key: by_id(&spared) }).await;
+    assert_eq!(gone.err(), Some(Error::KeyNotFound));
+}
