@@ -241,6 +241,19 @@ mod tests {
     }
 
     #[test]
+    fn a_fresh_id_is_what_the_entropy_gave() {
+        struct Sevens;
+        impl Entropy for Sevens {
+            fn fill(&self, out: &mut [u8]) {
+                out.fill(7);
+            }
+        }
+        assert_eq!(Epoch::random(&Sevens).to_string(), "07".repeat(16));
+        assert_eq!(ClusterId::random(&Sevens).to_string(), "07070707-0707-4707-8707-070707070707");
+        assert_ne!(KeyId::random(&SystemEntropy), KeyId::random(&SystemEntropy));
+    }
+
+    #[test]
     fn serde_is_the_text() {
         let id: ClusterId = TEXT.parse().unwrap();
         let json = serde_json::to_string(&id).unwrap();

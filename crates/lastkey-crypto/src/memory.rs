@@ -246,6 +246,16 @@ mod tests {
         }
     }
 
+    /// Other tests have a few of their own meanwhile.
+    #[test]
+    fn keys_on_the_heap_are_counted_as_long_as_they_live() {
+        let keys: Vec<_> = (0..1000).map(|_| KeyMaterial::from_slice(&[1; 600])).collect();
+        assert!((1000..1100).contains(&stats().keys_on_heap));
+        assert!(!stats().is_locked());
+        drop(keys);
+        assert!(stats().keys_on_heap < 100);
+    }
+
     #[test]
     fn keys_move_between_threads() {
         let key = KeyMaterial::generate(32, &SystemEntropy);
@@ -286,7 +296,7 @@ mod tests {
         assert!(a.equals(&SecretBytes::new(vec![1, 2, 3])));
         assert!(!a.equals(&SecretBytes::new(vec![1, 2, 4])));
         assert!(!a.equals(&SecretBytes::new(vec![1, 2])));
-        assert!(!a.is_empty());
+        assert!(!a.is_empty() && SecretBytes::new(Vec::new()).is_empty());
         assert_eq!(a.len(), 3);
     }
 

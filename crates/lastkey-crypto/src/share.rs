@@ -442,8 +442,41 @@ mod tests {
         assert_eq!(Share::parse("lks1-é").unwrap_err(), ShareError::Length { found: 1 });
         let cut = &text[..text.len() - 1];
         assert_eq!(Share::parse(cut).unwrap_err(), ShareError::Length { found: 71 });
+        let mut ninth = text.to_string();
+        ninth.replace_range(45..46, "u");
+        assert_eq!(Share::parse(&ninth).unwrap_err(), ShareError::Character { group: 9 });
         let strange = text.replacen(&text[10..11], "u", 1);
         assert!(matches!(Share::parse(&strange), Err(ShareError::Character { .. })), "{strange}");
+    }
+
+    #[test]
+    fn a_share_whose_fields_make_no_sense_is_refused() {
+        let told = |head: &[u8], length: usize| {
+            let body = [head, &[9; KEY_LEN + 1][..length]].concat();
+            Share::decode(&[&body[..], &checksum(&body)].concat()).map(|share| share.head().index)
+        };
+        let head = |version, threshold, index| [version, 1, 2, 3, 4, 0, 1, threshold, index];
+        assert_eq!(told(&head(1, 2, 255), KEY_LEN), Ok(255));
+        assert_eq!(told(&head(1, 2, 0), KEY_LEN), Err(ShareError::Malformed));
+        assert_eq!(told(&head(1, 1, 1), KEY_LEN), Err(ShareError::Malformed));
+        assert_eq!(told(&head(1, 2, 1), KEY_LEN + 1), Err(ShareError::Malformed));
+        assert_eq!(told(&head(2, 2, 1), KEY_LEN), Err(ShareError::UnknownVersion(2)));
+        assert_eq!(SetId([1, 2, 3, 0xab]).to_string(), "010203ab");
+    }
+
+    /// Whichever of them the arithmetic draws by.
+    #[test]
+    fn what_is_drawn_is_the_entropy() {
+        struct Sevens;
+        impl Entropy for Sevens {
+            fn fill(&self, out: &mut [u8]) {
+                out.fill(7);
+            }
+        }
+        let (mut drawn, mut bytes) = (Drawn(&Sevens), [0; 5]);
+        assert_eq!(drawn.try_next_u32(), Ok(0x0707_0707));
+        assert_eq!(drawn.try_next_u64(), Ok(0x0707_0707_0707_0707));
+        assert_eq!((drawn.try_fill_bytes(&mut bytes), bytes), (Ok(()), [7; 5]));
     }
 
     #[test]

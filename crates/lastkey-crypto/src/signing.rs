@@ -228,6 +228,7 @@ mod tests {
         assert_eq!(key.public(), PublicKey::from_pem(public).unwrap());
         assert_eq!(key.to_pem().expose(), private.as_bytes());
         assert_eq!(key.public().to_pem(), public);
+        assert_eq!(key.public().id(), "e744c0791320c328", "as sha256sum has it");
         assert_eq!(SigningKey::from_pem(public).unwrap_err(), PemError::Private);
         assert_eq!(PublicKey::from_pem(private).unwrap_err(), PemError::Public);
     }

@@ -110,6 +110,12 @@ mod tests {
     }
 
     #[test]
+    fn suites_have_the_limits_of_their_nonces() {
+        assert_eq!(Suite::SoftwareAes.message_limit(), 1_099_511_627_776);
+        assert_eq!(Suite::TokenGcm.message_limit(), 4_294_967_296);
+    }
+
+    #[test]
     fn key_lengths_name_their_algorithm() {
         for algorithm in [Algorithm::Aes128, Algorithm::Aes192, Algorithm::Aes256] {
             assert_eq!(Algorithm::for_key_len(algorithm.key_len()), algorithm);

@@ -278,7 +278,14 @@ fn malformed_plugin_blobs_say_what_is_wrong() {
         PluginBlob::new(key_of, &inner(version(9), 1)).unwrap_err(),
         PluginBlobError::KeyVersionMismatch
     );
+    let longest = inner(key_of.key_version, longest);
+    let longest = PluginBlob::new(key_of, &longest).unwrap().encode();
+    assert_eq!(longest.len(), 1024);
+    assert_eq!(PluginBlob::parse(&longest).unwrap().encode(), longest);
     assert_eq!(parse(&[1; 1025]), PluginBlobError::TooLong(1025));
+    assert_eq!(parse(&[1; 4096]), PluginBlobError::TooLong(4096));
+    let shortest = PluginBlob::new(key_of, &inner(key_of.key_version, 0)).unwrap().encode().len();
+    assert_eq!(shortest, plugin_blob::OVERHEAD + blob::OVERHEAD);
     assert_eq!(parse(b""), PluginBlobError::TooShort);
     assert_eq!(parse(&[1; 64]), PluginBlobError::TooShort);
     assert_eq!(parse(&[7; 300]), PluginBlobError::UnknownVersion(7));
@@ -335,6 +342,7 @@ fn a_context_tells_its_pairs_in_order() {
     let context = context(&[("b", "2"), ("a", "1")]);
     assert_eq!(context.iter().collect::<Vec<_>>(), [("a", "1"), ("b", "2")]);
     assert_eq!(context.names().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!((context.len(), context.is_empty()), (2, false));
 }
 
 #[test]
