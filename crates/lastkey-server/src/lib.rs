@@ -42,6 +42,7 @@ mod sealing;
 mod server;
 mod service;
 mod stopping;
+mod taken;
 mod tls;
 
 pub use limits::Limits;

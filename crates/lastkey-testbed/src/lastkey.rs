@@ -207,6 +207,8 @@ impl Lastkey {
     fn command<'a>(&self, args: impl IntoIterator<Item = &'a OsStr>) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(args).args(["--output", "json"]);
+        // What a plugin keeps over restarts; as a service manager names it.
+        command.env("STATE_DIRECTORY", self.logs.join("state"));
         command
     }
 

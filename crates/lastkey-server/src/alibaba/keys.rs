@@ -1,9 +1,7 @@
 //! Operations on keys.
 
-use std::time::Duration;
-
 use lastkey_engine::{
-    Error, Key, KeyRef, KeySpec, KeyState, KeyUsage, RotationPolicy, Taken, Unconfirmed,
+    Error, Key, KeyRef, KeySpec, KeyState, KeyUsage, RotationPolicy, Taken,
     command::{
         CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyFilter, ListKeys,
         Override, ScheduleKeyDeletion, SetDeletionProtection, UpdateKeyDescription,
@@ -16,6 +14,7 @@ use super::{
     document::Document,
     refusal::Refusal,
 };
+use crate::taken::unconfirmed;
 
 pub(super) async fn create_key(call: &Call<'_>) -> Answer {
     call.not_offered("DKMSInstanceId", "a dedicated instance")?;
@@ -194,16 +193,9 @@ pub(super) async fn disable_key(call: &Call<'_>) -> Answer {
     taken(call, key).await
 }
 
-/// How long plugins that are connected have to confirm that a key was taken from them.
-const PATIENCE: Duration = Duration::from_secs(3);
-
 /// Answers once the plugins have confirmed, and names those that have not.
 async fn taken(call: &Call<'_>, key: KeyRef) -> Answer {
-    let held = call.engine.unconfirmed(&Taken::Key(key), PATIENCE).await;
-    let held = held.map_err(|error| Error::Uncertain(error.to_string()))?;
-    for Unconfirmed { cluster, plugin, until, .. } in &held {
-        tracing::warn!(%cluster, plugin, %until, "a plugin has not confirmed; its lease runs");
-    }
+    let held = unconfirmed(call.engine, &Taken::Key(key)).await?;
     call.answer(|answer| {
         // Ours alone, and only if there is something to tell.
         if !held.is_empty() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::Method;
 use lastkey_crypto::ClusterId;
 use lastkey_engine::{
-    Approval, Cluster, ClusterName, Error, Fingerprint, NodeName, NodeState, Timestamp,
+    Approval, Cluster, ClusterName, Error, Fingerprint, NodeName, NodeState, Taken, Timestamp,
     command::{
         ApproveNode, ConfirmPlugin, EnrolNode, Enrolment, ListNodes, RenewPlugin, Revocation,
         RevokeNode, TrustNodes,
@@ -19,7 +19,10 @@ use lastkey_engine::{
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Call, Refusal, Route, clusters::Issued, json};
-use crate::tls::{Csr, roots_of};
+use crate::{
+    taken::unconfirmed,
+    tls::{Csr, roots_of},
+};
 
 /// An approval by name alone is good for this long, unless somebody says otherwise.
 const WITHIN: Duration = Duration::from_secs(86_400);
@@ -231,6 +234,15 @@ struct Revoke {
 struct Revoked {
     cluster: ClusterId,
     revoked: String,
+    /// Who has not confirmed yet, and until when that may matter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unconfirmed: Vec<Held>,
+}
+
+#[derive(Serialize)]
+struct Held {
+    plugin: String,
+    lease_ends: Timestamp,
 }
 
 pub(super) async fn revoke(call: &Call<'_>, path: &str) -> Answer {
@@ -241,8 +253,14 @@ pub(super) async fn revoke(call: &Call<'_>, path: &str) -> Answer {
         (None, Some(plugin)) => (Revocation::Plugin(ClusterName::parse(&plugin)?), plugin),
         _ => return Err(Error::MissingParameter("node").into()),
     };
+    let name = match &which {
+        Revocation::Node(node) => node.plugin(),
+        Revocation::Plugin(plugin) => plugin.as_str().to_owned(),
+    };
     call.execute(RevokeNode { cluster, which }).await?;
-    json(&Revoked { cluster, revoked })
+    let held = unconfirmed(call.context.engine, &Taken::Plugin { cluster, name }).await?;
+    let unconfirmed = held.into_iter().map(|it| Held { plugin: it.plugin, lease_ends: it.until });
+    json(&Revoked { cluster, revoked, unconfirmed: unconfirmed.collect() })
 }
 
 #[derive(Deserialize)]

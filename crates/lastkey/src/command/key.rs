@@ -1,5 +1,7 @@
 //! `lastkey key …`: keys over the Alibaba wire, as any other client would.
 
+mod impact;
+
 use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -41,15 +43,28 @@ async fn act(client: &Client, action: KeyAction, output: &Output) -> Result<(), 
         KeyAction::Enable { key } => {
             change(client, output, ("EnableKey", &[("KeyId", &key)]), "is enabled").await
         }
-        KeyAction::Disable { key } => {
-            change(client, output, ("DisableKey", &[("KeyId", &key)]), "is disabled").await
+        KeyAction::Disable { key, twice } => {
+            let parameters = [vec![("KeyId", &*key)], twice.parameters()].concat();
+            let done = change(client, output, ("DisableKey", &parameters), "is disabled").await;
+            impact::explain(client, &key, done).await
         }
-        KeyAction::Delete { key, in_days } => {
+        KeyAction::Delete { key, in_days, twice } => {
             let days = in_days.to_string();
-            let call =
-                ("ScheduleKeyDeletion", &[("KeyId", &*key), ("PendingWindowInDays", &days)][..]);
-            change(client, output, call, &format!("will be destroyed in {days} days")).await
+            let mut parameters = vec![("KeyId", &*key), ("PendingWindowInDays", &days)];
+            parameters.extend(twice.parameters());
+            let call = ("ScheduleKeyDeletion", &parameters[..]);
+            let said = format!("will be destroyed in {days} days");
+            let done = change(client, output, call, &said).await;
+            impact::explain(client, &key, done).await
         }
+        KeyAction::Impact { key, version } => {
+            impact::show(client, &key, version.as_deref(), output).await
+        }
+        KeyAction::Dependants { key, remove: Some(which), reason } => {
+            let reason = reason.unwrap_or_default();
+            impact::remove(client, (&key, &which), &reason, output).await
+        }
+        KeyAction::Dependants { key, .. } => impact::list(client, &key, output).await,
         KeyAction::CancelDeletion { key } => {
             let call = ("CancelKeyDeletion", &[("KeyId", &*key)][..]);
             change(client, output, call, "will not be deleted, and is enabled").await
@@ -95,11 +110,30 @@ async fn change(
     (action, parameters): Call<'_>,
     said: &str,
 ) -> Result<(), Failure> {
-    client.alibaba(action, parameters).await?;
+    let answer = client.alibaba(action, parameters).await?;
     let key = parameters.iter().find(|(name, _)| *name == "KeyId").map_or("", |(_, key)| *key);
-    let described = describe(client, key).await?;
-    output.object(&described, || format!("{key} {said}"));
+    let mut described = describe(client, key).await?;
+    let unconfirmed = snake(answer["Unconfirmed"]["Plugin"].clone());
+    if !unconfirmed.is_null() {
+        described["unconfirmed"] = unconfirmed.clone();
+    }
+    output.object(&described, || format!("{key} {said}{}", still_held(&unconfirmed)));
     Ok(())
+}
+
+/// Which plugins do not know yet that a key was taken from them, and until when that may matter.
+fn still_held(unconfirmed: &Value) -> String {
+    let line = |plugin: &Value| {
+        let text = |name: &str| plugin[name].as_str().unwrap_or_default().to_owned();
+        let cluster = Some(text("cluster_name")).filter(|name| !name.is_empty());
+        format!(
+            "\nplugin {} of cluster {} has not confirmed: it may go on reading until {}",
+            text("plugin"),
+            cluster.unwrap_or_else(|| text("cluster")),
+            text("lease_ends"),
+        )
+    };
+    unconfirmed.as_array().map(|all| all.iter().map(line).collect()).unwrap_or_default()
 }
 
 /// Protects a key from deletion for a reason, or no longer.

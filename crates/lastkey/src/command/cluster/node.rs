@@ -21,12 +21,15 @@ pub(super) async fn run(
             let (cluster, _) = find(client, cluster.as_deref()).await?;
             let kind = if plugin { "plugin" } else { "node" };
             let revoked = client.revoke_node(cluster, (kind, &node)).await?;
-            output.object(&revoked, || match plugin {
-                true => format!("the plugin {node} is refused from now on"),
-                false => format!(
-                    "the plugin of {node} is refused from now on, and the node stays out until it \
-                     is approved again"
-                ),
+            output.object(&revoked, || {
+                let said = match plugin {
+                    true => format!("the plugin {node} is refused from now on"),
+                    false => format!(
+                        "the plugin of {node} is refused from now on, and the node stays out until \
+                         it is approved again"
+                    ),
+                };
+                said + &still_held(&revoked)
             });
             Ok(())
         }
@@ -43,6 +46,13 @@ pub(super) async fn run(
             Ok(())
         }
     }
+}
+
+/// Whether the plugin does not know yet, and until when that may matter.
+fn still_held(revoked: &serde_json::Value) -> String {
+    let ends = revoked["unconfirmed"][0]["lease_ends"].as_str();
+    ends.map(|until| format!("\nit has not confirmed: it may go on reading until {until}"))
+        .unwrap_or_default()
 }
 
 fn trusts(trusted: &Value) -> String {
