@@ -1,4 +1,5 @@
 //! A server with a cluster whose nodes may enrol, and plugins on such nodes.
+#![allow(dead_code, reason = "each test target uses its own part of it")]
 
 use std::{
     ffi::{OsStr, OsString},

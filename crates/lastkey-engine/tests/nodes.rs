@@ -1,0 +1,316 @@
+//! Who gets a plugin's identity by a kubelet's certificate, who loses it, and what the log says.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod support;
+
+use std::time::Duration;
+
+use lastkey_crypto::ClusterId;
+use lastkey_engine::{
+    Approval, Caller, Clock as _, Cluster, ClusterName, Engine, Error, Fingerprint, Key, NODE_LIFE,
+    NodeName, NodeRoot, NodeState, PLUGIN_LIFE, Principal, Source, command::*,
+};
+use support::{World, by_id, create_key, root, secret};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn print(of: &str) -> Fingerprint {
+    Fingerprint::of(of.as_bytes())
+}
+
+fn ca(of: &str) -> NodeRoot {
+    NodeRoot { certificate: "AA==".to_owned(), fingerprint: print(of), key: print(of) }
+}
+
+fn node(name: &str) -> NodeName {
+    NodeName::parse(name).unwrap()
+}
+
+/// A kubelet of that name, with this key.
+fn kubelet(engine: &Engine, cluster: ClusterId, (name, key): (&str, &str)) -> Caller {
+    let principal = Principal::Kubelet {
+        cluster,
+        node: node(name),
+        certificate: print(&format!("certificate of {key}")),
+        key: print(key),
+    };
+    Caller::new(principal, Source::Internal, engine.new_request_id())
+}
+
+/// The plugin of that node, by an identity with this fingerprint.
+fn plugin(engine: &Engine, cluster: ClusterId, (name, fingerprint): (&str, &str)) -> Caller {
+    let name = node(name).plugin().as_str().into();
+    let principal = Principal::Plugin { cluster, name, fingerprint: fingerprint.into() };
+    Caller::new(principal, Source::Internal, engine.new_request_id())
+}
+
+async fn add_cluster(engine: &Engine, name: &str, key: &Key, root_of: &str) -> ClusterId {
+    let name = Some(ClusterName::parse(name).unwrap());
+    let add = AddCluster { name, keys: vec![by_id(key)], plugin: None };
+    let cluster = engine.execute(&root(engine), add).await.unwrap().cluster.id;
+    let roots = Some(vec![ca(root_of)]);
+    engine.execute(&root(engine), TrustNodes { cluster, roots, life: None }).await.unwrap();
+    cluster
+}
+
+async fn approve(
+    engine: &Engine,
+    cluster: ClusterId,
+    (name, fingerprint): (Option<&str>, Option<&str>),
+) -> Result<Approved, Error> {
+    let (node, fingerprint) = (name.map(node), fingerprint.map(print));
+    let approve = ApproveNode { cluster, node, fingerprint, within: DAY };
+    engine.execute(&root(engine), approve).await
+}
+
+async fn enrol(
+    engine: &Engine,
+    cluster: ClusterId,
+    who: (&str, &str),
+    plugin: &str,
+) -> Result<Enrolment, Error> {
+    let ask = EnrolNode { cluster, plugin: plugin.to_owned() };
+    engine.execute(&kubelet(engine, cluster, who), ask).await
+}
+
+async fn encrypts(engine: &Engine, caller: &Caller, cluster: ClusterId, key: &Key) -> bool {
+    let plaintext = secret("seed");
+    let encrypt = PluginEncrypt { cluster, key: by_id(key), pin: None, plaintext };
+    match engine.execute(caller, encrypt).await {
+        Ok(_) => true,
+        Err(Error::Denied) => false,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+async fn cluster_of(engine: &Engine, cluster: ClusterId) -> Cluster {
+    let list = ListNodes { cluster: Some(cluster) };
+    engine.execute(&root(engine), list).await.unwrap().remove(0)
+}
+
+fn is_waiting(answer: &Enrolment) -> bool {
+    matches!(answer, Enrolment::Waiting { .. })
+}
+
+#[tokio::test]
+async fn a_node_waits_is_approved_works_and_is_turned_out() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key, "ca").await;
+    let who = ("cp-1", "kubelet key");
+
+    // 1. It waits; asking again changes nothing.
+    assert!(is_waiting(&enrol(&engine, cluster, who, "p1").await.unwrap()));
+    let before = cluster_of(&engine, cluster).await;
+    assert!(is_waiting(&enrol(&engine, cluster, who, "p1").await.unwrap()));
+    assert_eq!(cluster_of(&engine, cluster).await, before);
+    assert_eq!(before.nodes[0].state, NodeState::Waiting);
+    assert!(!encrypts(&engine, &plugin(&engine, cluster, ("cp-1", "p1")), cluster, &key).await);
+
+    // 2. Approved by its name, it is the key that waits which is approved, and no other.
+    let approved = approve(&engine, cluster, (Some("cp-1"), None)).await.unwrap();
+    assert!(approved.waits);
+    assert_eq!(approved.approval.fingerprint, Some(print("kubelet key")));
+    assert!(is_waiting(&enrol(&engine, cluster, ("cp-1", "another"), "x").await.unwrap()));
+
+    // 3. It is let in, and works by that identity alone.
+    let let_in = enrol(&engine, cluster, who, "p1").await.unwrap();
+    let Enrolment::LetIn { name, not_after } = let_in else { panic!("{let_in:?}") };
+    assert_eq!(name, "node/cp-1");
+    assert_eq!(not_after, world.clock.now().after(NODE_LIFE));
+    assert!(encrypts(&engine, &plugin(&engine, cluster, ("cp-1", "p1")), cluster, &key).await);
+    assert!(!encrypts(&engine, &plugin(&engine, cluster, ("cp-1", "p2")), cluster, &key).await);
+    assert!(!encrypts(&engine, &kubelet(&engine, cluster, who), cluster, &key).await);
+    assert!(cluster_of(&engine, cluster).await.approvals.is_empty(), "good for one time");
+
+    // 4. With the same key it may come again; the identity before it ends.
+    enrol(&engine, cluster, who, "p2").await.unwrap();
+    assert!(!encrypts(&engine, &plugin(&engine, cluster, ("cp-1", "p1")), cluster, &key).await);
+    assert!(encrypts(&engine, &plugin(&engine, cluster, ("cp-1", "p2")), cluster, &key).await);
+    // With another one it waits, and what it has goes on.
+    assert!(is_waiting(&enrol(&engine, cluster, ("cp-1", "rotated"), "p3").await.unwrap()));
+    assert!(encrypts(&engine, &plugin(&engine, cluster, ("cp-1", "p2")), cluster, &key).await);
+
+    // 5. Turned out: at once, for good, and after a restart too.
+    let which = Revocation::Node(node("cp-1"));
+    let revoke = RevokeNode { cluster, which: which.clone() };
+    engine.execute(&root(&engine), revoke.clone()).await.unwrap();
+    assert!(!encrypts(&engine, &plugin(&engine, cluster, ("cp-1", "p2")), cluster, &key).await);
+    assert_eq!(enrol(&engine, cluster, who, "p4").await, Err(Error::NodeRevoked));
+    engine.shutdown().await;
+    let engine = world.start().await;
+    assert_eq!(enrol(&engine, cluster, who, "p4").await, Err(Error::NodeRevoked));
+    approve(&engine, cluster, (None, Some("kubelet key"))).await.unwrap();
+    assert_eq!(enrol(&engine, cluster, who, "p4").await, Err(Error::NodeRevoked));
+    approve(&engine, cluster, (Some("cp-1"), None)).await.unwrap();
+    enrol(&engine, cluster, who, "p4").await.unwrap();
+    assert!(encrypts(&engine, &plugin(&engine, cluster, ("cp-1", "p4")), cluster, &key).await);
+    let stranger = RevokeNode { cluster, which: Revocation::Node(node("nobody")) };
+    assert_eq!(engine.execute(&root(&engine), stranger).await, Err(Error::NotFound("node")));
+}
+
+#[tokio::test]
+async fn approvals_by_name_end() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key, "ca").await;
+    approve(&engine, cluster, (Some("by-name"), None)).await.unwrap();
+    approve(&engine, cluster, (None, Some("by-key"))).await.unwrap();
+    world.clock.advance(2 * DAY);
+    assert!(is_waiting(&enrol(&engine, cluster, ("by-name", "a"), "a").await.unwrap()));
+    let came = enrol(&engine, cluster, ("whoever", "by-key"), "b").await.unwrap();
+    assert!(!is_waiting(&came), "one that names a key does not end");
+    assert!(is_waiting(&enrol(&engine, cluster, ("another", "by-key"), "c").await.unwrap()));
+    assert_eq!(approve(&engine, cluster, (None, None)).await, Err(Error::MissingParameter("Node")));
+}
+
+/// Two clusters whose nodes one CA vouches for: it cannot tell them apart, so a name is not enough.
+#[tokio::test]
+async fn where_two_clusters_trust_one_ca_a_name_alone_lets_nobody_in() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let one = add_cluster(&engine, "one", &key, "ca").await;
+    approve(&engine, one, (Some("cp-1"), None)).await.unwrap();
+    let two = add_cluster(&engine, "two", &key, "ca").await;
+    for cluster in [one, two] {
+        let answer = enrol(&engine, cluster, ("cp-1", "key"), "p").await.unwrap();
+        assert!(is_waiting(&answer), "{answer:?}");
+    }
+    approve(&engine, two, (Some("cp-1"), Some("key"))).await.unwrap();
+    assert!(!is_waiting(&enrol(&engine, two, ("cp-1", "key"), "p").await.unwrap()));
+    assert!(is_waiting(&enrol(&engine, one, ("cp-1", "key"), "p").await.unwrap()));
+}
+
+/// A kubelet is a kubelet: of its cluster, for one command.
+#[tokio::test]
+async fn a_kubelet_may_ask_and_nothing_else() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let (one, two) = (
+        add_cluster(&engine, "one", &key, "ca one").await,
+        add_cluster(&engine, "two", &key, "ca two").await,
+    );
+    let caller = kubelet(&engine, one, ("cp-1", "key"));
+    let denied = |error: Error| assert_eq!(error, Error::Denied);
+    let elsewhere = EnrolNode { cluster: two, plugin: "p".to_owned() };
+    denied(engine.execute(&caller, elsewhere.clone()).await.unwrap_err());
+    denied(engine.execute(&caller, ListClusters).await.unwrap_err());
+    denied(engine.execute(&caller, ListNodes { cluster: Some(one) }).await.unwrap_err());
+    let itself =
+        ApproveNode { cluster: one, node: Some(node("cp-1")), fingerprint: None, within: DAY };
+    denied(engine.execute(&caller, itself).await.unwrap_err());
+    let trust = TrustNodes { cluster: one, roots: Some(vec![]), life: None };
+    denied(engine.execute(&caller, trust.clone()).await.unwrap_err());
+    denied(engine.execute(&caller, DescribeKey { key: by_id(&key) }).await.unwrap_err());
+    let renew = RenewPlugin { caller: caller.principal.clone(), fingerprint: "x".to_owned() };
+    denied(engine.execute(&caller, renew).await.unwrap_err());
+    // Nor is anybody else a kubelet, whatever they may otherwise do.
+    denied(engine.execute(&root(&engine), elsewhere).await.unwrap_err());
+    // Without a CA nobody is.
+    engine.execute(&root(&engine), trust).await.unwrap();
+    assert!(engine.node_roots(Some(one)).is_empty() && !engine.node_roots(None).is_empty());
+}
+
+/// Both identities are good until the plugin says which one it goes by.
+#[tokio::test]
+async fn an_identity_is_renewed_in_two_steps() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key, "ca").await;
+    approve(&engine, cluster, (Some("cp-1"), None)).await.unwrap();
+    enrol(&engine, cluster, ("cp-1", "key"), "first").await.unwrap();
+    let by = |print| plugin(&engine, cluster, ("cp-1", print));
+    let works = async |print| encrypts(&engine, &by(print), cluster, &key).await;
+    let renew = async |print, next: &str| {
+        let (caller, fingerprint) = (by(print).principal, next.to_owned());
+        engine.execute(&by(print), RenewPlugin { caller, fingerprint }).await
+    };
+    let confirm = async |print| {
+        engine.execute(&by(print), ConfirmPlugin { caller: by(print).principal }).await
+    };
+    world.clock.advance(20 * DAY);
+    assert_eq!(renew("first", "second").await, Ok(world.clock.now().after(NODE_LIFE)));
+    assert!(works("first").await && works("second").await);
+    // A plugin that crashed and has kept the first renews again.
+    renew("first", "third").await.unwrap();
+    assert!(works("first").await && !works("second").await && works("third").await);
+    // By the first there is nothing to confirm.
+    assert_eq!(confirm("first").await, Ok(false));
+    assert_eq!(confirm("third").await, Ok(true));
+    assert!(!works("first").await && works("third").await);
+    assert_eq!(confirm("first").await, Err(Error::Denied));
+    assert_eq!(renew("first", "x").await, Err(Error::Denied));
+    assert_eq!(confirm("third").await, Ok(false), "once is enough");
+    // One that never confirmed, and renews by the new one, has confirmed by that.
+    renew("third", "fourth").await.unwrap();
+    renew("fourth", "fifth").await.unwrap();
+    assert!(!works("third").await && works("fourth").await && works("fifth").await);
+    // Turned out, all of them end.
+    let which = Revocation::Node(node("cp-1"));
+    engine.execute(&root(&engine), RevokeNode { cluster, which }).await.unwrap();
+    assert!(!works("fourth").await && !works("fifth").await);
+    assert_eq!(renew("fifth", "x").await, Err(Error::Denied));
+}
+
+/// What `cluster add` made is renewed and turned out as well; and what runs out is said.
+#[tokio::test]
+async fn what_runs_out_is_said_long_before() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let request =
+        PluginRequest { name: ClusterName::parse("plugin").unwrap(), fingerprint: "p".to_owned() };
+    let name = Some(ClusterName::parse("prod").unwrap());
+    let add = AddCluster { name, keys: vec![by_id(&key)], plugin: Some(request) };
+    let cluster = engine.execute(&root(&engine), add).await.unwrap().cluster;
+    assert_eq!(cluster.plugins[0].ends(), Some(world.clock.now().after(PLUGIN_LIFE)));
+    let warned = async || {
+        let status = engine.execute(&root(&engine), DescribeService).await.unwrap();
+        status.warnings.iter().any(|warning| warning.contains("the plugin plugin"))
+    };
+    assert!(!warned().await);
+    world.clock.advance(270 * DAY);
+    assert!(!warned().await, "a quarter of a year and more is left");
+    world.clock.advance(10 * DAY);
+    assert!(warned().await && engine.identities().late.len() == 1);
+    let which = Revocation::Plugin(ClusterName::parse("plugin").unwrap());
+    engine.execute(&root(&engine), RevokeNode { cluster: cluster.id, which }).await.unwrap();
+    assert!(!warned().await);
+
+    // The life of what is issued later is the cluster's.
+    let life = Some(DAY);
+    let trust = TrustNodes { cluster: cluster.id, roots: None, life };
+    let short = engine.execute(&root(&engine), trust).await.unwrap();
+    assert_eq!(short.life_for("node/cp-1"), DAY);
+    let too_short = Some(Duration::from_secs(59));
+    let trust = TrustNodes { cluster: cluster.id, roots: None, life: too_short };
+    assert!(matches!(
+        engine.execute(&root(&engine), trust).await,
+        Err(Error::InvalidParameter { .. })
+    ));
+}
+
+/// However many ask, the record stays bounded, and the log says who did what.
+#[tokio::test]
+async fn a_crowd_of_nodes_stays_within_bounds() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key, "ca").await;
+    for number in 0..260 {
+        world.clock.advance(Duration::from_secs(1));
+        let name = format!("n-{number}");
+        assert!(is_waiting(&enrol(&engine, cluster, (&name, &name), "p").await.unwrap()));
+    }
+    let known = cluster_of(&engine, cluster).await;
+    assert_eq!(known.nodes.len(), 256);
+    assert!(known.node(&node("n-0")).is_none() && known.node(&node("n-259")).is_some());
+    let approval = |approval: &Approval| approval.node == Some(node("n-259"));
+    approve(&engine, cluster, (Some("n-259"), None)).await.unwrap();
+    assert!(cluster_of(&engine, cluster).await.approvals.iter().any(approval));
+}
