@@ -5,6 +5,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "apiserver/cold_start.rs"]
+mod cold_start;
+#[path = "apiserver/configurations.rs"]
+mod configurations;
+#[path = "apiserver/coverage.rs"]
+mod coverage;
+#[path = "apiserver/etcd.rs"]
+mod etcd;
+#[path = "load/grpc.rs"]
+#[allow(dead_code, reason = "each test target uses its own part of it")]
+mod grpc;
+mod nodes;
+#[path = "apiserver/outages.rs"]
+mod outages;
+#[path = "apiserver/restarts.rs"]
+mod restarts;
+#[path = "apiserver/rotate.rs"]
+mod rotate;
 mod support;
 
 use lastkey_testbed::{Apiserver, ApiserverOptions, Encrypted, Peers, eventually};
