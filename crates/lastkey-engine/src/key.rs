@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lastkey_crypto::{Algorithm, Epoch, KeyId, KeyVersionId, Lineage};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Timestamp};
+use crate::{Error, LastUse, Timestamp};
 
 /// What kind of material a key has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -295,7 +295,7 @@ impl Key {
 }
 
 /// One version of a key, as it is described to callers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyVersion {
     /// Its key.
     pub key_id: KeyId,
@@ -305,6 +305,8 @@ pub struct KeyVersion {
     pub created: Timestamp,
     /// How often it has encrypted, at least as often as it did: after a crash, more.
     pub uses: u64,
+    /// When it was used last, as far as that is known.
+    pub last_use: Option<LastUse>,
 }
 
 /// The name of an alias: `alias/` and 1–249 letters, digits, `-`, `_`, `/`, `.` or `:`.

@@ -31,6 +31,7 @@ mod instance;
 mod jobs;
 mod key;
 mod key_index;
+mod last_use;
 mod node;
 mod nonce;
 mod opening;
@@ -62,6 +63,7 @@ pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,
     Page, Primary, ProtectionLevel, RotationPolicy,
 };
+pub use last_use::LastUse;
 pub use node::{
     Approval, Fingerprint, LIVES, NODE_LIFE, Node, NodeName, NodeRequest, NodeRoot, NodeState,
     PLUGIN_LIFE,

@@ -28,6 +28,7 @@ use crate::{
     identity::AccessKey,
     key::{AliasName, Key},
     key_index::KeyIndex,
+    last_use,
     outbox::Parcel,
     policy::Policy,
     uses::{self, Counted, Uses},
@@ -108,6 +109,8 @@ pub(crate) struct Records {
     counted: Mutex<BTreeMap<KeyVersionId, u64>>,
     /// Versions that soon need more to be counted ahead.
     low: Mutex<Vec<Arc<Version>>>,
+    /// Versions whose last use waits to be written down.
+    used: Mutex<Vec<Arc<Version>>>,
     /// Keys that are due because their primary versions have encrypted so much.
     worn: Mutex<BTreeSet<KeyId>>,
     pub(crate) limits: Limits,
@@ -133,6 +136,7 @@ impl Records {
             access_keys: RwLock::default(),
             counted: Mutex::default(),
             low: Mutex::default(),
+            used: Mutex::default(),
             worn: Mutex::default(),
             limits: Limits::default(),
             changes: watch::channel(0).0,
@@ -486,6 +490,10 @@ impl Records {
                     batch.delete(&path, stored.expect());
                 }
                 batch.delete(&uses::path_of(*id), self.stored_uses(*id).await?.1);
+                let path = last_use::path_of(*id);
+                if let Some(stored) = barrier.read(&path).await? {
+                    batch.delete(&path, stored.expect());
+                }
                 return Ok(Ok(None));
             }
             Write::DropAlias(name, expect) => {

@@ -270,3 +270,94 @@ async fn a_deletion_waits_for_what_came_to_need_the_key() {
     let gone = engine.execute(&root(&engine), DescribeKey { key: by_id(&spared) }).await;
     assert_eq!(gone.err(), Some(Error::KeyNotFound));
 }
+
+#[tokio::test]
+async fn who_used_a_version_last_is_known_after_a_restart_too() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let describe = DescribeKeyVersion { key: by_id(&key), version: key.primary.version };
+    let fresh = engine.execute(&root(&engine), describe.clone()).await.unwrap();
+    assert_eq!((fresh.uses, fresh.last_use), (0, None), "never used");
+    let encrypt =
+        || Encrypt { key: by_id(&key), plaintext: secret("x"), context: support::context(&[]) };
+    let made = engine.execute(&root(&engine), encrypt()).await.unwrap();
+    world.clock.advance(Duration::from_secs(5));
+    let decrypt = Decrypt { blob: made.blob, context: support::context(&[]) };
+    engine.execute(&root(&engine), decrypt).await.unwrap();
+    let expected = lastkey_engine::LastUse {
+        at: START.after(Duration::from_secs(5)),
+        by: "root/LKtest".to_owned(),
+        action: "Decrypt".to_owned(),
+    };
+    let used = engine.execute(&root(&engine), describe.clone()).await.unwrap();
+    assert_eq!(used.last_use, Some(expected.clone()));
+    engine.shutdown().await;
+    let engine = world.start().await;
+    let again = engine.execute(&root(&engine), describe).await.unwrap();
+    assert_eq!(again.last_use, Some(expected));
+}
+
+/// A rotation's work: one worker at a time, saved, finished with a report, the old version free.
+#[tokio::test]
+async fn a_rotation_is_claimed_saved_and_finished() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let prod = register(&engine, &key).await;
+    let start = |keep_version| StartRotation {
+        cluster: prod.cluster,
+        key: None,
+        keep_version,
+        namespace: None,
+    };
+    let begun = engine.execute(&root(&engine), start(false)).await.unwrap();
+    assert_ne!(begun.rotation.target, key.primary.version);
+    let twice = engine.execute(&root(&engine), start(false)).await;
+    assert!(matches!(twice.map(drop), Err(Error::Exists(_))));
+    let which = Which { cluster: prod.cluster, id: begun.rotation.id.clone() };
+    let claim = |holder: &str| ClaimRotation { which: which.clone(), holder: holder.to_owned() };
+    let one = engine.execute(&root(&engine), claim("one")).await.unwrap();
+    let other = engine.execute(&root(&engine), claim("two")).await;
+    assert!(matches!(other.map(drop), Err(Error::Claimed { .. })));
+    let save = |fence, phase| SaveRotation {
+        which: which.clone(),
+        fence,
+        phase,
+        state: serde_json::json!({ "at": 3 }),
+        release: false,
+    };
+    let rewriting = lastkey_engine::Phase::Rewriting;
+    engine.execute(&root(&engine), save(one.rotation.fence, rewriting)).await.unwrap();
+    // Killed; another one goes on from there, and the first cannot any more. A restart is no matter.
+    engine.shutdown().await;
+    let engine = world.start().await;
+    world.clock.advance(Duration::from_secs(31));
+    let two = engine.execute(&root(&engine), claim("two")).await.unwrap();
+    assert_eq!(two.rotation.state["at"], 3);
+    let late = engine.execute(&root(&engine), save(one.rotation.fence, rewriting)).await;
+    assert!(matches!(late.map(drop), Err(Error::Claimed { .. })));
+    // Rotated once more meanwhile: what it would prove is about an old version.
+    let fence = two.rotation.fence;
+    let verifying = lastkey_engine::Phase::Verifying;
+    engine.execute(&root(&engine), save(fence, verifying)).await.unwrap();
+    engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    let finish = || FinishRotation {
+        which: which.clone(),
+        fence,
+        content: serde_json::json!({ "objects": 1 }),
+        found: None,
+    };
+    let stale = engine.execute(&root(&engine), finish()).await;
+    assert_eq!(stale.map(drop), Err(Error::StaleKeyVersion));
+    let converging = lastkey_engine::Phase::Converging;
+    let again = engine.execute(&root(&engine), save(fence, converging)).await.unwrap();
+    assert_eq!(again.rotation.target, again.primary);
+    let pause = PauseRotation { which: which.clone(), paused: true };
+    assert!(engine.execute(&root(&engine), pause).await.unwrap().rotation.paused);
+    engine.execute(&root(&engine), CancelRotation { which: which.clone() }).await.unwrap();
+    assert!(engine.execute(&root(&engine), claim("three")).await.is_err());
+    engine.execute(&root(&engine), start(true)).await.unwrap();
+    let list = ListRotations { cluster: prod.cluster };
+    assert_eq!(engine.execute(&root(&engine), list).await.unwrap().len(), 2);
+}

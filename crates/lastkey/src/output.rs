@@ -50,12 +50,24 @@ pub(crate) struct Failure {
     exit: Exit,
     code: Option<String>,
     message: String,
+    /// What stands in the way, a row each.
+    dependants: Vec<Value>,
 }
 
 impl Failure {
     /// Ends with `exit` and this sentence.
     pub(crate) fn new(exit: Exit, message: impl std::fmt::Display) -> Self {
-        Self { exit, code: None, message: message.to_string() }
+        Self { exit, code: None, message: message.to_string(), dependants: Vec::new() }
+    }
+
+    /// The server's code, if that is where it comes from.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// Shows what stands in the way.
+    pub(crate) fn because_of(self, dependants: Vec<Value>) -> Self {
+        Self { dependants, ..self }
     }
 
     /// Ends with [`Exit::Failed`] and this sentence.
@@ -94,7 +106,8 @@ impl From<lastkey_client::Error> for Failure {
             Category::Unavailable => Exit::Unavailable,
             Category::Failed => Exit::Failed,
         };
-        Self { exit, code: error.code().map(str::to_owned), message: chain(&error) }
+        let code = error.code().map(str::to_owned);
+        Self { exit, code, message: chain(&error), dependants: Vec::new() }
     }
 }
 
@@ -178,19 +191,37 @@ impl Output {
 
     /// Says why, and gives the exit code that goes with it.
     pub(crate) fn fail(&self, failure: &Failure) -> ExitCode {
-        let Failure { exit, code, message } = failure;
+        let Failure { exit, code, message, dependants } = failure;
         match self.format {
             Format::Json => {
-                let error = json!({ "error": {
+                let mut error = json!({ "error": {
                     "exit_code": *exit as u8, "code": code, "message": message,
                 } });
+                if !dependants.is_empty() {
+                    error["error"]["dependants"] = json!(dependants);
+                }
                 eprintln!("{error}");
             }
-            Format::Table => eprintln!("error: {message}"),
+            Format::Table => {
+                eprintln!("error: {message}");
+                if !dependants.is_empty() {
+                    eprintln!("\n{}", table(dependants, &DEPENDANTS));
+                }
+            }
         }
         ExitCode::from(*exit as u8)
     }
 }
+
+/// What is shown of each thing that needs a key.
+pub(crate) const DEPENDANTS: [Column; 6] = [
+    Column("KIND", "kind"),
+    Column("NAME", "name"),
+    Column("ID", "id"),
+    Column("OBJECTS", "objects"),
+    Column("SEEN", "seen_at"),
+    Column("UNTIL", "until"),
+];
 
 /// Prints a line; a reader that went away is no failure of ours.
 pub(crate) fn line(text: &str) {
@@ -203,7 +234,7 @@ pub(crate) fn line(text: &str) {
 pub(crate) struct Column(pub(crate) &'static str, pub(crate) &'static str);
 
 /// The items as a table.
-fn table(items: &[Value], columns: &[Column]) -> String {
+pub(crate) fn table(items: &[Value], columns: &[Column]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(columns.iter().map(|column| column.0));
@@ -233,7 +264,7 @@ fn trimmed(table: &Table) -> String {
 }
 
 /// A value as a person reads it.
-fn cell(value: &Value) -> String {
+pub(crate) fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),

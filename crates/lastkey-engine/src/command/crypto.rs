@@ -233,7 +233,7 @@ async fn seal(
     let key = core.records.key(core.require(key)?).await?;
     let key = &key.value;
     scope.used(key.id, Some(key.primary.version));
-    let blob = seal_under(core, key, key.primary.version, context, plaintext).await?;
+    let blob = seal_under(core, scope, key, key.primary.version, context, plaintext).await?;
     Ok(Encrypted { key_id: key.id, key_version: key.primary.version, blob })
 }
 
@@ -241,6 +241,7 @@ async fn seal(
 #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
 pub(super) async fn seal_under(
     core: &Core,
+    scope: &Scope<'_>,
     key: &Key,
     version: KeyVersionId,
     context: &EncryptionContext,
@@ -253,6 +254,8 @@ pub(super) async fn seal_under(
     let version = core.records.version(version).await?;
     core.records.count_use(&version).await?;
     core.key_uses.encrypted.fetch_add(1, Ordering::Relaxed);
+    let used = (core.clock.now(), &scope.caller.principal);
+    core.records.note_use(&version, used, Action::Encrypt);
     Ok(blob::seal(&version.material, &version.id, context, plaintext, &*core.entropy))
 }
 
@@ -281,6 +284,8 @@ pub(super) async fn open(
         parsed.open(&version.material, context).map_err(|_| Error::InvalidCiphertext)?;
     key.value.state.usable()?;
     core.key_uses.decrypted.fetch_add(1, Ordering::Relaxed);
+    let used = (core.clock.now(), &scope.caller.principal);
+    core.records.note_use(&version, used, Action::Decrypt);
     Ok(Decrypted { key_id: version.key_id, key_version: version.id, plaintext })
 }
 

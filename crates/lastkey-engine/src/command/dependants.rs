@@ -249,7 +249,8 @@ impl Command for DescribeImpact {
         };
         let mut versions = Vec::with_capacity(wanted.len());
         for version in wanted {
-            versions.push(core.records.version(version).await?.describe());
+            let version = core.records.version(version).await?;
+            versions.push(core.records.describe(&version).await?);
         }
         let now = core.clock.now();
         let mut dependants = all_of(core, key.id);

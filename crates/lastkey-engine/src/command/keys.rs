@@ -15,6 +15,7 @@ use crate::{
         AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, Listing, MAX_TAGS, Origin,
         Page, Primary, ProtectionLevel, RotationPolicy, check_description, check_tag,
     },
+    last_use::Latest,
     policy::Resource,
     records::{Change, Version},
     uses::Uses,
@@ -124,6 +125,7 @@ pub(super) fn new_version(core: &Core, key_id: KeyId, spec: KeySpec, now: Timest
         suite: Suite::SoftwareAes,
         material: KeyMaterial::generate(spec.algorithm().key_len(), &*core.entropy),
         uses: Uses::from_stored(0),
+        latest: Latest::default(),
     }
 }
 

@@ -243,7 +243,8 @@ impl Command for PluginEncrypt {
         scope.used(key.id, Some(version));
         let plugin_key = plugin_key(key, self.cluster, version, epoch);
         let plaintext = self.plaintext.expose();
-        let blob = crypto::seal_under(core, key, version, &plugin_key.context(), plaintext).await?;
+        let blob =
+            crypto::seal_under(core, scope, key, version, &plugin_key.context(), plaintext).await?;
         let made = PluginEncrypted { key: plugin_key, blob };
         // Durable before the answer: from then on something may be stored under this version.
         Ok(match dependants::mark_use(core, &stored, self.cluster, version) {

@@ -61,6 +61,7 @@ impl Core {
     }
 
     pub(super) async fn end_counting(&self) -> Result<(), Error> {
+        self.keep_last_uses().await;
         self.records.end_counting(COUNTING_PATIENCE).await?;
         self.records.barrier.end_counting().await
     }
@@ -123,7 +124,14 @@ impl Core {
         }
     }
 
+    async fn keep_last_uses(&self) {
+        if let Err(error) = self.records.keep_last_uses(COUNTING_PATIENCE).await {
+            tracing::warn!(%error, "who used which key last was not written down");
+        }
+    }
+
     async fn look_for_due_work(self: &Arc<Self>) {
+        self.keep_last_uses().await;
         if let Err(error) = self.run_due(false).await {
             tracing::error!(%error, "due rotations or deletions wait");
         }

@@ -12,6 +12,7 @@ use crate::{
     dependants::Dependant,
     identity::AccessKey,
     key::{AliasName, Key, KeyVersion},
+    last_use::Latest,
     uses::Uses,
 };
 
@@ -33,6 +34,8 @@ pub(crate) struct Version {
     pub(crate) material: KeyMaterial,
     /// What it has encrypted; kept in a record of its own.
     pub(crate) uses: Uses,
+    /// Who used it last; kept in a record of its own.
+    pub(crate) latest: Latest,
 }
 
 const VERSION_FORMAT: u8 = 1;
@@ -54,6 +57,7 @@ impl Version {
             id: self.id,
             created: self.created,
             uses: self.uses.used(),
+            last_use: self.latest.get(),
         }
     }
 
@@ -75,6 +79,7 @@ impl Version {
             suite: Suite::try_from(suite).ok()?,
             material: KeyMaterial::from_slice(material),
             uses: Uses::from_stored(0),
+            latest: Latest::default(),
         })
     }
 }

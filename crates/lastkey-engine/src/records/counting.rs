@@ -1,7 +1,10 @@
 //! How often each version has encrypted, counted ahead in the store.
 
 use super::*;
+use crate::{Action, LastUse, Timestamp, caller::Principal, key::KeyVersion};
 
+/// At most so many versions wait for their last use to be written down.
+const MAX_NOTED: usize = 4096;
 /// A reservation of uses that lost a race is tried again this often.
 const MAX_RESERVATIONS: usize = 8;
 
@@ -32,6 +35,59 @@ impl Records {
         let low = std::mem::take(&mut *self.low.lock());
         for version in low {
             self.reserve_uses(&version).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes who uses a version, and for what. Costs next to nothing but once a second.
+    pub(crate) fn note_use(
+        &self,
+        version: &Arc<Version>,
+        (now, by): (Timestamp, &Principal),
+        action: Action,
+    ) {
+        if version.latest.note(now, by, action) {
+            let mut used = self.used.lock();
+            // More than this wait for a minute only where nobody could read a list of them.
+            if used.len() < MAX_NOTED {
+                used.push(Arc::clone(version));
+            } else {
+                version.latest.unqueue();
+            }
+        }
+    }
+
+    /// What callers may know of a version, with its last use before this start too.
+    pub(crate) async fn describe(&self, version: &Version) -> Result<KeyVersion, Error> {
+        let mut described = version.describe();
+        if described.last_use.is_none() {
+            let stored = self.barrier.read_json::<LastUse>(&last_use::path_of(version.id)).await?;
+            described.last_use = stored.map(|stored| stored.value);
+        }
+        Ok(described)
+    }
+
+    /// Writes down who used which version last, as many as there is time for.
+    pub(crate) async fn keep_last_uses(&self, patience: Duration) -> Result<(), Error> {
+        let until = tokio::time::Instant::now() + patience;
+        let mut used = std::mem::take(&mut *self.used.lock());
+        while let Some(version) = used.pop() {
+            if tokio::time::Instant::now() > until {
+                used.push(version);
+                self.used.lock().append(&mut used);
+                return Ok(());
+            }
+            version.latest.unqueue();
+            let Some(last) = version.latest.get() else { continue };
+            let path = last_use::path_of(version.id);
+            let expect = self.barrier.read(&path).await?.map_or(Expect::Absent, |old| old.expect());
+            let mut batch = Batch::default();
+            batch.put(&self.barrier, &path, &to_json(&last)?, expect)?;
+            match self.barrier.commit(&batch).await {
+                // Another server was faster; the next use is written down again.
+                Ok(_) | Err(CommitError::Conflict { .. }) => {}
+                Err(other) => return Err(other.into()),
+            }
         }
         Ok(())
     }

@@ -35,6 +35,11 @@ fn write(answer: &mut Document, version: &KeyVersion) {
     answer.plain("CreationDate", version.created.to_seconds_text());
     // Ours alone; clients of the original ignore what they do not know.
     answer.plain("Encryptions", version.uses);
+    if let Some(last) = &version.last_use {
+        answer.plain("LastUsedDate", last.at.to_seconds_text());
+        answer.text("LastUsedBy", &last.by);
+        answer.plain("LastUsedFor", &last.action);
+    }
 }
 
 pub(super) async fn update_rotation_policy(call: &Call<'_>) -> Answer {

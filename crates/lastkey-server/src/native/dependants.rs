@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use http::Method;
 use lastkey_crypto::{KeyId, KeyVersionId};
 use lastkey_engine::{
-    Dependant, Error, KeyRef, Label, Timestamp,
+    Dependant, Error, KeyRef, Label, LastUse, Timestamp,
     command::{DescribeImpact, Impact, ListDependants, PutDependant, RemoveDependant},
 };
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,9 @@ struct VersionJson {
     created_at: Timestamp,
     /// How often it has encrypted, at least.
     encryptions: u64,
+    /// When it was used last, by whom, for what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_use: Option<LastUse>,
     /// Objects that would become unreadable without it, as far as somebody has looked.
     objects: u64,
     /// Of these, objects in what ends by itself, such as backups.
@@ -164,6 +167,7 @@ fn version_json(found: &Impact, version: &lastkey_engine::KeyVersion) -> Version
         primary: version.id == found.key.primary.version,
         created_at: version.created,
         encryptions: version.uses,
+        last_use: version.last_use.clone(),
         objects: count(false),
         objects_until: count(true),
         needed: needing().next().is_some(),

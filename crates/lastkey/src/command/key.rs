@@ -9,7 +9,7 @@ use lastkey_client::Client;
 use lastkey_engine::AliasName;
 use serde_json::{Value, json};
 
-use super::wire::{snake, without_empty};
+use super::wire::{snake, snake_name, without_empty};
 use crate::{
     cli::{AliasAction, Connect, KeyAction},
     connect::{block_on, client},
@@ -224,6 +224,15 @@ async fn describe(client: &Client, key: &str) -> Result<Value, Failure> {
     let answer = client.alibaba("DescribeKey", &[("KeyId", key)]).await?;
     let mut described = without_empty(snake(answer["KeyMetadata"].clone()));
     let id = described["key_id"].as_str().unwrap_or_default().to_owned();
+    let primary = described["primary_key_version"].as_str().unwrap_or_default().to_owned();
+    let which = [("KeyId", &*id), ("KeyVersionId", &*primary)];
+    let version = client.alibaba("DescribeKeyVersion", &which).await?;
+    for field in ["Encryptions", "LastUsedDate", "LastUsedBy", "LastUsedFor"] {
+        let said = &version["KeyVersion"][field];
+        if !said.is_null() {
+            described[snake_name(field)] = said.clone();
+        }
+    }
     let names =
         pages(client, "ListAliasesByKeyId", &[("KeyId", &id)], ("Aliases", "Alias")).await?;
     let names: Vec<Value> = names.iter().map(|alias| alias["AliasName"].clone()).collect();
@@ -316,6 +325,9 @@ async fn versions(client: &Client, key: &str, output: &Output) -> Result<(), Fai
         Column("CREATED", "creation_date"),
         Column("PRIMARY", "primary"),
         Column("ENCRYPTIONS", "encryptions"),
+        Column("LAST USED", "last_used_date"),
+        Column("BY", "last_used_by"),
+        Column("FOR", "last_used_for"),
     ];
     output.list(&items, &Value::Null, &columns);
     Ok(())

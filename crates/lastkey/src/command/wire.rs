@@ -13,7 +13,7 @@ pub(super) fn snake(value: Value) -> Value {
     }
 }
 
-fn snake_name(name: &str) -> String {
+pub(super) fn snake_name(name: &str) -> String {
     let mut out = String::with_capacity(name.len() + 4);
     for (index, c) in name.chars().enumerate() {
         if c.is_ascii_uppercase() && index > 0 {

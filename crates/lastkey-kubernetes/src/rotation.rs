@@ -1,0 +1,439 @@
+//! The rotation of a cluster's key, worked off step by step.
+//!
+//! The server keeps the rotation and how far it has come ([`native::Rotation`]); a [`Worker`] claims
+//! it, does the next step and saves it, so that one that is killed loses at most a page:
+//!
+//! 1. **Converging**: every apiserver's metrics name the new key id as the newest, and its health
+//!    check says that its seed is encrypted under it ([`convergence`]).
+//! 2. **Rewriting**: every object is listed by pages and written back as it was read, with its uid
+//!    and resource version as preconditions ([`pass`]). An apiserver writes to etcd only what it
+//!    would store differently now.
+//! 3. **Verifying**: the same once more, until nothing is written any more; then step 1 is looked
+//!    at again.
+//! 4. The report is signed and kept by the server, which frees the old versions in the same
+//!    transaction.
+//!
+//! What is written under the old key id after step 1 does not exist: the list of step 2 begins
+//! later, so whatever changes meanwhile is under the new one already.
+
+mod convergence;
+mod gate;
+mod pass;
+mod state;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use lastkey_client::{
+    Client,
+    native::{self, FinishRotation, FoundObjects, RotationPhase, SaveRotation},
+};
+use lastkey_crypto::KeyVersionId;
+use serde_json::{Value, json};
+
+pub use self::state::{Counts, Refusal};
+use self::{gate::Gate, state::State};
+use crate::cluster::{ApiError, ApiServer};
+
+/// A claim is renewed at least this often.
+const RENEW_EVERY: Duration = Duration::from_secs(8);
+/// What is behind is asked this often.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// So often everything is looked at again before it is given up.
+const MAX_PASSES: u32 = 10;
+
+/// How to work.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Names of resources, as an EncryptionConfiguration has them.
+    pub resources: Vec<String>,
+    /// So many objects are written back at once.
+    pub workers: usize,
+    /// At most so many a second; `None` for as many as the apiserver takes.
+    pub rate: Option<u32>,
+    /// So many objects are in memory at once.
+    pub page: u32,
+    /// What this worker calls itself.
+    pub holder: String,
+}
+
+/// What happens, for whoever watches.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A step begins.
+    Phase(RotationPhase),
+    /// Somebody else works on it.
+    Claimed {
+        /// In the server's words.
+        why: String,
+    },
+    /// These apiservers do not use the key id yet, with the reason as far as it is known.
+    Behind(Vec<String>),
+    /// How far a pass has come.
+    Progress {
+        /// Objects that were looked at in this pass.
+        done: u64,
+        /// As many as there are, as far as the apiserver says.
+        total: u64,
+        /// Of this and all passes before.
+        counts: Counts,
+    },
+    /// Somebody has paused it.
+    Paused,
+}
+
+/// Why a rotation stopped. It can be gone on with, unless it was cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum RotateError {
+    /// Lastkey's server.
+    #[error(transparent)]
+    Server(#[from] lastkey_client::Error),
+    /// An apiserver.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The resource is not served.
+    #[error("the cluster serves no {0}")]
+    NoSuchResource(String),
+    /// What is stored is not ours.
+    #[error("the stored state of the rotation cannot be read: it is of another release")]
+    State,
+    /// Writes go elsewhere.
+    #[error(
+        "{objects} objects were written, but none under the new key id: is the provider the first \
+         one of its rule in the EncryptionConfiguration?"
+    )]
+    OtherProvider {
+        /// How many.
+        objects: u64,
+    },
+    /// It does not come to an end.
+    #[error("after {0} passes there are still objects that an apiserver writes anew")]
+    NoEnd(u32),
+    /// The one who started this process wants it to stop.
+    #[error("interrupted; the same command goes on from here")]
+    Interrupted,
+    /// Somebody has cancelled it.
+    #[error("the rotation was cancelled")]
+    Cancelled,
+}
+
+/// Works rotations off.
+pub struct Worker {
+    /// Lastkey's server.
+    pub client: Client,
+    /// The cluster.
+    pub api: ApiServer,
+    /// How.
+    pub options: Options,
+    /// Who watches.
+    pub watch: Box<dyn Fn(&Event) + Send + Sync>,
+    /// Set by who wants it to stop.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// One claim on a rotation, and what is known under it.
+struct Claim {
+    rotation: native::Rotation,
+    state: State,
+    saved: Instant,
+    /// Since when this process works on it, beyond what is counted already.
+    since: Instant,
+}
+
+impl Worker {
+    /// Works `rotation` off until it is over. Answers with it as it is stored then.
+    ///
+    /// # Errors
+    /// [`RotateError`]; what was done is saved, and the claim is given back where that is possible.
+    pub async fn run(&self, rotation: &native::Rotation) -> Result<native::Rotation, RotateError> {
+        let mut claim = match self.claim(rotation).await? {
+            Ok(claim) => claim,
+            Err(over) => return Ok(over),
+        };
+        loop {
+            match self.work(&mut claim).await {
+                Ok(()) => return Ok(claim.rotation),
+                Err(Stop::Again) => {}
+                Err(Stop::Paused) => {
+                    (self.watch)(&Event::Paused);
+                    let id = claim.rotation.clone();
+                    claim = match self.claim(&id).await? {
+                        Ok(claim) => claim,
+                        Err(over) => return Ok(over),
+                    };
+                }
+                Err(Stop::Failed(error)) => {
+                    // Whoever goes on need not wait for our lease to run out.
+                    let _ = self.save(&mut claim, None, true).await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Claims it once nobody else works on it and it is not paused. `Err` is one that is over.
+    async fn claim(
+        &self,
+        which: &native::Rotation,
+    ) -> Result<Result<Claim, native::Rotation>, RotateError> {
+        let mut told = None;
+        loop {
+            self.go_on()?;
+            let known = self.client.rotations(which.cluster).await?;
+            let known = known.into_iter().find(|known| known.id == which.id);
+            let known = known.ok_or(RotateError::Cancelled)?;
+            if known.is_over() {
+                return Ok(Err(known));
+            }
+            if !known.paused {
+                match self.client.claim_rotation(which, &self.options.holder).await {
+                    Ok(rotation) => {
+                        let state = State::read(&rotation.state).ok_or(RotateError::State)?;
+                        let (saved, since) = (Instant::now(), Instant::now());
+                        return Ok(Ok(Claim { rotation, state, saved, since }));
+                    }
+                    Err(error) if error.code() == Some("Rejected.ClaimedByAnother") => {
+                        let why = error.to_string();
+                        if told.as_ref() != Some(&why) {
+                            (self.watch)(&Event::Claimed { why: why.clone() });
+                            told = Some(why);
+                        }
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// One step after the other.
+    async fn work(&self, claim: &mut Claim) -> Result<(), Stop> {
+        if claim.state.resources.is_empty() {
+            claim.state.resources = self.resources(&claim.rotation).await?;
+        }
+        loop {
+            (self.watch)(&Event::Phase(claim.rotation.phase));
+            match claim.rotation.phase {
+                RotationPhase::Converging => {
+                    self.converge(claim).await?;
+                    claim.state.begin_pass();
+                    self.save(claim, Some(RotationPhase::Rewriting), false).await?;
+                }
+                RotationPhase::Rewriting => {
+                    self.pass(claim).await?;
+                    self.check_provider(claim).await?;
+                    claim.state.begin_pass();
+                    self.save(claim, Some(RotationPhase::Verifying), false).await?;
+                }
+                RotationPhase::Verifying => {
+                    self.pass(claim).await?;
+                    if claim.state.pass.rewritten > 0 {
+                        // It was written anew just now; that nothing is left has yet to be seen.
+                        if claim.state.passes >= MAX_PASSES {
+                            return Err(RotateError::NoEnd(claim.state.passes).into());
+                        }
+                        claim.state.begin_pass();
+                        self.save(claim, Some(RotationPhase::Verifying), false).await?;
+                    } else if !self.behind(claim).await?.is_empty() {
+                        // An apiserver fell back, or the key was rotated once more.
+                        claim.state.begin_pass();
+                        self.save(claim, Some(RotationPhase::Converging), false).await?;
+                    } else {
+                        return self.finish(claim).await;
+                    }
+                }
+                RotationPhase::Finished => return Ok(()),
+                RotationPhase::Cancelled => return Err(RotateError::Cancelled.into()),
+            }
+        }
+    }
+
+    /// The resources that are gone through, in a fixed order.
+    async fn resources(
+        &self,
+        rotation: &native::Rotation,
+    ) -> Result<Vec<crate::cluster::Resource>, RotateError> {
+        let served = self.api.discover().await?;
+        let mut found = Vec::new();
+        for name in &self.options.resources {
+            let mut matching = served.matching(name).filter(|found| found.updatable).peekable();
+            if matching.peek().is_none() {
+                return Err(RotateError::NoSuchResource(name.clone()));
+            }
+            for resource in matching {
+                let inside = rotation.namespace.is_none() || resource.namespaced;
+                if inside && !found.contains(resource) {
+                    found.push(resource.clone());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Waits until every apiserver uses the present key id.
+    async fn converge(&self, claim: &mut Claim) -> Result<(), Stop> {
+        let mut told = Vec::new();
+        self.save(claim, None, false).await?;
+        loop {
+            if claim.saved.elapsed() >= RENEW_EVERY {
+                self.save(claim, None, false).await?;
+            }
+            self.go_on()?;
+            let behind = self.behind(claim).await?;
+            if behind.is_empty() {
+                return Ok(());
+            }
+            if behind != told {
+                (self.watch)(&Event::Behind(behind.clone()));
+                told = behind;
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// The apiservers that do not use the key id of the rotation, each with a reason.
+    async fn behind(&self, claim: &Claim) -> Result<Vec<String>, Stop> {
+        if claim.rotation.primary != Some(claim.rotation.target) {
+            return Ok(vec!["the key was rotated once more".to_owned()]);
+        }
+        Ok(convergence::behind(&self.api, &claim.rotation.plugin_key_id).await)
+    }
+
+    /// What was written has to have gone under the key id.
+    async fn check_provider(&self, claim: &Claim) -> Result<(), Stop> {
+        let objects = claim.state.pass.rewritten;
+        let written = convergence::has_written(&self.api, &claim.rotation.plugin_key_id).await;
+        match objects > 0 && !written {
+            true => Err(RotateError::OtherProvider { objects }.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Saves how far it has come, and hears whether to go on.
+    async fn save(
+        &self,
+        claim: &mut Claim,
+        next: Option<RotationPhase>,
+        release: bool,
+    ) -> Result<(), Stop> {
+        claim.state.seconds += claim.since.elapsed().as_secs_f64();
+        claim.since = Instant::now();
+        let phase = next.unwrap_or(claim.rotation.phase);
+        let (fence, state) = (claim.rotation.fence, claim.state.to_json());
+        let save = SaveRotation { fence, phase, state, release };
+        let saved = self.client.save_rotation(&claim.rotation, &save).await;
+        claim.rotation = saved.map_err(RotateError::from)?;
+        claim.saved = Instant::now();
+        if release {
+            return Ok(());
+        }
+        self.go_on()?;
+        if claim.rotation.paused {
+            let save = SaveRotation { release: true, ..save };
+            self.client.save_rotation(&claim.rotation, &save).await.map_err(RotateError::from)?;
+            return Err(Stop::Paused);
+        }
+        let moved = claim.rotation.primary != Some(claim.rotation.target);
+        if moved && claim.rotation.phase != RotationPhase::Converging {
+            claim.state.begin_pass();
+            // As deep as this goes: converging takes the present version for its target.
+            return Box::pin(self.save(claim, Some(RotationPhase::Converging), false)).await;
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), RotateError> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(RotateError::Interrupted),
+            false => Ok(()),
+        }
+    }
+
+    fn gate(&self) -> Gate {
+        Gate::new(self.options.rate)
+    }
+
+    /// Reports, and with it frees the old versions.
+    async fn finish(&self, claim: &mut Claim) -> Result<(), Stop> {
+        let content = self.report(claim);
+        let versions = self.versions(claim).await?;
+        let began = claim.state.pass_began.clone();
+        let found = match claim.rotation.namespace {
+            None => Some(FoundObjects { began, versions }),
+            Some(_) => None,
+        };
+        let finish = FinishRotation { fence: claim.rotation.fence, content, found };
+        match self.client.finish_rotation(&claim.rotation, &finish).await {
+            Ok(finished) => {
+                claim.rotation = finished;
+                Ok(())
+            }
+            Err(error) if error.code() == Some("Rejected.StaleKeyVersion") => {
+                claim.state.begin_pass();
+                self.save(claim, Some(RotationPhase::Converging), false).await?;
+                Err(Stop::Again)
+            }
+            Err(error) => Err(RotateError::from(error).into()),
+        }
+    }
+
+    /// How many objects are under each version. What refused to be written may be under any of the
+    /// older ones: none of them becomes free.
+    async fn versions(&self, claim: &Claim) -> Result<BTreeMap<KeyVersionId, u64>, RotateError> {
+        let (target, pass) = (claim.rotation.target, &claim.state.pass);
+        let mut versions = BTreeMap::from([(target, pass.current)]);
+        if pass.refused > 0 {
+            let impact = self.client.key_impact(claim.rotation.key, None).await?;
+            let all = impact["versions"].as_array().cloned().unwrap_or_default();
+            let ids = all.iter().filter_map(|known| known["key_version_id"].as_str()?.parse().ok());
+            versions.extend(ids.filter(|id| *id != target).map(|id| (id, pass.refused)));
+        }
+        Ok(versions)
+    }
+
+    fn report(&self, claim: &Claim) -> Value {
+        let (rotation, state) = (&claim.rotation, &claim.state);
+        let seconds = state.seconds + claim.since.elapsed().as_secs_f64();
+        json!({
+            "cluster": rotation.cluster,
+            "key_id": rotation.key,
+            "key_version": rotation.target,
+            "plugin_key_id": rotation.plugin_key_id,
+            "namespace": rotation.namespace,
+            "resources": state.resources.iter().map(|r| r.full_name()).collect::<Vec<_>>(),
+            "apiservers": self.api.urls().map(ToString::to_string).collect::<Vec<_>>(),
+            "started": rotation.started,
+            "seconds": (seconds * 1000.0).round() / 1000.0,
+            "passes": state.passes,
+            "objects": state.pass.seen(),
+            "rewritten": state.total.rewritten,
+            "gone": state.total.gone,
+            "conflicts": state.total.conflicts,
+            "refused": state.pass.refused,
+            "refusals": state.refusals,
+            "proof": "in the last pass no apiserver wrote an object anew, and all use the key id",
+        })
+    }
+}
+
+/// Why a step ends early.
+enum Stop {
+    /// The key was rotated once more: it begins again with another key id.
+    Again,
+    /// It was paused, and the claim given back.
+    Paused,
+    /// It failed.
+    Failed(RotateError),
+}
+
+impl<E: Into<RotateError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}

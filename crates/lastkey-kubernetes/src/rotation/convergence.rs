@@ -1,0 +1,157 @@
+//! Whether every apiserver uses a key id.
+//!
+//! An apiserver counts the key ids it was told by Status, and when last
+//! (`apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds`). It then has a new
+//! seed encrypted, and only once that has succeeded does it write under the new key id; until then
+//! its health check `kms-provider…` fails. So both have to hold, in this order. Asking for its
+//! health makes it ask for Status itself if the last one is older than twenty seconds.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use lastkey_crypto::mac;
+
+use crate::cluster::ApiServer;
+
+const TOLD: &str = "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{";
+const USED: &str = "apiserver_envelope_encryption_key_id_hash_total{";
+
+/// The hash under which an apiserver's metrics name a key id.
+pub(super) fn hash_of(key_id: &str) -> String {
+    format!("sha256:{}", hex::encode(mac::sha256(&[key_id.as_bytes()])))
+}
+
+/// The apiservers that do not use this key id, each with a reason.
+pub(super) async fn behind(api: &ApiServer, key_id: &str) -> Vec<String> {
+    let hash = hash_of(key_id);
+    let asked = api.urls().enumerate().map(|(index, url)| {
+        let (url, hash) = (url.to_string(), &hash);
+        async move { why_behind(api, index, hash).await.map(|why| format!("{url} {why}")) }
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+async fn why_behind(api: &ApiServer, server: usize, hash: &str) -> Option<String> {
+    let told = match api.metrics(server).await {
+        Ok(text) => newest_is(&text, hash),
+        Err(error) => return Some(format!("cannot be asked: {error}")),
+    };
+    // Asked in any case: it makes the apiserver ask its plugin.
+    let health = api.readyz(server).await;
+    match told {
+        Told::Never => return Some("was not told the new key id yet".to_owned()),
+        Told::Before => return Some("was told another key id since".to_owned()),
+        Told::Last => {}
+    }
+    match health {
+        Err(error) => Some(format!("cannot be asked: {error}")),
+        Ok(Err(failed)) if failed.iter().any(|name| name.starts_with("kms-provider")) => {
+            Some("has no seed under the new key id yet".to_owned())
+        }
+        Ok(_) => None,
+    }
+}
+
+/// Whether any apiserver has written under this key id.
+pub(super) async fn has_written(api: &ApiServer, key_id: &str) -> bool {
+    let hash = hash_of(key_id);
+    let asked = (0..api.urls().len()).map(|server| api.metrics(server));
+    join_all(asked).await.into_iter().flatten().any(|text| wrote(&text, &hash))
+}
+
+fn wrote(text: &str, hash: &str) -> bool {
+    text.lines().filter_map(|line| sample(line, USED)).any(|(labels, count)| {
+        label(labels, "key_id_hash") == Some(hash)
+            && label(labels, "transformation_type") == Some("to_storage")
+            && count > 0.0
+    })
+}
+
+/// When an apiserver was told a key id.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    Never,
+    /// And another one since.
+    Before,
+    Last,
+}
+
+/// Of the providers that were ever told this key id, each has to have been told it last.
+fn newest_is(text: &str, hash: &str) -> Told {
+    let mut newest: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for (labels, time) in text.lines().filter_map(|line| sample(line, TOLD)) {
+        let provider = label(labels, "provider_name").unwrap_or_default();
+        let (ours, others) = newest.entry(provider).or_default();
+        let known = if label(labels, "key_id_hash") == Some(hash) { ours } else { others };
+        *known = known.max(time);
+    }
+    let told: Vec<_> = newest.values().filter(|(ours, _)| *ours > 0.0).collect();
+    match told.iter().all(|(ours, others)| ours >= others) {
+        _ if told.is_empty() => Told::Never,
+        true => Told::Last,
+        false => Told::Before,
+    }
+}
+
+/// Labels and value of a line of that metric.
+fn sample<'a>(line: &'a str, metric: &str) -> Option<(&'a str, f64)> {
+    let (labels, value) = line.strip_prefix(metric)?.rsplit_once('}')?;
+    Some((labels, value.split_whitespace().next()?.parse().ok()?))
+}
+
+/// The value of a label; those we look at have nothing to escape.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    labels.split("\",").find_map(|pair| {
+        let (key, value) = pair.split_once("=\"")?;
+        (key.trim() == name).then_some(value.trim_end_matches('"'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(provider: &str, hash: &str, time: &str) -> String {
+        format!(
+            "{TOLD}apiserver_id_hash=\"sha256:a\",key_id_hash=\"{hash}\",provider_name=\"{provider}\"}} {time}\n"
+        )
+    }
+
+    #[test]
+    fn who_was_told_last() {
+        let text = format!(
+            "# HELP x\n{}{}{}",
+            line("lastkey", "sha256:old", "1.79e+09"),
+            line("lastkey", "sha256:new", "1.790000001e+09"),
+            line("other", "sha256:else", "1.8e+09")
+        );
+        assert_eq!(newest_is(&text, "sha256:new"), Told::Last);
+        assert_eq!(newest_is(&text, "sha256:old"), Told::Before);
+        assert_eq!(newest_is(&text, "sha256:no"), Told::Never);
+        // Without the label that newer releases have.
+        let old = format!("{TOLD}key_id_hash=\"sha256:new\",provider_name=\"p\"}} 5\n");
+        assert_eq!(newest_is(&old, "sha256:new"), Told::Last);
+        for garbage in ["", "}", TOLD, "apiserver_envelope_encryption_key_id_hash_total{} x"] {
+            assert_eq!(newest_is(garbage, "sha256:new"), Told::Never);
+        }
+    }
+
+    #[test]
+    fn what_was_written() {
+        let used = |kind: &str, count: &str| {
+            format!(
+                "{USED}key_id_hash=\"sha256:new\",provider_name=\"p\",transformation_type=\"{kind}\"}} {count}\n"
+            )
+        };
+        assert!(wrote(&used("to_storage", "3"), "sha256:new"));
+        assert!(!wrote(&used("from_storage", "3"), "sha256:new"));
+        assert!(!wrote(&used("to_storage", "0"), "sha256:new"));
+        assert!(!wrote(&used("to_storage", "3"), "sha256:old"));
+    }
+
+    #[test]
+    fn hashes_are_those_of_an_apiserver() {
+        let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(hash_of(""), empty);
+    }
+}

@@ -1,0 +1,142 @@
+//! What a worker keeps of a rotation: where it is, and what it has counted.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::cluster::Resource;
+
+/// So many refusals are named; the others are counted.
+const NAMED: usize = 40;
+
+/// What became of objects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// An apiserver wrote them anew.
+    pub rewritten: u64,
+    /// There was nothing to write.
+    pub current: u64,
+    /// They were deleted meanwhile.
+    pub gone: u64,
+    /// Somebody else wrote them first.
+    pub conflicts: u64,
+    /// Something refuses to have them written.
+    pub refused: u64,
+}
+
+impl Counts {
+    /// Objects that are still there.
+    pub fn seen(&self) -> u64 {
+        self.rewritten + self.current + self.refused
+    }
+
+    fn add(&mut self, other: Self) {
+        self.rewritten += other.rewritten;
+        self.current += other.current;
+        self.gone += other.gone;
+        self.conflicts += other.conflicts;
+        self.refused += other.refused;
+    }
+}
+
+/// An object that cannot be written back; never what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Its resource.
+    pub resource: String,
+    /// Its namespace, if it has one.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Who refuses, and why as far as that says nothing of its content.
+    pub reason: String,
+}
+
+/// All that has to be known to go on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct State {
+    /// In the order they are gone through.
+    pub(super) resources: Vec<Resource>,
+    /// Which of them is under way.
+    pub(super) at: usize,
+    /// The page of it that comes next.
+    pub(super) next: Option<String>,
+    /// How many passes have begun.
+    pub(super) passes: u32,
+    /// When this one did (RFC 3339, by the server's clock).
+    pub(super) pass_began: String,
+    /// Of this pass.
+    pub(super) pass: Counts,
+    /// Of this pass.
+    pub(super) refusals: Vec<Refusal>,
+    /// Of all passes.
+    pub(super) total: Counts,
+    /// How long was worked on it.
+    pub(super) seconds: f64,
+}
+
+impl State {
+    /// Reads what was stored; a fresh one where nothing is.
+    pub(super) fn read(stored: &Value) -> Option<Self> {
+        match stored {
+            Value::Null => Some(Self::default()),
+            stored => serde_json::from_value(stored.clone()).ok(),
+        }
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// Goes through everything from the beginning.
+    pub(super) fn begin_pass(&mut self) {
+        self.at = 0;
+        self.next = None;
+        self.passes += 1;
+        self.pass_began = String::new();
+        self.pass = Counts::default();
+        self.refusals.clear();
+    }
+
+    /// A page is done.
+    pub(super) fn page(&mut self, counts: Counts, refusals: Vec<Refusal>, next: Option<String>) {
+        self.pass.add(counts);
+        self.total.add(counts);
+        let room = NAMED.saturating_sub(self.refusals.len());
+        self.refusals.extend(refusals.into_iter().take(room));
+        if next.is_none() {
+            self.at += 1;
+        }
+        self.next = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_comes_back_and_stays_small() {
+        let mut state = State::default();
+        state.begin_pass();
+        let refusal = Refusal {
+            resource: "r".repeat(253),
+            namespace: "n".repeat(63),
+            name: "x".repeat(253),
+            reason: "refused by ".repeat(20),
+        };
+        let counts = Counts { rewritten: 3, current: 2, gone: 1, conflicts: 1, refused: 500 };
+        state.page(counts, vec![refusal; 500], Some("token".repeat(500)));
+        assert_eq!(State::read(&state.to_json()), Some(state.clone()));
+        assert!(state.to_json().to_string().len() < 60 * 1024);
+        assert_eq!((state.at, state.pass.seen()), (0, 505));
+        state.page(counts, Vec::new(), None);
+        assert_eq!((state.at, state.total.rewritten), (1, 6));
+        state.begin_pass();
+        assert_eq!((state.at, state.pass, state.passes), (0, Counts::default(), 2));
+        assert_eq!(state.total.rewritten, 6);
+        assert_eq!(State::read(&Value::Null), Some(State::default()));
+        assert_eq!(State::read(&serde_json::json!([1])), None);
+    }
+}

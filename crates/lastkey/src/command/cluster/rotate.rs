@@ -1,0 +1,255 @@
+//! `lastkey cluster rotate`: works a rotation off, or tells the worker of one what to do.
+
+mod progress;
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use lastkey_client::{
+    Client,
+    native::{Rotation, RotationPhase, StartRotation},
+};
+use lastkey_crypto::{ClusterId, signing::PublicKey};
+use lastkey_kubernetes::{
+    cluster::{Access, ApiServer},
+    encryption_config::{ProviderKind, examine},
+    rotation::{Options, Worker},
+};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::progress::Progress;
+use crate::{
+    cli::{Connect, RotateOptions},
+    connect::{block_on, client},
+    output::{Exit, Failure, Output, chain, line},
+};
+
+pub(super) fn run(
+    connect: &Connect,
+    options: &RotateOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    if let (Some(report), Some(key)) = (&options.verify, &options.public_key) {
+        return verify(report, key, output);
+    }
+    let client = client(connect)?;
+    block_on(async {
+        let name = options.name.as_deref().unwrap_or_default();
+        let cluster = find(&client, name).await?;
+        let known = client.rotations(cluster).await?;
+        let active = known.iter().find(|rotation| !rotation.is_over());
+        if options.report {
+            return newest_report(name, &known, output);
+        }
+        if options.pause || options.cancel {
+            let active = active.ok_or_else(|| nothing(name))?;
+            return tell(&client, (name, active), options.pause, output).await;
+        }
+        let rotation = match active {
+            Some(active) if active.paused && !options.resume => {
+                return Err(Failure::failed(format_args!(
+                    "the rotation of {name} rests since {}; --resume goes on with it",
+                    active.updated
+                )));
+            }
+            Some(active) if active.paused => client.pause_rotation(active, false).await?,
+            Some(active) => active.clone(),
+            None if options.resume => return Err(nothing(name)),
+            None => {
+                // Whether the cluster can be reached is found out before its key has a new version.
+                reach(&client, cluster).await?;
+                let start = StartRotation {
+                    key: options.key.clone(),
+                    keep_version: options.keep_version,
+                    namespace: options.namespace.clone(),
+                };
+                client.start_rotation(cluster, &start).await?
+            }
+        };
+        work(client, (name, &rotation), options, output).await
+    })
+}
+
+fn nothing(name: &str) -> Failure {
+    Failure::new(Exit::NotFound, format_args!("there is no rotation of {name} under way"))
+}
+
+/// The id of the cluster that was named.
+async fn find(client: &Client, name: &str) -> Result<ClusterId, Failure> {
+    let known = client.clusters().await?.items;
+    let named = known.iter().find(|one| one["name"] == name || one["id"] == name);
+    let id = named.and_then(|one| one["id"].as_str()?.parse().ok());
+    let missing =
+        format_args!("there is no cluster {name}; `lastkey cluster list` shows which are")
+            .to_string();
+    id.ok_or_else(|| Failure::new(Exit::NotFound, missing))
+}
+
+/// How the cluster is reached, once its apiservers have been.
+async fn reach(client: &Client, cluster: ClusterId) -> Result<(Access, ApiServer), Failure> {
+    let access: Access = client.cluster_access(cluster).await.map_err(|error| {
+        let advice = "register how it is reached: `lastkey cluster add NAME --kubeconfig FILE`";
+        Failure::from(error).and(advice)
+    })?;
+    let api = ApiServer::new(&access).map_err(|error| Failure::failed(chain(&error)))?;
+    for server in 0..api.urls().len() {
+        let asked = api.metrics(server).await;
+        asked.map_err(|error| Failure::new(Exit::Unavailable, chain(&error)))?;
+    }
+    Ok((access, api))
+}
+
+/// What the registered configuration encrypts by a KMS, if it can be read here.
+fn resources(options: &RotateOptions, access: &Access) -> Vec<String> {
+    if !options.resources.is_empty() {
+        return options.resources.clone();
+    }
+    let text = access.encryption_config.as_ref().and_then(|path| fs::read_to_string(path).ok());
+    let config = text.map(|text| examine(&zeroize::Zeroizing::new(text)).config);
+    let rules = config.iter().flat_map(|config| &config.rules);
+    let by_kms = rules.filter(|rule| {
+        let first = rule.providers.first().and_then(|provider| provider.kind());
+        matches!(first, Some(ProviderKind::Kms(_)))
+    });
+    let names: Vec<String> =
+        by_kms.flat_map(|rule| &rule.resources).map(|named| named.name.clone()).collect();
+    if names.is_empty() { vec!["secrets".to_owned()] } else { names }
+}
+
+async fn work(
+    client: Client,
+    (name, rotation): (&str, &Rotation),
+    options: &RotateOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let (access, api) = reach(&client, rotation.cluster).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let progress = Progress::new(output, name);
+    let worker = Worker {
+        client,
+        api,
+        options: Options {
+            resources: resources(options, &access),
+            workers: options.workers.into(),
+            rate: options.rate,
+            page: options.page,
+            holder: holder(),
+        },
+        watch: Box::new(move |event| progress.tell(event)),
+        stop: Arc::clone(&stop),
+    };
+    drop(access);
+    tokio::spawn(async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) =
+            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let over = worker.run(rotation).await.map_err(|error| Failure::failed(chain(&error)))?;
+    drop(worker);
+    match over.phase {
+        RotationPhase::Finished => reported(name, &over, output),
+        _ => Err(Failure::failed(format_args!("the rotation of {name} was cancelled"))),
+    }
+}
+
+/// What a worker calls itself: nobody else at the same time.
+fn holder() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let started = started.map_or(0, |since| since.as_millis());
+    format!("{host}/{}/{started}", std::process::id())
+}
+
+/// The end: the signed report, and what it says to a person.
+fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure> {
+    let signed = over.report.clone().unwrap_or_default();
+    let report: Value = serde_json::from_str(&signed).unwrap_or_default();
+    let content = &report["content"];
+    let mut event = content.clone();
+    event["event"] = json!("report");
+    event["rotation"] = json!(over.id);
+    event["signed"] = json!(signed);
+    output.object(&event, || {
+        let refused = content["refused"].as_u64().unwrap_or(0);
+        let mut said = format!(
+            "{name} is under the key version {}: {} of {} objects were written anew in {} s",
+            over.target, content["rewritten"], content["objects"], content["seconds"]
+        );
+        if refused > 0 {
+            said += &format!("\n{refused} could not be written, so no older version is free:");
+        }
+        for refusal in content["refusals"].as_array().into_iter().flatten() {
+            let text = |field: &str| refusal[field].as_str().unwrap_or_default().to_owned();
+            let (resource, namespace) = (text("resource"), text("namespace"));
+            said += &format!("\n- {resource} {namespace}/{}: {}", text("name"), text("reason"));
+        }
+        said + "\n`lastkey cluster rotate --report` prints the signed report"
+    });
+    Ok(())
+}
+
+fn newest_report(name: &str, known: &[Rotation], output: &Output) -> Result<(), Failure> {
+    let report = known.iter().rev().find_map(|rotation| rotation.report.as_deref());
+    let missing = || Failure::new(Exit::NotFound, format_args!("{name} has no report yet"));
+    let report = report.ok_or_else(missing)?;
+    // Both formats are the line as it was signed: anything else could not be verified.
+    let _ = output;
+    line(report);
+    Ok(())
+}
+
+async fn tell(
+    client: &Client,
+    (name, active): (&str, &Rotation),
+    pause: bool,
+    output: &Output,
+) -> Result<(), Failure> {
+    let now = match pause {
+        true => client.pause_rotation(active, true).await?,
+        false => client.cancel_rotation(active).await?,
+    };
+    let said = json!({ "rotation": now.id, "phase": now.phase, "paused": now.paused });
+    output.object(&said, || match pause {
+        true => format!("the rotation of {name} rests after the page that is under way"),
+        false => format!("the rotation of {name} is given up; no version has become free"),
+    });
+    Ok(())
+}
+
+fn verify(report: &std::path::Path, key: &std::path::Path, output: &Output) -> Result<(), Failure> {
+    let read = |path: &std::path::Path| {
+        fs::read_to_string(path).map_err(|error| Failure::file(path, &error))
+    };
+    let (line, pem) = (read(report)?, read(key)?);
+    let key =
+        PublicKey::from_pem(&pem).map_err(|error| Failure::new(Exit::Usage, chain(&error)))?;
+    let checked = lastkey_engine::verify_report(&line, key);
+    let found = checked.map_err(|error| Failure::failed(chain(&error)))?;
+    let content = &found["content"];
+    output.object(&json!({ "ok": true, "report": found }), || {
+        format!(
+            "the report is as it was signed on {}: {} objects of the cluster {}, {} written anew, \
+             {} refused",
+            found["time"].as_str().unwrap_or_default(),
+            content["objects"],
+            content["cluster"].as_str().unwrap_or_default(),
+            content["rewritten"],
+            content["refused"],
+        )
+    });
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! What needs a key: shown, forgotten, and told where it stands in the way.
+
+use lastkey_client::Client;
+use lastkey_crypto::KeyId;
+use serde_json::{Value, json};
+
+use crate::output::{Column, DEPENDANTS, Exit, Failure, Output, cell, table};
+
+/// The server's code for a key that something needs.
+const REFUSED: &str = "Rejected.HasDependants";
+
+/// The id of the key that was named.
+async fn id_of(client: &Client, key: &str) -> Result<KeyId, Failure> {
+    if let Ok(id) = key.parse() {
+        return Ok(id);
+    }
+    let answer = client.alibaba("DescribeKey", &[("KeyId", key)]).await?;
+    let id = answer["KeyMetadata"]["KeyId"].as_str().and_then(|id| id.parse().ok());
+    id.ok_or_else(|| Failure::failed("the server names no key id"))
+}
+
+/// Adds the list to a refusal of the guard.
+pub(super) async fn explain(
+    client: &Client,
+    key: &str,
+    done: Result<(), Failure>,
+) -> Result<(), Failure> {
+    let Err(failure) = done else { return Ok(()) };
+    if failure.code() != Some(REFUSED) {
+        return Err(failure);
+    }
+    let Ok(id) = id_of(client, key).await else { return Err(failure) };
+    // Without the list the refusal is still what counts.
+    let Ok(page) = client.dependants(id).await else { return Err(failure) };
+    let live = page.items.into_iter().filter(|one| one["live"] == true).collect();
+    Err(failure.because_of(live))
+}
+
+pub(super) async fn list(client: &Client, key: &str, output: &Output) -> Result<(), Failure> {
+    let page = client.dependants(id_of(client, key).await?).await?;
+    let live = [Column("LIVE", "live")];
+    let columns: Vec<Column> = DEPENDANTS.into_iter().chain(live).collect();
+    output.list(&page.items, &Value::Null, &columns);
+    Ok(())
+}
+
+pub(super) async fn remove(
+    client: &Client,
+    (key, which): (&str, &str),
+    reason: &str,
+    output: &Output,
+) -> Result<(), Failure> {
+    let id = id_of(client, key).await?;
+    if which.split('/').count() != 2 {
+        return Err(Failure::new(
+            Exit::Usage,
+            "give KIND/ID, as `lastkey key dependants` has them",
+        ));
+    }
+    client.remove_dependant(id, which, reason).await?;
+    let said = json!({ "key_id": id, "removed": which });
+    output.object(&said, || format!("{which} does not need {key} any more"));
+    Ok(())
+}
+
+pub(super) async fn show(
+    client: &Client,
+    key: &str,
+    version: Option<&str>,
+    output: &Output,
+) -> Result<(), Failure> {
+    let impact = client.key_impact(id_of(client, key).await?, version).await?;
+    output.object(&impact, || describe(key, &impact));
+    Ok(())
+}
+
+const VERSIONS: [Column; 7] = [
+    Column("VERSION", "key_version_id"),
+    Column("PRIMARY", "primary"),
+    Column("ENCRYPTIONS", "encryptions"),
+    Column("OBJECTS", "objects"),
+    Column("IN BACKUPS", "objects_until"),
+    Column("NEEDED", "needed"),
+    Column("NEEDED UNTIL", "needed_until"),
+];
+
+/// For a person: what, when, and how long that stays so.
+fn describe(key: &str, impact: &Value) -> String {
+    let empty = Vec::new();
+    let dependants = impact["dependants"].as_array().unwrap_or(&empty);
+    let versions = table(impact["versions"].as_array().unwrap_or(&empty), &VERSIONS);
+    if dependants.is_empty() {
+        return format!("{versions}\n\nnothing that is known of needs {key}");
+    }
+    let unreadable = dependants.iter().map(sentence).collect::<Vec<_>>().join("\n");
+    format!("{versions}\n\nwithout {key}:\n{unreadable}")
+}
+
+/// When a dependant's objects become unreadable.
+fn sentence(dependant: &Value) -> String {
+    let (kind, name) = (cell(&dependant["kind"]), cell(&dependant["name"]));
+    let name = if name.is_empty() { cell(&dependant["id"]) } else { name };
+    let objects = match dependant["objects"].as_u64() {
+        None => "nobody has looked yet how many objects".to_owned(),
+        Some(0) => "what its plugin encrypted since somebody looked".to_owned(),
+        Some(1) => "1 object".to_owned(),
+        Some(n) => format!("{n} objects"),
+    };
+    let when = match (kind.as_str(), dependant["until"].as_str()) {
+        ("cluster", _) => {
+            "new objects within three minutes; the others as each apiserver restarts".to_owned()
+        }
+        (_, Some(until)) => format!("at once, if it is restored; it is kept until {until}"),
+        _ => "at once".to_owned(),
+    };
+    format!("- {kind} {name}: {objects} would become unreadable: {when}")
+}

@@ -1,0 +1,202 @@
+//! A rotation of a live cluster's key, killed in the middle, while others write and delete; and the
+//! guard before and after it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use lastkey_client::{Client, Config, Credentials};
+use lastkey_kubernetes::cluster::Kubeconfig;
+use lastkey_testbed::{Apiserver, Encrypted, Ready};
+use serde_json::Value;
+
+use super::peers;
+use super::support::{Cluster, KEY, Lab, PLAINTEXT, value_of};
+
+const SECRETS: usize = 240;
+const PREFIX: &str = "/registry/secrets/default/";
+
+#[test]
+fn a_rotation_survives_its_death_and_loses_nothing() {
+    let test = "a_rotation_survives_its_death_and_loses_nothing";
+    let Some(peers) = peers(test, "1.37.0") else { return };
+    let lab = Lab::new();
+    let up = lab.up();
+    let config = &up.ready.encryption_config_file;
+    let cluster = Cluster::start(&peers, &lab.folder("cluster"), "1.37.0", config);
+    cluster.create_secrets("s", SECRETS);
+    let old_id = key_ids(&cluster).pop_first().unwrap();
+    register(&lab, &up.ready, &cluster);
+
+    // 1. The guard: nobody knows yet what the cluster has.
+    let refused = cli(&lab, &up.ready, &["key", "disable", KEY]);
+    assert_eq!(refused.code, 5, "{}", refused.stderr);
+    assert!(refused.stderr.contains("prod"), "{}", refused.stderr);
+
+    // 2. Rotated while others write and delete; killed in the middle of the re-encryption.
+    let over = AtomicBool::new(false);
+    let (written, deleted) = thread::scope(|scope| {
+        let writing = scope.spawn(|| write_until(&cluster.apiserver, &over));
+        let deleting = scope.spawn(|| delete_some(&cluster.apiserver));
+        let mut first = Rotate::start(&lab, &up.ready, &["--rate", "40"]);
+        first.wait_for(|event| event["event"] == "progress" && event["rewritten"] != 0);
+        first.kill();
+        let mut second = Rotate::start(&lab, &up.ready, &[]);
+        let report = second.wait_for(|event| event["event"] == "report");
+        over.store(true, Ordering::SeqCst);
+        assert!(second.child.wait().unwrap().success());
+        assert_eq!(report["refused"], 0, "{report}");
+        assert!(report["rewritten"].as_u64().unwrap() > 0, "{report}");
+        (writing.join().unwrap(), deleting.join().unwrap())
+    });
+
+    // 3. Nothing stale, nothing lost, nothing resurrected.
+    let ids = key_ids(&cluster);
+    assert_eq!(ids.len(), 1, "all under one key id: {ids:?}");
+    assert!(!ids.contains(&old_id));
+    let now: BTreeMap<String, String> =
+        cluster.apiserver.list_secrets().unwrap().into_iter().collect();
+    for name in (0..SECRETS).map(|n| format!("s-{n}")) {
+        let expected = written.get(&name).cloned().unwrap_or_else(|| value_of(&name));
+        match deleted.contains(&name) {
+            true => assert!(!now.contains_key(&name), "{name} was resurrected"),
+            false => assert_eq!(now.get(&name), Some(&expected), "{name}"),
+        }
+    }
+
+    // 4. The report can be believed without any server.
+    let report = cli(&lab, &up.ready, &["cluster", "rotate", "prod", "--report"]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    let key = cli(&lab, &up.ready, &["audit", "public-key"]);
+    let pem = key.json()["public_key_pem"].as_str().map_or(key.stdout.clone(), str::to_owned);
+    let (file, key_file) = (lab.path("report.json"), lab.path("audit.pem"));
+    std::fs::write(&key_file, pem).unwrap();
+    std::fs::write(&file, &report.stdout).unwrap();
+    assert_eq!(verify(&lab, &file, &key_file), 0);
+    std::fs::write(&file, report.stdout.replace("\"refused\":0", "\"refused\":1")).unwrap();
+    assert_eq!(verify(&lab, &file, &key_file), 1);
+
+    // 5. The old version is free of this cluster, the key is not.
+    let versions = lab.cli(&up.ready, &["key", "versions", KEY]);
+    let old = versions["items"].as_array().unwrap();
+    let old = old.iter().find(|version| version["primary"] == false).unwrap();
+    let old = old["key_version_id"].as_str().unwrap();
+    let impact = lab.cli(&up.ready, &["key", "impact", KEY, "--version", old]);
+    assert_eq!(impact["dependants"].as_array().unwrap().len(), 0, "{impact}");
+    let refused = cli(&lab, &up.ready, &["key", "disable", KEY]);
+    assert_eq!(refused.code, 5, "{}", refused.stderr);
+    let error: Value = serde_json::from_str(&refused.stderr).unwrap();
+    let objects = &error["error"]["dependants"][0]["objects"];
+    assert_eq!(objects.as_u64(), Some(now.len() as u64), "{error}");
+    let twice = ["key", "disable", KEY, "--override", KEY, "--reason", "the test is over"];
+    lab.cli(&up.ready, &twice);
+}
+
+/// The cluster as one that can be reached.
+fn register(lab: &Lab, ready: &Ready, cluster: &Cluster) {
+    let out = lab.path("prod-out");
+    let added = lab.cli(ready, &["cluster", "add", "prod", "--out", out.to_str().unwrap()]);
+    let id = added["id"].as_str().unwrap().parse().unwrap();
+    let access = Kubeconfig::read(cluster.apiserver.kubeconfig()).unwrap().access;
+    let credentials = Credentials::read(&ready.credentials_file).unwrap();
+    let client = Client::new(Config::from_credentials(credentials)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(client.put_cluster_access(id, &access)).unwrap();
+}
+
+fn cli(lab: &Lab, ready: &Ready, args: &[&str]) -> lastkey_testbed::Outcome {
+    lab.lastkey.cli(Some(&ready.credentials_file), args).unwrap()
+}
+
+fn verify(lab: &Lab, report: &Path, key: &Path) -> i32 {
+    let (report, key) = (report.to_str().unwrap(), key.to_str().unwrap());
+    let args = ["cluster", "rotate", "--verify", report, "--public-key", key];
+    lab.lastkey.cli(None, &args).unwrap().code
+}
+
+/// The key ids under which etcd has Secrets.
+fn key_ids(cluster: &Cluster) -> BTreeSet<String> {
+    let stored = cluster.etcd.list(PREFIX).unwrap();
+    stored.iter().map(|(_, value)| Encrypted::parse(&value.bytes).unwrap().key_id).collect()
+}
+
+/// Gives new values to a third of the Secrets until it is over; answers with the last ones.
+fn write_until(apiserver: &Apiserver, over: &AtomicBool) -> BTreeMap<String, String> {
+    let mut written = BTreeMap::new();
+    for round in 0.. {
+        for n in (0..SECRETS).step_by(3) {
+            if over.load(Ordering::SeqCst) {
+                return written;
+            }
+            let (name, value) = (format!("s-{n}"), format!("{PLAINTEXT}:round {round}"));
+            apiserver.update_secret(&name, &value).unwrap().expect_ok("an update").unwrap();
+            written.insert(name, value);
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    written
+}
+
+/// Deletes another third, slowly.
+fn delete_some(apiserver: &Apiserver) -> BTreeSet<String> {
+    let names = (1..SECRETS).step_by(3).map(|n| format!("s-{n}"));
+    names
+        .inspect(|name| {
+            let path = format!("/api/v1/namespaces/default/secrets/{name}");
+            let answer = apiserver.client().send("DELETE", &path, None).unwrap();
+            answer.expect_ok("a deletion").unwrap();
+            thread::sleep(Duration::from_millis(200));
+        })
+        .collect()
+}
+
+/// `lastkey cluster rotate prod` under way.
+struct Rotate {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Rotate {
+    fn start(lab: &Lab, ready: &Ready, more: &[&str]) -> Self {
+        let mut child = Command::new(lab.lastkey.binary())
+            .args(["cluster", "rotate", "prod", "--page", "20", "--workers", "4"])
+            .args(more)
+            .args(["--output", "json"])
+            .env("LASTKEY_CREDENTIALS", &ready.credentials_file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The first event that is wanted.
+    fn wait_for(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        for line in self.lines.by_ref() {
+            let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            assert!(!event.to_string().contains(PLAINTEXT), "no event shows a value");
+            if wanted(&event) {
+                return event;
+            }
+        }
+        panic!("the rotation ended without what was waited for");
+    }
+
+    /// `kill -9`.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Rotate {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
