@@ -15,5 +15,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         // messages carry plaintext: none may print itself
         .skip_debug(["."])
         .compile_fds(descriptors)?;
+    // we read etcd and never pose as one
+    let etcd = "proto/etcd.proto";
+    println!("cargo::rerun-if-changed={etcd}");
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .build_server(false)
+        .skip_debug(["."])
+        .compile_fds(protox::compile([etcd], ["proto"])?)?;
     Ok(())
 }

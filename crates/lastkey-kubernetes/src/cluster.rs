@@ -9,13 +9,20 @@ mod access;
 mod apiserver;
 mod connect;
 mod error;
+mod etcd;
+#[doc(hidden)]
+pub mod fuzzing;
 mod kubeconfig;
 mod object;
 mod resource;
+mod role;
 
 pub use access::{Access, AccessError, Credential, EtcdAccess, ServerUrl};
 pub use apiserver::{ApiServer, ListQuery, Reply, Shape};
+pub use connect::certificates_in;
 pub use error::ApiError;
+pub use etcd::{Etcd, EtcdError, Scan};
 pub use kubeconfig::{Kubeconfig, KubeconfigError};
 pub use object::{Meta, Object, Page};
 pub use resource::{Discovery, Resource};
+pub use role::{NAMESPACE, Role};

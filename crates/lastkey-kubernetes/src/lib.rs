@@ -6,7 +6,10 @@
 pub mod authority;
 pub mod cluster;
 pub mod cluster_config;
+pub mod coverage;
+pub mod doctor;
 pub mod encryption_config;
 pub mod plugin;
 pub mod proto;
 pub mod socket;
+pub mod rotation;

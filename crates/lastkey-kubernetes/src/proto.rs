@@ -13,3 +13,9 @@ pub mod v2 {
 pub mod v1beta1 {
     tonic::include_proto!("v1beta1");
 }
+
+/// etcd: the part of `etcdserverpb.KV` that reads.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}

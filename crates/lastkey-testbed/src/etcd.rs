@@ -1,5 +1,6 @@
 //! A real etcd on the loopback, read and written in the raw.
 
+use crate::pki::Authority;
 use crate::process::{Daemon, free_port};
 use crate::{Client, Error, Peers};
 use base64::Engine as _;
@@ -27,6 +28,7 @@ pub struct Value {
 pub struct Etcd {
     _process: Daemon,
     url: String,
+    secure_url: Option<String>,
     client: Client,
     data: PathBuf,
 }
@@ -37,14 +39,41 @@ impl Etcd {
     /// # Errors
     /// When it does not come up.
     pub fn start(peers: &Peers, dir: &Path) -> Result<Self, Error> {
+        Self::launch(peers, dir, None)
+    }
+
+    /// As [`Etcd::start`], with a second address that speaks TLS and admits clients of `ca` only.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_secure(peers: &Peers, dir: &Path, ca: &Authority) -> Result<Self, Error> {
+        Self::launch(peers, dir, Some(ca))
+    }
+
+    fn launch(peers: &Peers, dir: &Path, ca: Option<&Authority>) -> Result<Self, Error> {
         let (port, peer) = (free_port()?, free_port()?);
         let (url, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
         let data = dir.join("etcd");
         let mut command = Command::new(peers.path("etcd"));
+        let (mut urls, mut secure_url) = (url.clone(), None);
+        if let Some(ca) = ca {
+            let secure = format!("https://127.0.0.1:{}", free_port()?);
+            urls = format!("{url},{secure}");
+            secure_url = Some(secure);
+            let ca_file = dir.join("etcd-ca.pem");
+            std::fs::write(&ca_file, ca.certificate()).map_err(Error::file(&ca_file))?;
+            let (cert, key) = ca.server("etcd")?.write(dir, "etcd-server")?;
+            command.arg("--client-cert-auth");
+            for (flag, file) in
+                [("--trusted-ca-file", &ca_file), ("--cert-file", &cert), ("--key-file", &key)]
+            {
+                command.arg(flag).arg(file);
+            }
+        }
         command
             .arg("--data-dir")
             .arg(&data)
-            .args(["--name", "one", "--listen-client-urls", &url, "--advertise-client-urls", &url])
+            .args(["--name", "one", "--listen-client-urls", &urls, "--advertise-client-urls", &url])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("one={peer}")])
             // Its durability is not what is tested here.
@@ -54,13 +83,19 @@ impl Etcd {
         process.until("etcd is healthy", START, || {
             client.get("/health")?.expect_ok("etcd's health")
         })?;
-        Ok(Self { _process: process, url, client, data })
+        Ok(Self { _process: process, url, secure_url, client, data })
     }
 
     /// Its client URL.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Its client URL with TLS, if it has one.
+    #[must_use]
+    pub fn secure_url(&self) -> Option<&str> {
+        self.secure_url.as_deref()
     }
 
     /// The value of `key`.

@@ -5,14 +5,18 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 mod audit;
+mod doctor;
 mod files;
 mod limits;
 mod memory;
 mod node;
 mod operator;
 
+mod reach;
+mod rotate;
 pub(crate) use self::audit::{AuditOptions, VerifyOptions};
 pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
+pub(crate) use self::doctor::DoctorOptions;
 use self::limits::LimitOptions;
 pub(crate) use self::memory::MemoryOptions;
 pub(crate) use self::node::{ApproveOptions, EnrolOptions, NodeAction};
@@ -21,6 +25,8 @@ pub(crate) use self::operator::{
 };
 use crate::output::Format;
 
+pub(crate) use self::reach::{AccessOptions, StatusOptions};
+pub(crate) use self::rotate::RotateOptions;
 /// The key-management service for Kubernetes.
 ///
 /// `lastkey up` starts a server and a KMS plugin; the other commands talk to it.
@@ -242,15 +248,20 @@ pub(crate) enum KeyAction {
         /// Its id, or alias/NAME.
         key: String,
     },
-    /// Stop the use of a key: nothing can be encrypted or decrypted with it any more.
+    /// Stop the use of a key: nothing can be encrypted or decrypted with it any more. Refused while
+    /// something needs it.
     Disable {
         /// Its id, or alias/NAME.
         key: String,
     },
-    /// Schedule a key's deletion: what it encrypted is lost when the window ends.
+    /// Schedule a key's deletion: what it encrypted is lost when the window ends. Refused while
+    /// something needs it.
+    #[command(visible_alias = "schedule-deletion")]
     Delete {
         /// Its id, or alias/NAME.
         key: String,
+        #[command(flatten)]
+        twice: Twice,
         /// In how many days (7–366).
         #[arg(long, default_value_t = 30, value_name = "DAYS")]
         in_days: u16,
@@ -259,6 +270,28 @@ pub(crate) enum KeyAction {
     CancelDeletion {
         /// Its id, or alias/NAME.
         key: String,
+        #[command(flatten)]
+        twice: Twice,
+    },
+    /// Show what would become unreadable without a key, or without one of its versions.
+    #[command(disable_version_flag = true)]
+    Impact {
+        /// Its id, or alias/NAME.
+        key: String,
+        /// Only this version.
+        #[arg(long, value_name = "ID")]
+        version: Option<String>,
+    },
+    /// List what needs a key, and what has needed it; or forget something that is gone.
+    Dependants {
+        /// Its id, or alias/NAME.
+        key: String,
+        /// Forget this one: nobody will look after it any more.
+        #[arg(long, value_name = "KIND/ID", requires = "reason")]
+        remove: Option<String>,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT", requires = "remove")]
+        reason: Option<String>,
     },
     /// Refuse deletion until it is allowed again.
     Protect {
@@ -324,6 +357,25 @@ pub(crate) enum KeyAction {
 pub(crate) enum AliasAction {
     /// Give a key a name.
     Create {
+/// What lets a change pass that the guard refuses.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Twice {
+    /// Do it although something needs the key: name the key once more.
+    #[arg(long = "override", value_name = "KEY", requires = "reason")]
+    pub(crate) overriding: Option<String>,
+    /// Why, for the audit log.
+    #[arg(long, value_name = "TEXT", requires = "overriding")]
+    pub(crate) reason: Option<String>,
+}
+
+impl Twice {
+    /// As parameters of the call.
+    pub(crate) fn parameters(&self) -> Vec<(&'static str, &str)> {
+        let pairs = [("Override", &self.overriding), ("OverrideReason", &self.reason)];
+        pairs.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect()
+    }
+}
+
         /// alias/NAME.
         alias: String,
         /// The key's id, or another alias.
@@ -425,6 +477,8 @@ pub(crate) enum ClusterAction {
     #[command(subcommand)]
     Node(NodeAction),
     /// List the clusters.
+        #[command(flatten)]
+        access: Box<AccessOptions>,
     List,
     /// Print the EncryptionConfiguration and what runs the plugin on a control plane.
     Config(ConfigOptions),
@@ -433,6 +487,14 @@ pub(crate) enum ClusterAction {
 /// Options of `cluster config`.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigOptions {
+    /// Count what rests under which key and version, or in clear, and have the server keep it.
+    Status(StatusOptions),
+    /// Find what is wrong, each with what to do about it.
+    Doctor(DoctorOptions),
+    /// Give its key a new version, and bring every object under it: waits until every apiserver
+    /// uses it, writes everything anew, looks that nothing is left, and reports. The same command
+    /// goes on with a rotation that is not over.
+    Rotate(Box<RotateOptions>),
     /// What to print.
     #[arg(value_enum, default_value = "all")]
     pub(crate) piece: ConfigPiece,

@@ -24,6 +24,9 @@ pub struct Access {
     /// Where the apiservers' EncryptionConfiguration lies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption_config: Option<PathBuf>,
+    /// What is encrypted, as that file names it.
+    #[serde(default)]
+    pub resources: Vec<String>,
 }
 
 /// What proves to an apiserver who calls.
@@ -41,9 +44,13 @@ pub enum Credential {
     Token {
         /// The token.
         token: Zeroizing<String>,
-        /// The service account that it is of, where it may ask for its own successor.
+        /// The service account that it is of (in `kube-system`), where it may ask for its own
+        /// successor.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         account: Option<String>,
+        /// When it ends (RFC 3339), where that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<String>,
     },
 }
 
@@ -61,6 +68,8 @@ pub struct EtcdAccess {
     /// Its private key (PEM).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_pem: Option<Zeroizing<String>>,
+    /// What all keys of Kubernetes start with (`--etcd-prefix` of the apiservers).
+    pub prefix: String,
 }
 
 /// Why an access cannot be used.
@@ -114,6 +123,17 @@ impl ServerUrl {
             true => format!("[{}]:{}", self.host, self.port),
             false => format!("{}:{}", self.host, self.port),
         }
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether it is this machine itself.
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost"
+            || self.host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
     }
 
     /// Whether TLS is spoken.

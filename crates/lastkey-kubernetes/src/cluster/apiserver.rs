@@ -78,6 +78,7 @@ pub struct ApiServer {
 
 struct Server {
     url: ServerUrl,
+    connector: Connector,
     http: legacy::Client<Connector, Full<Bytes>>,
 }
 
@@ -142,8 +143,8 @@ impl ApiServer {
                 .pool_timer(TokioTimer::new())
                 .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
                 .http2_adaptive_window(true)
-                .build(connector);
-            Ok(Server { url: url.clone(), http })
+                .build(connector.clone());
+            Ok(Server { url: url.clone(), connector, http })
         };
         let servers: Vec<_> = access.servers.iter().map(server).collect::<Result<_, _>>()?;
         match servers.is_empty() {
@@ -255,6 +256,11 @@ impl ApiServer {
         let text = String::from_utf8_lossy(&body);
         let failed = text.lines().filter_map(|line| line.strip_prefix("[-]"));
         Ok(Err(failed.map(|l| l.split(' ').next().unwrap_or_default().to_owned()).collect()))
+    }
+
+    /// The serving certificate of one apiserver (DER), if it can be reached.
+    pub async fn certificate(&self, server: usize) -> Option<Vec<u8>> {
+        self.servers.get(server)?.connector.certificate().await
     }
 
     /// All that is served and can be listed.

@@ -63,6 +63,12 @@ impl Trust<'_> {
     }
 }
 
+/// The certificates in a PEM text (DER each), as far as there are any.
+pub fn certificates_in(pem: &str) -> Vec<Vec<u8>> {
+    let found = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok);
+    found.map(|certificate| certificate.to_vec()).collect()
+}
+
 /// The certificates in a PEM text; at least one.
 pub(super) fn certificates(
     pem: &str,
@@ -127,6 +133,19 @@ impl Target {
             Some((tls, name)) => {
                 let stream = in_time(tls.connect(name.clone(), tcp)).await?;
                 Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+            }
+        }
+    }
+}
+
+impl Connector {
+    /// The certificate that the server shows (DER), if it shows one that we trust.
+    pub(super) async fn certificate(&self) -> Option<Vec<u8>> {
+        match self.0.connect().await.ok()? {
+            Stream::Plain(_) => None,
+            Stream::Tls(stream) => {
+                let (_, session) = stream.inner().get_ref();
+                session.peer_certificates()?.first().map(|first| first.to_vec())
             }
         }
     }

@@ -206,6 +206,7 @@ impl Cluster {
             credential,
             etcd: None,
             encryption_config: None,
+            resources: Vec::new(),
         })
     }
 }
@@ -277,7 +278,7 @@ impl User {
             }
             (Some(token), _, _) if !token.trim().is_empty() => {
                 let token = Zeroizing::new(token.trim().to_owned());
-                Ok(Credential::Token { token, account: None })
+                Ok(Credential::Token { token, account: None, until: None })
             }
             _ => Err(KubeconfigError::NoCredential { user: name.to_owned() }),
         }

@@ -94,8 +94,10 @@ fn about_names(rule: &Rule, findings: &mut Vec<Finding>) {
 fn about_order(rule: &Rule, later: &[Rule], findings: &mut Vec<Finding>) {
     let Some(first) = rule.providers.first() else { return };
     let names = || {
-        let names: Vec<String> = rule.resources.iter().map(|named| shown(&named.name)).collect();
-        names.join(", ")
+        let names = rule.resources.iter().take(5).map(|named| shown(&named.name));
+        let names: Vec<String> = names.collect();
+        let more = if rule.resources.len() > 5 { " and more" } else { "" };
+        format!("{}{more}", names.join(", "))
     };
     if first.kinds.len() > 1 {
         return;

@@ -170,22 +170,40 @@ impl<'de> Visitor<'de> for JsonVisitor {
 fn read_yaml(text: &str, findings: &mut Vec<Finding>) -> Result<Rc<Node>, Finding> {
     let options = granit_parser::options! { emit_comments: false };
     let mut builder = Builder::default();
-    for next in Parser::new_from_str_with_options(text, options) {
+    // a byte order mark is no part of the text
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut events = Parser::new_from_str_with_options(text, options);
+    for next in &mut events {
         // the library's words name characters and anchors, never a scalar
         let (event, span) = next.map_err(|e| syntax(e.info(), Some(e.marker().line())))?;
-        let line = Some(span.start.line());
-        match event {
-            Event::DocumentEnd => builder.ended = true,
-            Event::DocumentStart(..) if builder.ended => {
-                let message = "there is a second document: an apiserver reads the first one only";
-                let fix = "put all rules under one `resources:` list and remove the `---`";
-                findings.push(Finding::error("second-document", message).fix(fix).at(line));
-                break;
-            }
-            event => builder.take(event, line)?,
+        if matches!(event, Event::DocumentEnd) {
+            break;
         }
+        builder.take(event, Some(span.start.line()))?;
+    }
+    if let Some(line) = second_document(events) {
+        let message = "there is a second document: an apiserver reads the first one only";
+        let fix = "put all rules under one `resources:` list and remove the `---`";
+        findings.push(Finding::error("second-document", message).fix(fix).at(Some(line)));
     }
     Ok(builder.root.unwrap_or_else(|| node(Value::Null, None)))
+}
+
+/// Where another document starts that holds anything, even if it cannot be read.
+fn second_document<'t>(
+    events: impl Iterator<Item = Result<(Event<'t>, granit_parser::Span), granit_parser::ScanError>>,
+) -> Option<usize> {
+    for next in events {
+        match next {
+            Err(error) => return Some(error.marker().line()),
+            // nothing at all is told as null
+            Ok((Event::Scalar(text, ScalarStyle::Plain, 0, None), _))
+                if matches!(&*text, "" | "~") => {}
+            Ok((event, span)) if event.is_node() => return Some(span.start.line()),
+            Ok(_) => {}
+        }
+    }
+    None
 }
 
 /// Puts the events of one document together.
@@ -194,7 +212,6 @@ struct Builder {
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
     root: Option<Rc<Node>>,
-    ended: bool,
 }
 
 struct Open {

@@ -19,8 +19,14 @@ use crate::{
 
 pub(crate) use config::encryption_config;
 
+use access::{Known, Prepared};
+
+mod access;
 mod config;
+mod doctor;
 mod node;
+mod rotate;
+mod status;
 
 pub(crate) fn run(
     connect: &Connect,
@@ -28,17 +34,27 @@ pub(crate) fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     match action {
-        ClusterAction::Add { name, key, out, node_ca, certificate_life } => {
+        ClusterAction::Add { name, key, out, node_ca, certificate_life, access } => {
             let out = out.unwrap_or_else(|| PathBuf::from(&name));
             let terms = Terms {
                 node_ca_pem: node_ca.as_deref().map(read_pem).transpose()?,
                 certificate_life_seconds: certificate_life.map(|life| life.as_secs()),
             };
-            block_on(add(&client(connect)?, (&name, &key), (&out, terms), output))
+            block_on(async {
+                let prepared = access.kubeconfig.as_deref();
+                let prepared = prepared.map(|path| Prepared::read(path, &access)).transpose()?;
+                let client = client(connect)?;
+                register(&client, (&name, &key), (&out, terms, prepared), output).await
+            })
         }
         ClusterAction::Node(action) => block_on(node::run(&client(connect)?, action, output)),
         ClusterAction::List => block_on(list(&client(connect)?, output)),
         ClusterAction::Config(options) => config::run(connect, &options, output),
+        ClusterAction::Status(options) => {
+            block_on(status::run(&client(connect)?, &options, output))
+        }
+        ClusterAction::Doctor(options) => doctor::run(connect, &options, output),
+        ClusterAction::Rotate(options) => rotate::run(connect, &options, output),
     }
 }
 
@@ -53,14 +69,39 @@ fn read_pem(path: &Path) -> Result<String, Failure> {
     fs::read_to_string(path).map_err(|error| Failure::file(path, &error))
 }
 
+/// Registers a cluster, unless it is, and how it is reached, if that is given.
+async fn register(
+    client: &Client,
+    (name, key): (&str, &str),
+    (out, terms, prepared): (&Path, Terms, Option<Prepared>),
+    output: &Output,
+) -> Result<(), Failure> {
+    let known = Known::all(client).await?.into_iter().find(|known| known.name == name);
+    let (mut said, mut text) = match (&known, &prepared) {
+        (Some(known), Some(_)) => (
+            json!({ "id": known.id, "name": name }),
+            format!("the cluster {name} was registered already"),
+        ),
+        _ => add(client, (name, key), (out, terms)).await?,
+    };
+    if let Some(prepared) = prepared {
+        let known = Known::all(client).await?.into_iter().find(|known| known.name == name);
+        let known = known.ok_or_else(|| Failure::failed("the cluster is gone again"))?;
+        let (access, more) = prepared.register(client, &known).await?;
+        said["access"] = access;
+        text += &format!("\n{more}");
+    }
+    output.object(&said, || text);
+    Ok(())
+}
+
 /// Registers a cluster. The plugin's key is made here and stays here; where the nodes enrol, none
 /// is made.
 async fn add(
     client: &Client,
     (name, key): (&str, &str),
     (out, terms): (&Path, Terms),
-    output: &Output,
-) -> Result<(), Failure> {
+) -> Result<(Value, String), Failure> {
     let files = Files::reserve(out)?;
     let Terms { node_ca_pem, certificate_life_seconds } = terms;
     let nodes_enrol = node_ca_pem.is_some();
@@ -76,8 +117,7 @@ async fn add(
     if nodes_enrol {
         let added = client.add_cluster(&request).await?;
         write_new(&files.ca, added.ca_pem.as_bytes())?;
-        say_how_to_enrol(&added, &files, output);
-        return Ok(());
+        return Ok(how_to_enrol(&added, &files));
     }
     // The private key is kept before anybody relies on it.
     write_new(&files.key, key_pem.as_bytes())?;
@@ -99,35 +139,32 @@ async fn add(
         "plugin_key_file": files.key,
         "ca_file": files.ca,
     });
-    output.object(&said, || {
-        format!(
-            "the cluster {name} has the id {}\n\
-             its plugin's identity lies in {}: plugin.pem, plugin.key and ca.pem\n\
-             next: lastkey cluster config --key {key}",
-            added.id,
-            files.directory.display()
-        )
-    });
-    Ok(())
+    let text = format!(
+        "the cluster {name} has the id {}\n\
+         its plugin's identity lies in {}: plugin.pem, plugin.key and ca.pem\n\
+         next: lastkey cluster config --key {key}",
+        added.id,
+        files.directory.display()
+    );
+    Ok((said, text))
 }
 
-fn say_how_to_enrol(added: &native::AddedCluster, files: &Files, output: &Output) {
+fn how_to_enrol(added: &native::AddedCluster, files: &Files) -> (Value, String) {
     let said = json!({
         "id": added.id, "name": added.name, "key_id": added.key_id, "ca_file": files.ca,
     });
-    output.object(&said, || {
-        format!(
-            "the cluster {} has the id {}\n\
+    let text = format!(
+        "the cluster {} has the id {}\n\
              its nodes may ask for identities; on each control-plane node, with {}:\n\
              \x20 lastkey kms-plugin --enrol --cluster {} --ca-file ca.pem --server URL …\n\
              next: lastkey cluster node approve NODE --cluster {}",
-            added.name.as_deref().unwrap_or_default(),
-            added.id,
-            files.ca.display(),
-            added.id,
-            added.name.as_deref().unwrap_or_default()
-        )
-    });
+        added.name.as_deref().unwrap_or_default(),
+        added.id,
+        files.ca.display(),
+        added.id,
+        added.name.as_deref().unwrap_or_default()
+    );
+    (said, text)
 }
 
 /// The files of a plugin's identity.

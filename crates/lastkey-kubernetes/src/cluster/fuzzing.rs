@@ -1,0 +1,32 @@
+//! For the fuzz targets: reads what an apiserver answers, in every way that it is read.
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+
+use super::{ApiError, Discovery, Object, Page, error::Answer, resource::group_versions};
+
+/// An answer's body.
+pub fn answer(data: &[u8]) {
+    let body = Bytes::copy_from_slice(data);
+    if let Some(page) = Page::parse(&body) {
+        for object in page.objects {
+            assert!(body.len() >= object.raw().len());
+        }
+    }
+    let _ = Object::parse(body);
+    let _ = group_versions(data);
+    let mut discovery = Discovery::default();
+    if discovery.add("example.org", "v1", data).is_some() {
+        // no API has a dot in a resource's name
+        for resource in discovery.resources.iter().filter(|known| !known.name.contains('.')) {
+            assert!(discovery.matching(&resource.full_name()).count() > 0);
+            assert!(resource.object_path("a", "b").starts_with("/apis/"));
+        }
+    }
+    for status in [400, 401, 403, 404, 409, 410, 413, 422, 429, 500, 503] {
+        let answer = Answer { method: &Method::PUT, path: "/x", body: data };
+        let status = StatusCode::from_u16(status).unwrap_or_default();
+        let error = ApiError::from_answer(status, None, answer);
+        assert!(!error.to_string().is_empty());
+    }
+}

@@ -1,0 +1,122 @@
+//! The chain of credentials: what in it is static, and what ends soon.
+
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{
+    cluster::{Access, Credential, certificates_in},
+    encryption_config::Finding,
+};
+
+const DAY: i64 = 24 * 3600;
+/// A certificate with less than this left is told.
+const SOON: i64 = 14 * DAY;
+/// One that is good for longer than this counts as static.
+const LONG: i64 = 100 * DAY;
+
+/// What is registered of the cluster; `now` in seconds since 1970.
+pub fn check_access(access: &Access, now: i64) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match &access.credential {
+        Credential::Certificate { certificate_pem, .. } => {
+            let message = "the cluster is reached by a client certificate, which nobody can take back before it ends";
+            let fix = "`lastkey cluster add NAME --kubeconfig FILE` with an administrator's kubeconfig makes an account of its own, whose tokens renew themselves";
+            findings.push(Finding::warning("credential-static", message).fix(fix));
+            findings.extend(check_pem(certificate_pem, "the registered client certificate", now));
+        }
+        Credential::Token { account: None, .. } => {
+            let message = "the cluster is reached by a token that nobody renews";
+            let fix = "`lastkey cluster add NAME --kubeconfig FILE` with an administrator's kubeconfig makes an account of its own, whose tokens renew themselves";
+            findings.push(Finding::warning("credential-static", message).fix(fix));
+        }
+        Credential::Token { .. } => {}
+    }
+    findings.extend(check_pem(&access.ca_pem, "the cluster's certificate authority", now));
+    let Some(etcd) = &access.etcd else {
+        let message = "etcd is not registered: what is under which key is not counted exactly, and its keys stay guarded for ever";
+        let fix = "`lastkey cluster add NAME --kubeconfig FILE --etcd URL --etcd-ca F --etcd-cert F --etcd-key F`";
+        findings.push(Finding::info("etcd-unknown", message).fix(fix));
+        return findings;
+    };
+    if etcd.servers.iter().any(|url| !url.is_tls()) {
+        let message = "etcd is read without TLS: what rests in clear crosses the network in clear, and anybody may read and write it";
+        let fix =
+            "start etcd with --cert-file, --key-file, --client-cert-auth and --trusted-ca-file";
+        findings.push(Finding::warning("etcd-without-tls", message).fix(fix));
+    }
+    if let Some(pem) = &etcd.certificate_pem {
+        findings.extend(check_pem(pem, "the client certificate for etcd", now));
+        let message = "etcd is read by a client certificate that lies sealed in the server: whoever has it may write, too, unless etcd has users";
+        let fix = "`etcdctl role grant-permission lastkey read --prefix=true /registry/` and enable etcd's authentication";
+        findings.push(Finding::info("etcd-credential", message).fix(fix));
+    }
+    findings
+}
+
+/// A plugin's certificate, by when it ends (seconds since 1970).
+pub fn check_plugin(name: &str, ends: Option<i64>, now: i64) -> Option<Finding> {
+    let left = ends? - now;
+    if left < SOON {
+        let message = format!("the certificate of the plugin {name} {}", left_of(left));
+        let fix = "look that the plugin runs and reaches the server; it renews by itself";
+        let finding = if left < 0 { Finding::error } else { Finding::warning };
+        return Some(finding("plugin-certificate", message).fix(fix));
+    }
+    (left > LONG).then(|| {
+        let message = format!("the plugin {name} has a certificate for {} days: a static credential on its node", left / DAY);
+        let fix = "let its node enrol: `lastkey cluster add NAME --node-ca /etc/kubernetes/pki/ca.crt`, `lastkey kms-plugin --enrol`";
+        Finding::info("plugin-static", message).fix(fix)
+    })
+}
+
+fn check_pem(pem: &str, what: &str, now: i64) -> Option<Finding> {
+    let certificates = certificates_in(pem);
+    certificates.iter().filter_map(|der| check_certificate(der, what, now)).next()
+}
+
+/// Whether a certificate has ended or will soon.
+pub(super) fn check_certificate(der: &[u8], what: &str, now: i64) -> Option<Finding> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let left = certificate.validity().not_after.timestamp() - now;
+    if left >= SOON {
+        return None;
+    }
+    let message = format!("{what} {}", left_of(left));
+    let fix =
+        "`kubeadm certs renew all` on a control plane of kubeadm; then register the cluster anew";
+    let finding = if left < 0 { Finding::error } else { Finding::warning };
+    Some(finding("certificate-ends", message).fix(fix))
+}
+
+fn left_of(left: i64) -> String {
+    match left {
+        ..0 => format!("ended {} days ago", -left / DAY),
+        left => format!("ends in {} days", left / DAY),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_that_end_are_told() {
+        let mut params = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2030, 1, 31);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let end = 1_896_048_000;
+        let severity = |now: i64| {
+            check_certificate(certificate.der(), "it", now)
+                .map(|finding| (finding.severity, finding.message))
+        };
+        use crate::encryption_config::Severity::{Error, Warning};
+        assert_eq!(severity(end - 15 * DAY), None);
+        assert_eq!(severity(end - 3 * DAY), Some((Warning, "it ends in 3 days".to_owned())));
+        assert_eq!(severity(end + 2 * DAY), Some((Error, "it ended 2 days ago".to_owned())));
+        let plugin = |left: i64| check_plugin("p", Some(left * DAY), 0).map(|finding| finding.code);
+        assert_eq!(
+            [plugin(365), plugin(30), plugin(3)],
+            [Some("plugin-static"), None, Some("plugin-certificate")]
+        );
+    }
+}

@@ -1,0 +1,273 @@
+//! Registers how a cluster is reached, and reaches it.
+//!
+//! 1. The kubeconfig is read; what cannot stand on its own is refused.
+//! 2. With its credential the account `lastkey` is made, with a narrow role; a credential that may
+//!    not do that is taken to be narrow already, and is kept itself.
+//! 3. What will be registered is tried: every apiserver, and etcd.
+//! 4. The server is told that somebody looks after this cluster now, so that its keys are guarded,
+//!    and keeps the access sealed.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use lastkey_client::Client;
+use lastkey_crypto::{ClusterId, KeyId};
+use lastkey_kubernetes::{
+    cluster::{
+        Access, ApiError, ApiServer, Credential, Etcd, EtcdAccess, Kubeconfig, NAMESPACE, Role,
+    },
+    encryption_config::{MAX_FILE, examine},
+};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::{
+    cli::AccessOptions,
+    output::{Exit, Failure, chain},
+};
+
+/// An apiserver believes in a new role once its caches have it.
+const PATIENCE: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(500);
+/// A token that is good for less than this is replaced when it is used.
+const RENEW_BELOW: Duration = Duration::from_secs(29 * 24 * 3600);
+
+/// What is to be registered, before the server knows the cluster.
+pub(super) struct Prepared {
+    access: Access,
+    role: Role,
+    own_credential: bool,
+}
+
+/// A cluster as the server lists it.
+pub(super) struct Known {
+    pub(super) id: ClusterId,
+    pub(super) name: String,
+    pub(super) keys: Vec<KeyId>,
+}
+
+impl Known {
+    /// All that the server has.
+    pub(super) async fn all(client: &Client) -> Result<Vec<Self>, Failure> {
+        let page = client.clusters().await?;
+        Ok(page.items.iter().filter_map(Self::read).collect())
+    }
+
+    fn read(item: &Value) -> Option<Self> {
+        let keys = item["keys"].as_array()?.iter();
+        Some(Self {
+            id: item["id"].as_str()?.parse().ok()?,
+            name: item["name"].as_str().unwrap_or_default().to_owned(),
+            keys: keys.filter_map(|key| key.as_str()?.parse().ok()).collect(),
+        })
+    }
+
+    /// What people call it.
+    pub(super) fn shown(&self) -> String {
+        if self.name.is_empty() { self.id.to_string() } else { self.name.clone() }
+    }
+}
+
+impl Prepared {
+    /// Reads all files. Nothing is sent yet.
+    pub(super) fn read(path: &Path, options: &AccessOptions) -> Result<Self, Failure> {
+        let wrong = |error: &dyn std::error::Error| Failure::new(Exit::Usage, chain(error));
+        let mut access = Kubeconfig::read(path).map_err(|error| wrong(&error))?.access;
+        if !options.apiservers.is_empty() {
+            let urls = options.apiservers.iter().map(|url| url.parse());
+            access.servers = urls.collect::<Result<_, _>>().map_err(|error| wrong(&error))?;
+        }
+        access.etcd = etcd(options)?;
+        access.resources = options.resources.clone();
+        if let Some(file) = &options.encryption_config {
+            let absolute = std::path::absolute(file).map_err(|e| Failure::file(file, &e))?;
+            if access.resources.is_empty() {
+                access.resources = names_in(&absolute)?;
+            }
+            access.encryption_config = Some(absolute);
+        }
+        if access.resources.is_empty() {
+            access.resources.push("secrets".to_owned());
+        }
+        ApiServer::new(&access).map_err(|error| wrong(&error))?;
+        let role = Role::new(&access.resources);
+        Ok(Self { access, role, own_credential: options.own_credential })
+    }
+
+    /// Makes the account, tries everything, and has the server keep it.
+    pub(super) async fn register(
+        mut self,
+        client: &Client,
+        of: &Known,
+    ) -> Result<(Value, String), Failure> {
+        let mut remark = None;
+        if !self.own_credential {
+            let admin = open(&self.access)?;
+            match self.role.establish(&admin).await {
+                Ok(credential) => self.access.credential = credential,
+                Err(ApiError::Forbidden { .. }) => {
+                    remark = Some("this credential may not make accounts: it is kept itself");
+                }
+                Err(error) => return Err(unreachable(&error)),
+            }
+        }
+        self.prove().await?;
+        for key in &of.keys {
+            client.put_dependant(*key, &nobody_looked(of)).await?;
+        }
+        client.put_cluster_access(of.id, &self.access).await?;
+        Ok(self.said(remark))
+    }
+
+    /// Reaches every apiserver and etcd with what will be registered.
+    async fn prove(&self) -> Result<(), Failure> {
+        let api = open(&self.access)?;
+        let start = Instant::now();
+        for server in 0..api.urls().len() {
+            loop {
+                match api.metrics(server).await {
+                    Ok(_) => break,
+                    Err(ApiError::Unauthorized | ApiError::Forbidden { .. })
+                        if start.elapsed() < PATIENCE =>
+                    {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    Err(error) => return Err(unreachable(&error)),
+                }
+            }
+        }
+        if let Some(access) = &self.access.etcd {
+            let mut etcd = Etcd::new(access).map_err(|e| Failure::new(Exit::Usage, chain(&e)))?;
+            let nothing = format!("{}/lastkey-tries-whether-it-may-read/", access.prefix);
+            let tried = etcd.scan(&nothing, |_, _| {}).await;
+            tried.map_err(|error| Failure::new(Exit::Unavailable, chain(&error)))?;
+        }
+        Ok(())
+    }
+
+    fn said(&self, remark: Option<&str>) -> (Value, String) {
+        let servers: Vec<String> = self.access.servers.iter().map(ToString::to_string).collect();
+        let etcd = self.access.etcd.iter().flat_map(|etcd| &etcd.servers);
+        let etcd: Vec<String> = etcd.map(ToString::to_string).collect();
+        let account = match &self.access.credential {
+            Credential::Token { account: Some(name), .. } => {
+                Some(format!("system:serviceaccount:{NAMESPACE}:{name}"))
+            }
+            _ => None,
+        };
+        let role = self.role.yaml();
+        let said = json!({
+            "servers": servers, "etcd": etcd, "account": account, "remark": remark,
+            "resources": self.access.resources, "role": role,
+        });
+        let who = account.unwrap_or_else(|| "the kubeconfig's own account".to_owned());
+        let mut text = format!("it is reached at {} as {who}", servers.join(" and "));
+        if !etcd.is_empty() {
+            text += &format!(", its etcd at {}", etcd.join(" and "));
+        }
+        if let Some(remark) = remark {
+            text +=
+                &format!("\n{remark}; better: apply this with an administrator's, then add again");
+        }
+        text += &format!("\nits role:\n\n{role}\nnext: lastkey cluster status");
+        (said, text)
+    }
+}
+
+/// What the server is told of a cluster that nobody has looked at yet: its keys are guarded from
+/// now on.
+fn nobody_looked(of: &Known) -> Value {
+    json!({ "kind": "cluster", "id": of.id, "name": of.name, "versions": {} })
+}
+
+fn etcd(options: &AccessOptions) -> Result<Option<EtcdAccess>, Failure> {
+    if options.etcd.is_empty() {
+        return Ok(None);
+    }
+    let read = |path: &Option<std::path::PathBuf>| match path {
+        None => Ok(None),
+        Some(path) => fs::read_to_string(path).map(Some).map_err(|e| Failure::file(path, &e)),
+    };
+    let servers = options.etcd.iter().map(|url| url.parse()).collect::<Result<Vec<_>, _>>();
+    let access = EtcdAccess {
+        servers: servers.map_err(|error| Failure::new(Exit::Usage, chain(&error)))?,
+        ca_pem: read(&options.etcd_ca)?,
+        certificate_pem: read(&options.etcd_cert)?,
+        key_pem: read(&options.etcd_key)?.map(Zeroizing::new),
+        prefix: options.etcd_prefix.clone(),
+    };
+    Etcd::new(&access).map_err(|error| Failure::new(Exit::Usage, chain(&error)))?;
+    Ok(Some(access))
+}
+
+/// What a configuration covers.
+fn names_in(path: &Path) -> Result<Vec<String>, Failure> {
+    let failed = |error: &std::io::Error| Failure::file(path, error);
+    if fs::metadata(path).map_err(|e| failed(&e))?.len() > MAX_FILE as u64 {
+        return Err(Failure::failed(format_args!("{}: larger than 1 MiB", path.display())));
+    }
+    let text = Zeroizing::new(fs::read_to_string(path).map_err(|e| failed(&e))?);
+    let mut names: Vec<String> =
+        examine(&text).config.names().map(|named| named.name.clone()).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// What is encrypted: by the configuration as it is now, if it lies here, else as it was registered.
+pub(super) fn resources(access: &Access) -> Vec<String> {
+    let now = access.encryption_config.as_deref().and_then(|path| names_in(path).ok());
+    let names = now.filter(|names| !names.is_empty());
+    names.unwrap_or_else(|| access.resources.clone())
+}
+
+fn open(access: &Access) -> Result<ApiServer, Failure> {
+    ApiServer::new(access).map_err(|error| Failure::failed(chain(&error)))
+}
+
+pub(super) fn unreachable(error: &ApiError) -> Failure {
+    let exit = match error {
+        ApiError::Unauthorized | ApiError::Forbidden { .. } => Exit::Denied,
+        ApiError::Unreachable { .. } | ApiError::NoAnswer { .. } => Exit::Unavailable,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, chain(error))
+}
+
+/// How a registered cluster is reached. A token that has been used for a day is replaced by its
+/// successor; if that fails, the old one is still good.
+pub(super) async fn reach(client: &Client, of: ClusterId) -> Result<(Access, ApiServer), Failure> {
+    let mut access: Access = client.cluster_access(of).await.map_err(|error| {
+        let advice = "register how it is reached: `lastkey cluster add NAME --kubeconfig FILE`";
+        Failure::from(error).and(advice)
+    })?;
+    let api = open(&access)?;
+    let Some(name) = due(&access.credential) else { return Ok((access, api)) };
+    let role = Role { name, resources: Vec::new() };
+    match role.renew(&api).await {
+        Ok(credential) => {
+            access.credential = credential;
+            client.put_cluster_access(of, &access).await?;
+            let api = open(&access)?;
+            Ok((access, api))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the cluster's token could not be replaced yet");
+            Ok((access, api))
+        }
+    }
+}
+
+/// The account whose token should be replaced.
+fn due(credential: &Credential) -> Option<String> {
+    let Credential::Token { account: Some(account), until: Some(until), .. } = credential else {
+        return None;
+    };
+    let until: Timestamp = until.parse().ok()?;
+    let left = until.duration_since(Timestamp::now());
+    (left < RENEW_BELOW.try_into().ok()?).then(|| account.clone())
+}

@@ -1,0 +1,308 @@
+//! `lastkey cluster status`: what rests under which key.
+//!
+//! Whoever looks has the server keep what was found, as what needs each version of its keys.
+
+use std::collections::{BTreeMap, HashMap};
+
+use jiff::Timestamp;
+use lastkey_client::Client;
+use lastkey_crypto::{KeyId, KeyVersionId};
+use lastkey_kubernetes::{
+    cluster::{Access, ApiServer, Etcd},
+    coverage::{self, Coverage, Share, resources_of},
+    encryption_config::examine,
+};
+use serde_json::{Value, json};
+
+use super::access::{Known, reach, resources, unreachable};
+use crate::{
+    cli::StatusOptions,
+    output::{Exit, Failure, Output, chain},
+};
+
+/// How wide a bar is.
+const BAR: u64 = 20;
+
+pub(super) async fn run(
+    client: &Client,
+    options: &StatusOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let mut known = Known::all(client).await?;
+    if let Some(name) = &options.name {
+        known.retain(|one| one.name == *name || one.id.to_string() == *name);
+        if known.is_empty() {
+            let missing = format_args!("there is no cluster {name}").to_string();
+            return Err(Failure::new(Exit::NotFound, missing));
+        }
+    }
+    let mut items = Vec::with_capacity(known.len());
+    let mut failed = None;
+    for cluster in &known {
+        match look(client, cluster).await {
+            Ok(item) => items.push(item),
+            // of several, what can be seen is shown
+            Err(failure) if options.name.is_none() => {
+                items.push(json!({
+                    "name": cluster.name, "id": cluster.id, "problem": failure.to_string(),
+                }));
+                if failure.exit() != Exit::NotFound {
+                    failed = Some(failure.about(cluster.shown()));
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    let list = json!({ "items": items, "next": null });
+    output.object(&list, || human(&items));
+    failed.map_or(Ok(()), Err)
+}
+
+/// Looks at one cluster, and has the server keep what was seen.
+async fn look(client: &Client, cluster: &Known) -> Result<Value, Failure> {
+    let (access, api) = reach(client, cluster.id).await?;
+    // the server's clock: it compares this with when its plugins encrypted
+    let began = client.status().await?["now"].clone();
+    let coverage = cover(&access, &api).await?;
+    let versions = Versions::of(client, &cluster.keys).await?;
+    if coverage.exact {
+        keep(client, cluster, (&coverage, &versions, &began)).await?;
+    }
+    let writers = Writers::of(&access);
+    let resources = coverage.resources.iter().map(|resource| {
+        let under = resource.under.iter().map(|share| {
+            let mut item = json!(share);
+            let version = share.under.key_version.and_then(|id| versions.0.get(&id));
+            if let Some(version) = version {
+                item["key_id"] = json!(version.key);
+                item["created_at"] = json!(version.created_at);
+            }
+            item["current"] = json!(writers.is_current(&resource.resource, share, version));
+            item
+        });
+        let under: Vec<Value> = under.collect();
+        json!({ "resource": resource.resource, "objects": resource.objects, "under": under })
+    });
+    Ok(json!({
+        "name": cluster.name,
+        "id": cluster.id,
+        "seen_at": began,
+        "exact": coverage.exact,
+        "resources": resources.collect::<Vec<_>>(),
+        "versions": coverage.versions().iter().map(|(id, objects)| json!({
+            "key_version_id": id, "objects": objects,
+            "key_id": versions.0.get(id).map(|version| version.key),
+        })).collect::<Vec<_>>(),
+        "unknown": coverage.unknown,
+        "remarks": coverage.remarks,
+    }))
+}
+
+/// By etcd where it may be read, else by the apiservers' counters.
+pub(super) async fn cover(access: &Access, api: &ApiServer) -> Result<Coverage, Failure> {
+    let discovery = api.discover().await.map_err(|error| unreachable(&error))?;
+    let (found, unknown) = resources_of(&resources(access), &discovery);
+    let mut coverage = match &access.etcd {
+        Some(etcd) => {
+            let mut reader = Etcd::new(etcd).map_err(|e| Failure::failed(chain(&e)))?;
+            coverage::exact(&mut reader, &etcd.prefix, (&found, unknown))
+                .await
+                .map_err(|error| Failure::new(Exit::Unavailable, chain(&error)))?
+        }
+        None => coverage::counted(api, (&found, unknown)).await.map_err(|e| unreachable(&e))?,
+    };
+    for group in discovery.unavailable {
+        coverage.remarks.push(format!("{group} is not served at present and was not looked at"));
+    }
+    Ok(coverage)
+}
+
+/// The server's own versions.
+pub(super) struct Versions(HashMap<KeyVersionId, Version>);
+
+struct Version {
+    key: KeyId,
+    primary: bool,
+    created_at: String,
+}
+
+impl Versions {
+    async fn of(client: &Client, keys: &[KeyId]) -> Result<Self, Failure> {
+        let mut all = HashMap::new();
+        for key in keys {
+            let impact = client.key_impact(*key, None).await?;
+            for version in impact["versions"].as_array().into_iter().flatten() {
+                let id = version["key_version_id"].as_str().and_then(|id| id.parse().ok());
+                let Some(id) = id else { continue };
+                all.insert(
+                    id,
+                    Version {
+                        key: *key,
+                        primary: version["primary"] == true,
+                        created_at: version["created_at"].as_str().unwrap_or_default().to_owned(),
+                    },
+                );
+            }
+        }
+        Ok(Self(all))
+    }
+}
+
+/// Tells the server what needs each version of the cluster's keys, also that nothing does.
+async fn keep(
+    client: &Client,
+    cluster: &Known,
+    (coverage, versions, began): (&Coverage, &Versions, &Value),
+) -> Result<(), Failure> {
+    let counted = coverage.versions();
+    for key in &cluster.keys {
+        let own = counted
+            .iter()
+            .filter(|(id, _)| versions.0.get(id).is_some_and(|version| version.key == *key));
+        let own: BTreeMap<String, u64> =
+            own.map(|(id, objects)| (id.to_string(), *objects)).collect();
+        let dependant = json!({
+            "kind": "cluster", "id": cluster.id, "name": cluster.name,
+            "versions": own, "seen_at": began,
+        });
+        client.put_dependant(*key, &dependant).await?;
+    }
+    Ok(())
+}
+
+/// What writes each resource now, if its configuration lies here.
+struct Writers(Option<lastkey_kubernetes::encryption_config::EncryptionConfiguration>);
+
+impl Writers {
+    fn of(access: &Access) -> Self {
+        let text = access.encryption_config.as_ref().and_then(|p| std::fs::read_to_string(p).ok());
+        Self(text.map(|text| examine(&zeroize::Zeroizing::new(text)).config))
+    }
+
+    /// Whether a write now would come out the same; `None` where that is not known.
+    fn is_current(&self, resource: &str, share: &Share, version: Option<&Version>) -> Option<bool> {
+        if share.under.is_clear() {
+            return Some(false);
+        }
+        if version.is_some_and(|version| !version.primary) {
+            return Some(false);
+        }
+        let config = self.0.as_ref()?;
+        let providers = config.providers_of(resource);
+        let kind = providers.first()?.kind()?;
+        use lastkey_kubernetes::encryption_config::ProviderKind as Kind;
+        let (wanted, key) = match kind {
+            Kind::Kms(kms) => (format!("kms {} {}", kms.version(), kms.name), None),
+            Kind::Identity => return Some(false),
+            Kind::AesCbc(keys) | Kind::AesGcm(keys) | Kind::Secretbox(keys) => {
+                (kind.name().to_owned(), keys.first().map(|key| key.name.as_str()))
+            }
+        };
+        let same_key = key.is_none() || share.under.key.as_deref() == key;
+        Some(share.under.provider == wanted && same_key)
+    }
+}
+
+fn human(items: &[Value]) -> String {
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    items.iter().map(shown).collect::<Vec<_>>().join("\n\n")
+}
+
+fn shown(item: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let name = match text(&item["name"]) {
+        name if name.is_empty() => text(&item["id"]),
+        name => name,
+    };
+    if let Some(problem) = item["problem"].as_str() {
+        return format!("{name}: {problem}");
+    }
+    let how = if item["exact"] == true { "every object, in etcd" } else { "by counters" };
+    let mut lines = vec![format!("{name}: {how}, at {}", text(&item["seen_at"]))];
+    lines.extend(rows(item).iter().map(|row| layout(row)));
+    for remark in item["remarks"].as_array().into_iter().flatten() {
+        lines.push(format!("note: {}", text(remark)));
+    }
+    for unknown in item["unknown"].as_array().into_iter().flatten() {
+        lines.push(format!("note: {} is configured, and served by nobody", text(unknown)));
+    }
+    lines.join("\n")
+}
+
+/// Resource, what it is under, version, age, objects and the bar.
+type Row = [String; 6];
+
+fn rows(item: &Value) -> Vec<Row> {
+    let heads = ["RESOURCE", "UNDER", "KEY VERSION", "AGE", "OBJECTS", ""];
+    let mut rows = vec![heads.map(str::to_owned)];
+    for resource in item["resources"].as_array().into_iter().flatten() {
+        let total = resource["objects"].as_u64();
+        let under = resource["under"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let name = resource["resource"].as_str().unwrap_or_default();
+        if under.is_empty() {
+            let objects = total.map_or_else(|| "?".to_owned(), |n| n.to_string());
+            rows.push([
+                name.to_owned(),
+                "-".into(),
+                String::new(),
+                String::new(),
+                objects,
+                String::new(),
+            ]);
+        }
+        for (index, share) in under.iter().enumerate() {
+            rows.push(row(if index == 0 { name } else { "" }, share, total));
+        }
+    }
+    rows
+}
+
+fn row(name: &str, share: &Value, total: Option<u64>) -> Row {
+    let text = |field: &str| share[field].as_str().unwrap_or_default().to_owned();
+    let version = match text("key_version") {
+        version if version.is_empty() => text("key").chars().take(16).collect(),
+        version => version,
+    };
+    let stale =
+        if share["current"] == false && text("provider") != "clear" { " (old)" } else { "" };
+    let objects = share["objects"].as_u64();
+    let bar = match (objects, total) {
+        (Some(objects), Some(total)) if total > 0 => bar(objects, total),
+        _ => String::new(),
+    };
+    [
+        name.to_owned(),
+        text("provider"),
+        format!("{version}{stale}"),
+        age(&text("created_at")),
+        objects.map_or_else(|| "?".to_owned(), |objects| objects.to_string()),
+        bar,
+    ]
+}
+
+fn bar(objects: u64, total: u64) -> String {
+    let full = (objects * BAR).div_ceil(total).min(BAR);
+    let percent = objects as f64 * 100.0 / total as f64;
+    let (full, empty) = (full as usize, (BAR - full) as usize);
+    format!("{}{} {percent:.1} %", "█".repeat(full), "░".repeat(empty))
+}
+
+/// How long ago, in its largest unit.
+fn age(created: &str) -> String {
+    let Ok(created) = created.parse::<Timestamp>() else { return String::new() };
+    let minutes = Timestamp::now().duration_since(created).as_mins().max(0);
+    match minutes {
+        0..120 => format!("{minutes}m"),
+        120..2880 => format!("{}h", minutes / 60),
+        _ => format!("{}d", minutes / 1440),
+    }
+}
+
+fn layout(row: &Row) -> String {
+    let [resource, under, version, age, objects, bar] = row;
+    format!("{resource:<26} {under:<22} {version:<42} {age:>5} {objects:>9}  {bar}")
+        .trim_end()
+        .to_owned()
+}
