@@ -1,0 +1,162 @@
+//! The audit log's journal on a disk whose syncs fail.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use lastkey_crypto::KeyMaterial;
+use lastkey_engine::audit::{AuditError, AuditLog, AuditSink as _, Query};
+use lastkey_store::disk::{Access, Disk, DiskFile, FileSystem};
+
+/// The machine's disk; while the switch is on, files are written, but their syncs want for room.
+#[derive(Debug, Default)]
+struct Thin(Arc<AtomicBool>);
+
+#[derive(Debug)]
+struct ThinFile(Arc<dyn DiskFile>, Arc<AtomicBool>);
+
+impl Disk for Thin {
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        FileSystem.create_directory(path)
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        FileSystem.list(directory)
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(ThinFile(FileSystem.open(path, access)?, Arc::clone(&self.0))))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        FileSystem.rename(from, to)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        FileSystem.rename_new(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        FileSystem.remove(path)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        FileSystem.sync_directory(directory)
+    }
+}
+
+impl DiskFile for ThinFile {
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(out, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<bool> {
+        self.0.allocate(length)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.0.set_length(length)
+    }
+
+    fn is_removed(&self) -> io::Result<bool> {
+        self.0.is_removed()
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.0.try_lock()
+    }
+
+    fn unlock(&self) {
+        self.0.unlock();
+    }
+
+    fn restrict(&self) -> io::Result<()> {
+        self.0.restrict()
+    }
+
+    fn forget_cache(&self) {
+        self.0.forget_cache();
+    }
+
+    fn free_space(&self) -> Option<u64> {
+        self.0.free_space()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match self.1.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => self.0.sync(),
+        }
+    }
+}
+
+fn open(disk: Arc<dyn Disk>, root: &Path) -> AuditLog {
+    let key = KeyMaterial::from_slice(&[7; 32]);
+    AuditLog::open_on(disk, &root.join("audit"), &root.join("journal"), key).unwrap()
+}
+
+fn record(name: &str) -> Vec<u8> {
+    format!(r#""time":"2026-01-01T00:00:00.000Z","action":"{name}","outcome":"ok""#).into_bytes()
+}
+
+fn actions(log: &AuditLog) -> Vec<String> {
+    let page = log.query(&Query { limit: 100, ..Query::default() }).unwrap();
+    page.records.iter().map(|record| record["action"].as_str().unwrap().to_owned()).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+/// Of a full disk callers are told that nothing was done. A record whose sync failed may be in the
+/// log all the same: so that is not what they are told.
+#[tokio::test]
+async fn a_sync_that_wants_for_room_is_no_full_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let (here, crashed) = (directory.path().join("here"), directory.path().join("crashed"));
+    let (disk, thin) = {
+        let disk = Thin::default();
+        let thin = Arc::clone(&disk.0);
+        (Arc::new(disk), thin)
+    };
+    let log = open(disk, &here);
+    log.append(record("First")).await.unwrap();
+    thin.store(true, Ordering::SeqCst);
+    let refused = log.append(record("Doubtful")).await.unwrap_err();
+    assert!(matches!(refused, AuditError::Failed(_)), "{refused:?}");
+    copy(&here, &crashed);
+
+    // 1. Where the machine stops now, the record may have reached the disk.
+    let after = open(Arc::new(FileSystem), &crashed);
+    assert_eq!(actions(&after), ["First", "Doubtful"]);
+    assert!(after.verify(&[]).unwrap().ok);
+    // 2. Where it goes on, the next one takes its place.
+    thin.store(false, Ordering::SeqCst);
+    log.append(record("Second")).await.unwrap();
+    assert_eq!(actions(&log), ["First", "Second"]);
+    log.close();
+    assert!(open(Arc::new(FileSystem), &here).verify(&[]).unwrap().ok);
+}
