@@ -161,6 +161,7 @@ fn check_envelope(case: &Case, key_salt: &str, new_file: impl Fn() -> NewFile) {
     let mut source = &made[..];
     let header = Header::read(&mut source).unwrap();
     assert_eq!(header.stanzas(), stanzas(case));
+    assert_eq!(header.version(), if case.0["key_salt"].is_string() { 2 } else { 1 });
     assert_eq!(header.context().get("lastkey:file-salt"), Some(key_salt));
     let data_key = case.key("data_key");
     let mut opened = Vec::new();
