@@ -461,7 +461,9 @@ mod tests {
         assert_eq!(told(&head(1, 1, 1), KEY_LEN), Err(ShareError::Malformed));
         assert_eq!(told(&head(1, 2, 1), KEY_LEN + 1), Err(ShareError::Malformed));
         assert_eq!(told(&head(2, 2, 1), KEY_LEN), Err(ShareError::UnknownVersion(2)));
-        assert_eq!(SetId([1, 2, 3, 0xab]).to_string(), "010203ab");
+        let set = SetId([1, 2, 3, 0xab]);
+        assert_eq!((set.to_string(), SetId::parse("010203ab")), ("010203ab".into(), Some(set)));
+        assert_eq!(SetId::parse("010203a"), None);
     }
 
     /// Whichever of them the arithmetic draws by.
