@@ -1,5 +1,6 @@
 //! What configures a control plane for the plugin, ready to be written to files: the apiserver's
-//! `EncryptionConfiguration`, and three ways to run plugin and apiserver together.
+//! `EncryptionConfiguration`, ways to run the plugin (systemd, static pod) and to tell the apiserver
+//! (kubeadm, k3s).
 //!
 //! Everything is checked before it is printed, because an apiserver refuses to start with a
 //! configuration it does not like, and takes some that defeat the purpose without a word.
@@ -13,17 +14,19 @@
 //! ```
 
 mod encryption;
+mod k3s;
 mod kubeadm;
 mod static_pod;
 mod systemd;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use crate::socket::SocketAddress;
 
 pub use encryption::{EncryptionConfig, KmsVersion};
+pub use k3s::K3sConfig;
 pub use kubeadm::ApiserverPatch;
 pub use static_pod::StaticPod;
 pub use systemd::SystemdUnits;
@@ -37,23 +40,76 @@ pub struct PluginCommand {
     pub servers: Vec<String>,
     /// Where the apiserver dials.
     pub socket: SocketAddress,
-    /// The directory with the files of `lastkey cluster add`: `plugin.pem`, `plugin.key`, `ca.pem`.
-    pub identity: PathBuf,
+    /// As whom the plugin calls the server.
+    pub identity: Identity,
+    /// Where the plugin keeps what it has to remember over restarts.
+    pub state: PathBuf,
+    /// Where it serves its metrics, on the loopback.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// As whom a plugin calls the server.
+#[derive(Debug, Clone)]
+pub enum Identity {
+    /// By the files of `lastkey cluster add` in a directory: `plugin.pem`, `plugin.key`, `ca.pem`.
+    /// The first two are replaced there before they run out.
+    Files(PathBuf),
+    /// By the node's own kubelet certificate, so that no secret has to be placed.
+    Enrolled {
+        /// The cluster's id.
+        cluster: String,
+        /// The CA of the server.
+        ca: PathBuf,
+        /// The kubelet's certificate and key.
+        kubelet: PathBuf,
+    },
 }
 
 impl PluginCommand {
     /// The arguments behind the binary's name.
     pub fn arguments(&self) -> Vec<String> {
-        let file = |name: &str| self.identity.join(name).display().to_string();
         let mut arguments = vec!["kms-plugin".to_owned()];
-        let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-        option("--socket", self.socket.to_string());
-        option("--key", self.key.clone());
-        self.servers.iter().for_each(|server| option("--server", server.clone()));
-        option("--client-cert", file("plugin.pem"));
-        option("--client-key", file("plugin.key"));
-        option("--ca-file", file("ca.pem"));
+        let mut option = |name: &str, value: &dyn std::fmt::Display| {
+            arguments.extend([name.to_owned(), value.to_string()]);
+        };
+        option("--socket", &self.socket);
+        option("--key", &self.key);
+        self.servers.iter().for_each(|server| option("--server", server));
+        match &self.identity {
+            Identity::Files(directory) => {
+                option("--client-cert", &directory.join("plugin.pem").display());
+                option("--client-key", &directory.join("plugin.key").display());
+                option("--ca-file", &directory.join("ca.pem").display());
+            }
+            Identity::Enrolled { cluster, ca, kubelet } => {
+                option("--cluster", cluster);
+                option("--ca-file", &ca.display());
+                option("--kubelet-cert", &kubelet.display());
+            }
+        }
+        option("--state-dir", &self.state.display());
+        if let Some(address) = &self.metrics {
+            option("--metrics-listen", address);
+        }
+        if matches!(self.identity, Identity::Enrolled { .. }) {
+            arguments.push("--enrol".to_owned());
+        }
         arguments
+    }
+
+    /// Directories that it needs, each with whether it writes in it.
+    fn directories(&self) -> Vec<(&'static str, String, bool)> {
+        let mut directories = vec![("state", self.state.display().to_string(), true)];
+        match &self.identity {
+            Identity::Files(directory) => {
+                directories.push(("identity", directory.display().to_string(), true));
+            }
+            Identity::Enrolled { ca, kubelet, .. } => {
+                directories.push(("ca", parent_of(ca), false));
+                directories.push(("kubelet", parent_of(kubelet), false));
+            }
+        }
+        directories
     }
 
     fn socket_path(&self) -> Result<&std::path::Path, ConfigError> {

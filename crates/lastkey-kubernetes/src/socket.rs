@@ -35,6 +35,7 @@ pub use guests::{Closed, MAX_CONNECTIONS, PROVES_ITSELF_WITHIN};
 pub use handover::{Inheritance, Offer, receive};
 pub use listen::{Handle, Listener};
 pub use peer::{Connection, PeerInfo, accept_all, accept_through};
+pub use place::{Presence, look};
 
 /// The longest path that fits in `sockaddr_un` with its final zero.
 pub const MAX_PATH: usize = 107;

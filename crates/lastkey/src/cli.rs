@@ -10,23 +10,25 @@ mod files;
 mod limits;
 mod memory;
 mod node;
+mod node_doctor;
 mod operator;
-
 mod reach;
 mod rotate;
+
 pub(crate) use self::audit::{AuditOptions, VerifyOptions};
-pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
 pub(crate) use self::doctor::DoctorOptions;
+pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
 use self::limits::LimitOptions;
 pub(crate) use self::memory::MemoryOptions;
 pub(crate) use self::node::{ApproveOptions, EnrolOptions, NodeAction};
+pub(crate) use self::node_doctor::NodeDoctorOptions;
 pub(crate) use self::operator::{
     MaybeSplitting, OperatorAction, RotateWhat, SealChoice, SealOptions, Splitting, TokenOptions,
 };
-use crate::output::Format;
-
 pub(crate) use self::reach::{AccessOptions, StatusOptions};
 pub(crate) use self::rotate::RotateOptions;
+use crate::output::Format;
+
 /// The key-management service for Kubernetes.
 ///
 /// `lastkey up` starts a server and a KMS plugin; the other commands talk to it.
@@ -92,6 +94,9 @@ pub(crate) enum Command {
     Operator(OperatorAction),
     /// Show how the server is.
     Status,
+    /// Look at this control-plane node: apiserver flags, EncryptionConfiguration, the plugin's
+    /// socket, certificate and clock, the server. Changes nothing.
+    Doctor(NodeDoctorOptions),
     /// Print the completions for a shell.
     Completions {
         /// Which shell.
@@ -199,8 +204,8 @@ pub(crate) struct PluginOptions {
     pub(crate) metrics_listen: Option<std::net::SocketAddr>,
 
     /// Where what was answered from memory is recorded until the server takes it; this plugin's
-    /// alone [default: $STATE_DIRECTORY, or a directory for each socket under
-    /// /var/lib/lastkey-kms-plugin for root, else ~/.local/state/lastkey-kms-plugin].
+    /// alone [default: one for each socket in $STATE_DIRECTORY, or in /var/lib/lastkey-kms-plugin
+    /// for root, else in ~/.local/state/lastkey-kms-plugin].
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 
@@ -253,6 +258,8 @@ pub(crate) enum KeyAction {
     Disable {
         /// Its id, or alias/NAME.
         key: String,
+        #[command(flatten)]
+        twice: Twice,
     },
     /// Schedule a key's deletion: what it encrypted is lost when the window ends. Refused while
     /// something needs it.
@@ -260,16 +267,9 @@ pub(crate) enum KeyAction {
     Delete {
         /// Its id, or alias/NAME.
         key: String,
-        #[command(flatten)]
-        twice: Twice,
         /// In how many days (7–366).
         #[arg(long, default_value_t = 30, value_name = "DAYS")]
         in_days: u16,
-    },
-    /// Cancel a scheduled deletion.
-    CancelDeletion {
-        /// Its id, or alias/NAME.
-        key: String,
         #[command(flatten)]
         twice: Twice,
     },
@@ -292,6 +292,11 @@ pub(crate) enum KeyAction {
         /// Why, for the audit log.
         #[arg(long, value_name = "TEXT", requires = "remove")]
         reason: Option<String>,
+    },
+    /// Cancel a scheduled deletion.
+    CancelDeletion {
+        /// Its id, or alias/NAME.
+        key: String,
     },
     /// Refuse deletion until it is allowed again.
     Protect {
@@ -352,11 +357,6 @@ pub(crate) enum KeyAction {
     Alias(AliasAction),
 }
 
-/// What to do with aliases.
-#[derive(Debug, Subcommand)]
-pub(crate) enum AliasAction {
-    /// Give a key a name.
-    Create {
 /// What lets a change pass that the guard refuses.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Twice {
@@ -376,6 +376,11 @@ impl Twice {
     }
 }
 
+/// What to do with aliases.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AliasAction {
+    /// Give a key a name.
+    Create {
         /// alias/NAME.
         alias: String,
         /// The key's id, or another alias.
@@ -472,21 +477,16 @@ pub(crate) enum ClusterAction {
         /// nodes that enrol, 365d otherwise].
         #[arg(long, value_name = "TIME", value_parser = node::time)]
         certificate_life: Option<std::time::Duration>,
+        #[command(flatten)]
+        access: Box<AccessOptions>,
     },
     /// Let nodes have identities for their plugins, and take them away.
     #[command(subcommand)]
     Node(NodeAction),
     /// List the clusters.
-        #[command(flatten)]
-        access: Box<AccessOptions>,
     List,
     /// Print the EncryptionConfiguration and what runs the plugin on a control plane.
     Config(ConfigOptions),
-}
-
-/// Options of `cluster config`.
-#[derive(Debug, Args)]
-pub(crate) struct ConfigOptions {
     /// Count what rests under which key and version, or in clear, and have the server keep it.
     Status(StatusOptions),
     /// Find what is wrong, each with what to do about it.
@@ -495,6 +495,11 @@ pub(crate) struct ConfigOptions {
     /// uses it, writes everything anew, looks that nothing is left, and reports. The same command
     /// goes on with a rotation that is not over.
     Rotate(Box<RotateOptions>),
+}
+
+/// Options of `cluster config`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigOptions {
     /// What to print.
     #[arg(value_enum, default_value = "all")]
     pub(crate) piece: ConfigPiece,
@@ -507,9 +512,25 @@ pub(crate) struct ConfigOptions {
     /// The plugin's socket on the control plane.
     #[arg(long, default_value = "/run/lastkey/kms.sock", value_name = "PATH")]
     pub(crate) plugin_socket: PathBuf,
-    /// The directory on the control plane with the files of `cluster add`.
+    /// The directory on the control plane with the files of `cluster add`; with --enrol, only
+    /// with ca.pem.
     #[arg(long, default_value = "/etc/lastkey", value_name = "DIR")]
     pub(crate) identity_dir: PathBuf,
+    /// Have the plugin get its identity by the node's kubelet certificate, for the cluster of this
+    /// id; it needs the approval of `cluster node approve`.
+    #[arg(long, value_name = "CLUSTER_ID")]
+    pub(crate) enrol: Option<String>,
+    /// The kubelet's client certificate on the control plane (PEM).
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "enrol",
+        default_value = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+    )]
+    pub(crate) kubelet_cert: PathBuf,
+    /// Have the plugin serve its metrics on this loopback address, such as 127.0.0.1:9099.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) metrics_listen: Option<std::net::SocketAddr>,
     /// The provider's name.
     #[arg(long, default_value = "lastkey", value_name = "NAME")]
     pub(crate) provider: String,
@@ -537,6 +558,12 @@ pub(crate) enum ConfigPiece {
     Systemd,
     /// A kubeadm patch for the apiserver.
     Kubeadm,
+    /// A configuration file for k3s or RKE2.
+    K3s,
+    /// Prometheus alert rules.
+    Alerts,
+    /// A Grafana board.
+    Dashboard,
 }
 
 /// What to do with the CA.

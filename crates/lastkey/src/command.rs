@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod ca;
 pub(crate) mod cluster;
+pub(crate) mod doctor;
 pub(crate) mod file;
 pub(crate) mod generate;
 pub(crate) mod key;

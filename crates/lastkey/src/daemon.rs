@@ -13,6 +13,7 @@ mod serve;
 mod upgrade;
 
 pub(crate) use identity::{new_key_pair, signing_request};
+pub(crate) use plugin::{client_of, identity_of};
 use tokio::sync::watch;
 
 use crate::{

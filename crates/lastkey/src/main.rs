@@ -76,6 +76,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Cluster(action) => command::cluster::run(&cli.connect, action, output),
         Command::Ca(action) => command::ca::run(&cli.connect, action, output),
         Command::Operator(action) => command::operator::run(&cli.connect, action, output),
+        Command::Doctor(options) => command::doctor::run(&options, output),
         Command::Status => command::status::run(&cli.connect, output),
     }
 }

@@ -65,6 +65,9 @@ pub struct PluginStatus {
     /// For the log, never for healthz.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The server's clock, RFC 3339.
+    #[serde(default)]
+    pub server_time: String,
 }
 
 /// Why a key may not be used, in the words of the call that would fail.

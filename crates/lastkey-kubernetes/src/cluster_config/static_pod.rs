@@ -18,6 +18,16 @@ impl StaticPod {
         for argument in self.command.arguments() {
             arguments += &format!("        - {}\n", quoted(&argument)?);
         }
+        let (mut mounts, mut volumes) = (String::new(), String::new());
+        for (name, path, writes) in self.command.directories() {
+            let path = quoted(&path)?;
+            let read_only = if writes { "" } else { "          readOnly: true\n" };
+            let kind = if name == "state" { "DirectoryOrCreate" } else { "Directory" };
+            mounts += &format!("        - name: {name}\n          mountPath: {path}\n{read_only}");
+            volumes += &format!(
+                "    - name: {name}\n      hostPath:\n        path: {path}\n        type: {kind}\n"
+            );
+        }
         Ok(format!(
             "\
 apiVersion: v1
@@ -32,6 +42,7 @@ spec:
   # the plugin must be there before the apiserver, and must not need a cluster network
   hostNetwork: true
   priorityClassName: system-node-critical
+  terminationGracePeriodSeconds: 15
   containers:
     - name: kms-plugin
       image: {image}
@@ -54,22 +65,14 @@ spec:
       volumeMounts:
         - name: socket
           mountPath: {socket}
-        - name: identity
-          mountPath: {identity}
-          readOnly: true
-  volumes:
+{mounts}  volumes:
     - name: socket
       hostPath:
         path: {socket}
         type: DirectoryOrCreate
-    - name: identity
-      hostPath:
-        path: {identity}
-        type: Directory
-",
+{volumes}",
             image = quoted(&self.image)?,
             socket = quoted(&parent_of(self.command.socket_path()?))?,
-            identity = quoted(&self.command.identity.display().to_string())?,
         ))
     }
 }

@@ -1,7 +1,7 @@
 //! The plugin under systemd, which holds the listening socket: an apiserver that dials during a
 //! restart waits instead of failing, and does not back off for minutes.
 
-use super::{ConfigError, PluginCommand};
+use super::{ConfigError, Identity, PluginCommand};
 
 /// A service and its socket.
 #[derive(Debug, Clone)]
@@ -41,6 +41,19 @@ WantedBy=sockets.target
             line.push(' ');
             line += &word(&argument)?;
         }
+        let state = specifiers(&self.command.state.display().to_string())?;
+        // systemd makes this one itself, as it does with any other below /var/lib
+        let mut writes = match state.strip_prefix("/var/lib/") {
+            Some(name) if !name.contains(' ') => {
+                format!("StateDirectory={name}\nStateDirectoryMode=0700\n")
+            }
+            _ => format!("ReadWritePaths={}\n", word(&state)?),
+        };
+        if let Identity::Files(directory) = &self.command.identity {
+            let directory = word(&directory.display().to_string())?;
+            writes +=
+                &format!("# the certificate is renewed in its place\nReadWritePaths={directory}\n");
+        }
         Ok(format!(
             "\
 [Unit]
@@ -61,21 +74,32 @@ ExecReload=/bin/kill -USR2 $MAINPID
 Restart=always
 RestartSec=100ms
 TimeoutStopSec=15
+{writes}UMask=0077
 LimitCORE=0
+# what it remembers is locked in memory
+LimitMEMLOCK=64M
 CapabilityBoundingSet=
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=yes
 PrivateTmp=yes
 PrivateDevices=yes
-ProtectKernelTunables=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
 ProtectKernelModules=yes
+ProtectKernelTunables=yes
 ProtectControlGroups=yes
+ProtectProc=invisible
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
 LockPersonality=yes
 MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy=multi-user.target

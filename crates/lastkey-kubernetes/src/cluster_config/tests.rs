@@ -17,8 +17,19 @@ fn command() -> PluginCommand {
         key: "alias/kubernetes".into(),
         servers: vec!["https://kms-1:7343".into(), "https://kms-2:7343".into()],
         socket: path_socket(),
-        identity: "/etc/lastkey".into(),
+        identity: Identity::Files("/etc/lastkey".into()),
+        state: "/var/lib/lastkey-kms-plugin".into(),
+        metrics: None,
     }
+}
+
+fn enrolled() -> PluginCommand {
+    let identity = Identity::Enrolled {
+        cluster: "83eb9abc-da3e-494e-b0e6-96b3c401cd15".into(),
+        ca: "/etc/lastkey/ca.pem".into(),
+        kubelet: "/var/lib/kubelet/pki/kubelet-client-current.pem".into(),
+    };
+    PluginCommand { identity, metrics: Some(([127, 0, 0, 1], 9099).into()), ..command() }
 }
 
 #[test]
@@ -130,9 +141,12 @@ fn static_pod() {
             "/etc/lastkey/plugin.key",
             "--ca-file",
             "/etc/lastkey/ca.pem",
+            "--state-dir",
+            "/var/lib/lastkey-kms-plugin",
         ])
     );
-    for (at, path) in ["/run/lastkey", "/etc/lastkey"].into_iter().enumerate() {
+    let paths = ["/run/lastkey", "/var/lib/lastkey-kms-plugin", "/etc/lastkey"];
+    for (at, path) in paths.into_iter().enumerate() {
         assert_eq!(container["volumeMounts"][at]["mountPath"], path);
         assert_eq!(parsed["spec"]["volumes"][at]["hostPath"]["path"], path);
         let names =
@@ -141,7 +155,13 @@ fn static_pod() {
     }
     assert_eq!(container["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
 
-    let identity = PluginCommand { identity: "/etc/a\nb".into(), ..command() };
+    let pod = StaticPod { command: enrolled(), image: "lastkey:0.1.0".into() };
+    let parsed = parse(&pod.yaml().unwrap());
+    let mounts = &parsed["spec"]["containers"][0]["volumeMounts"];
+    assert_eq!(mounts[3]["mountPath"], "/var/lib/kubelet/pki");
+    assert_eq!((&mounts[1]["readOnly"], &mounts[3]["readOnly"]), (&Value::Null, &json!(true)));
+
+    let identity = PluginCommand { identity: Identity::Files("/etc/a\nb".into()), ..command() };
     let pod = StaticPod { command: identity, image: String::new() };
     assert!(matches!(pod.yaml(), Err(ConfigError::Control(_))));
 
@@ -166,13 +186,65 @@ fn systemd_units() {
         "/usr/local/bin/lastkey kms-plugin --socket /run/lastkey/kms.sock --key alias/kubernetes \
          --server https://kms-1:7343 --server https://kms-2:7343 \
          --client-cert /etc/lastkey/plugin.pem --client-key /etc/lastkey/plugin.key \
-         --ca-file /etc/lastkey/ca.pem"
+         --ca-file /etc/lastkey/ca.pem --state-dir /var/lib/lastkey-kms-plugin"
     );
+    assert_eq!(line(&service, "Type").unwrap(), "notify");
+    assert_eq!(line(&service, "ExecReload").unwrap(), "/bin/kill -USR2 $MAINPID");
+    assert_eq!(line(&service, "StateDirectory").unwrap(), "lastkey-kms-plugin");
+    assert_eq!(line(&service, "ReadWritePaths").unwrap(), "/etc/lastkey");
     assert_eq!(line(&service, "Requires").unwrap(), "lastkey-kms-plugin.socket");
 
-    let odd = PluginCommand { identity: "/etc/a b/$x%".into(), ..command() };
+    let units = SystemdUnits { command: enrolled(), binary: "/usr/local/bin/lastkey".into() };
+    let service = units.service().unwrap();
+    assert_eq!(line(&service, "ReadWritePaths"), None);
+    assert!(line(&service, "ExecStart").unwrap().ends_with(
+        "--cluster 83eb9abc-da3e-494e-b0e6-96b3c401cd15 --ca-file /etc/lastkey/ca.pem \
+         --kubelet-cert /var/lib/kubelet/pki/kubelet-client-current.pem \
+         --state-dir /var/lib/lastkey-kms-plugin --metrics-listen 127.0.0.1:9099 --enrol"
+    ));
+
+    let odd = PluginCommand { identity: Identity::Files("/etc/a b/$x%".into()), ..command() };
     let units = SystemdUnits { command: odd, binary: "lastkey".into() };
-    assert!(units.service().unwrap().contains(" --ca-file \"/etc/a b/$$x%%/ca.pem\"\n"));
+    assert!(units.service().unwrap().contains(" --ca-file \"/etc/a b/$$x%%/ca.pem\" --state-dir"));
+}
+
+/// systemd's own linter, where the machine has it, has nothing to say about the units.
+#[test]
+fn systemd_takes_the_units() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, command) in [("files", command()), ("enrolled", enrolled())] {
+        let place = directory.path().join(name);
+        std::fs::create_dir(&place).unwrap();
+        // it looks whether the program is there
+        let units = SystemdUnits { command, binary: "/bin/sh".into() };
+        let service = place.join("lastkey-kms-plugin.service");
+        std::fs::write(&service, units.service().unwrap()).unwrap();
+        let socket = place.join("lastkey-kms-plugin.socket");
+        std::fs::write(&socket, units.socket().unwrap()).unwrap();
+        let verify = std::process::Command::new("systemd-analyze")
+            .args(["verify", "--man=no", "--recursive-errors=no"])
+            .args([&service, &socket])
+            .output();
+        let Ok(output) = verify else {
+            use std::io::Write as _;
+            let text = b"\n!!!!  SKIPPED systemd_takes_the_units: there is no systemd-analyze\n";
+            return std::io::stderr().write_all(text).unwrap();
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !said.contains("lastkey-kms-plugin"), "{said}");
+    }
+}
+
+#[test]
+fn k3s_configuration() {
+    let config = K3sConfig { encryption_config: "/etc/lastkey/encryption config.yaml".into() };
+    assert_eq!(
+        parse(&config.yaml().unwrap()),
+        json!({"kube-apiserver-arg+": [
+            "encryption-provider-config=/etc/lastkey/encryption config.yaml",
+            "encryption-provider-config-automatic-reload=true",
+        ]})
+    );
 }
 
 /// Applies the patch to what kubeadm writes, by the rules of RFC 6902 as far as it uses them.

@@ -258,6 +258,7 @@ mod tests {
             lease_seconds: 60,
             usable_lineages: None,
             warnings: vec![],
+            server_time: String::new(),
         }
     }
 

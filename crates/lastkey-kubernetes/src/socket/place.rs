@@ -54,6 +54,47 @@ fn judge(path: &Path, metadata: &Metadata) -> Result<(), SocketError> {
     }
 }
 
+/// What there is at a socket's path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// No file.
+    Nothing,
+    /// A socket that nobody listens on.
+    Stale,
+    /// A socket that a process listens on, whose id may be known.
+    Alive {
+        /// The process.
+        by: Option<i32>,
+        /// Whether any user of the machine may dial it.
+        open_to_all: bool,
+    },
+}
+
+/// Looks at a socket without changing anything.
+///
+/// # Errors
+/// Where others could put another socket, where something else is in the way, or we may not look.
+pub fn look(path: &Path) -> Result<Presence, SocketError> {
+    check(parent(path))?;
+    let file = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Presence::Nothing),
+        Err(error) => return Err(SocketError::io("inspect", path.display())(error)),
+        Ok(file) => file,
+    };
+    if !file.file_type().is_socket() {
+        return Err(SocketError::NotASocket(path.to_owned()));
+    }
+    let open_to_all = is_open_to_all(path);
+    match dial(path) {
+        Err(Errno::CONNREFUSED) => Ok(Presence::Stale),
+        Err(Errno::ACCESS | Errno::PERM) => {
+            Err(SocketError::ForeignSocket { path: path.to_owned(), owner: file.uid() })
+        }
+        Ok(by) => Ok(Presence::Alive { by, open_to_all }),
+        Err(_) => Ok(Presence::Alive { by: None, open_to_all }),
+    }
+}
+
 /// Whether any user of the machine may dial a socket.
 pub(super) fn is_open_to_all(path: &Path) -> bool {
     let grants = |path: &Path, bit: u32| fs::metadata(path).is_ok_and(|it| it.mode() & bit != 0);

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, net::TcpListener, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
 
-use lastkey_client::{Client, Config, Endpoint};
+use lastkey_client::{Client, ClientCertificate, Config, Endpoint};
 use lastkey_crypto::ClusterId;
 use lastkey_crypto::mac::sha256;
 use lastkey_kubernetes::{
@@ -234,21 +234,46 @@ fn state_dir(options: &PluginOptions) -> Result<PathBuf, Failure> {
     }
     // systemd names several with colons between them
     let first = |named: &OsStr| named.as_bytes().split(|byte| *byte == b':').next().map(path_of);
-    if let Some(directory) = std::env::var_os("STATE_DIRECTORY").as_deref().and_then(first)
-        && directory.is_absolute()
-    {
-        return Ok(directory);
-    }
+    let given = std::env::var_os("STATE_DIRECTORY").as_deref().and_then(first);
+    let base = given.filter(|directory| directory.is_absolute());
+    let base =
+        base.unwrap_or_else(|| connect::default_data_dir().with_file_name("lastkey-kms-plugin"));
     let socket = options.sockets.first().map_or(Ok("LISTEN_FDS".into()), |socket| {
         if socket.starts_with('@') { Ok(socket.into()) } else { std::path::absolute(socket) }
     });
     let socket = socket.map_err(|error| Failure::new(Exit::Usage, error))?;
     let name = hex::encode(&sha256(&[socket.as_os_str().as_bytes()])[..8]);
-    Ok(connect::default_data_dir().with_file_name("lastkey-kms-plugin").join(name))
+    Ok(base.join(name))
 }
 
 fn path_of(bytes: &[u8]) -> PathBuf {
     OsStr::from_bytes(bytes).into()
+}
+
+/// Certificate and key by which a plugin with these options is known, once it is.
+pub(crate) fn identity_of(options: &PluginOptions) -> Option<IdentityFiles> {
+    match (&options.client_cert, &options.client_key) {
+        (Some(certificate), Some(key)) => {
+            Some(IdentityFiles { certificate: certificate.clone(), key: key.clone() })
+        }
+        _ if options.enrol.enrol => Some(IdentityFiles::in_directory(&state_dir(options).ok()?)),
+        _ => None,
+    }
+}
+
+/// How a plugin with these options reaches its server.
+///
+/// # Errors
+/// When they do not say.
+pub(crate) fn client_of(connect: &Connect, options: &PluginOptions) -> Result<Config, Failure> {
+    let mut config = client_config(connect, options)?;
+    if options.enrol.enrol
+        && let (Some(files), Some(ca)) = (identity_of(options), options.ca_file.clone())
+    {
+        let identity = ClientCertificate { certificate: files.certificate, key: files.key };
+        config = Config::mutual_tls(config.servers, ca, identity);
+    }
+    Ok(config)
 }
 
 fn client_config(connect: &Connect, options: &PluginOptions) -> Result<Config, Failure> {

@@ -1,10 +1,14 @@
 //! `lastkey cluster config`: everything a control plane needs, filled in.
 
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use lastkey_kubernetes::{
     cluster_config::{
-        ApiserverPatch, EncryptionConfig, KmsVersion, PluginCommand, StaticPod, SystemdUnits,
+        ApiserverPatch, EncryptionConfig, Identity, K3sConfig, KmsVersion, PluginCommand,
+        StaticPod, SystemdUnits,
     },
     socket::SocketAddress,
 };
@@ -19,6 +23,9 @@ use crate::{
 /// Where the apiserver's file lies on a control plane.
 const ENCRYPTION_CONFIG: &str = "/etc/kubernetes/lastkey/encryption-config.yaml";
 
+/// Where the plugin keeps what it has to remember there.
+const STATE: &str = "/var/lib/lastkey-kms-plugin";
+
 /// The EncryptionConfiguration for a plugin on that socket, with all defaults.
 pub(crate) fn encryption_config(socket: &Path) -> Result<String, Failure> {
     let config = EncryptionConfig::new(SocketAddress::Path(socket.to_owned()));
@@ -31,12 +38,15 @@ pub(super) fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     let pieces = Pieces::new(connect, options)?;
-    let wanted: Vec<(&str, String)> = match options.piece {
+    let wanted: Vec<Piece> = match options.piece {
         ConfigPiece::All => pieces.all()?,
         ConfigPiece::Encryption => vec![pieces.encryption()?],
         ConfigPiece::StaticPod => vec![pieces.static_pod()?],
         ConfigPiece::Systemd => pieces.systemd()?,
         ConfigPiece::Kubeadm => vec![pieces.kubeadm()?],
+        ConfigPiece::K3s => vec![pieces.k3s()?],
+        ConfigPiece::Alerts => vec![ALERTS],
+        ConfigPiece::Dashboard => vec![DASHBOARD],
     };
     let items: Vec<_> =
         wanted.iter().map(|(path, content)| json!({ "path": path, "content": content })).collect();
@@ -45,13 +55,27 @@ pub(super) fn run(
 }
 
 /// One piece goes to a file as it is; several are told apart by where they belong.
-fn human(wanted: &[(&str, String)]) -> String {
+fn human(wanted: &[Piece]) -> String {
     if let [(_, only)] = wanted {
         return only.trim_end().to_owned();
     }
     let shown = wanted.iter().map(|(path, content)| format!("# ── {path}\n{}", content.trim_end()));
     shown.collect::<Vec<_>>().join("\n\n")
 }
+
+/// Where it belongs, and what it is.
+type Piece = (&'static str, Cow<'static, str>);
+
+/// For Prometheus; the same for every cluster.
+const ALERTS: Piece = (
+    "/etc/prometheus/rules/lastkey.yaml",
+    Cow::Borrowed(include_str!("../../../../../packaging/prometheus/lastkey.rules.yaml")),
+);
+/// For Grafana; the same for every cluster.
+const DASHBOARD: Piece = (
+    "grafana/dashboards/lastkey.json",
+    Cow::Borrowed(include_str!("../../../../../packaging/grafana/lastkey.json")),
+);
 
 struct Pieces {
     encryption: EncryptionConfig,
@@ -82,49 +106,69 @@ impl Pieces {
                 key: options.key.clone(),
                 servers: vec![server],
                 socket: socket.clone(),
-                identity: options.identity_dir.clone(),
+                identity: match &options.enrol {
+                    None => Identity::Files(options.identity_dir.clone()),
+                    Some(cluster) => Identity::Enrolled {
+                        cluster: cluster.clone(),
+                        ca: options.identity_dir.join("ca.pem"),
+                        kubelet: options.kubelet_cert.clone(),
+                    },
+                },
+                state: PathBuf::from(STATE),
+                metrics: options.metrics_listen,
             },
             socket,
             image: options.image.clone(),
         })
     }
 
-    fn all(&self) -> Result<Vec<(&'static str, String)>, Failure> {
+    fn all(&self) -> Result<Vec<Piece>, Failure> {
         let mut pieces = vec![self.encryption()?, self.static_pod()?];
         pieces.extend(self.systemd()?);
-        pieces.push(self.kubeadm()?);
+        pieces.extend([self.kubeadm()?, self.k3s()?, ALERTS, DASHBOARD]);
         Ok(pieces)
     }
 
-    fn encryption(&self) -> Result<(&'static str, String), Failure> {
-        Ok((ENCRYPTION_CONFIG, self.encryption.yaml().map_err(wrong)?))
+    fn encryption(&self) -> Result<Piece, Failure> {
+        Ok((ENCRYPTION_CONFIG, self.encryption.yaml().map_err(wrong)?.into()))
     }
 
-    fn static_pod(&self) -> Result<(&'static str, String), Failure> {
+    fn static_pod(&self) -> Result<Piece, Failure> {
         let pod = StaticPod { command: self.command.clone(), image: self.image.clone() };
-        Ok(("/etc/kubernetes/manifests/lastkey-kms-plugin.yaml", pod.yaml().map_err(wrong)?))
+        Ok(("/etc/kubernetes/manifests/lastkey-kms-plugin.yaml", pod.yaml().map_err(wrong)?.into()))
     }
 
-    fn systemd(&self) -> Result<Vec<(&'static str, String)>, Failure> {
+    fn systemd(&self) -> Result<Vec<Piece>, Failure> {
         let units = SystemdUnits {
             command: self.command.clone(),
             binary: "/usr/local/bin/lastkey".to_owned(),
         };
         Ok(vec![
-            ("/etc/systemd/system/lastkey-kms-plugin.socket", units.socket().map_err(wrong)?),
-            ("/etc/systemd/system/lastkey-kms-plugin.service", units.service().map_err(wrong)?),
+            (
+                "/etc/systemd/system/lastkey-kms-plugin.socket",
+                units.socket().map_err(wrong)?.into(),
+            ),
+            (
+                "/etc/systemd/system/lastkey-kms-plugin.service",
+                units.service().map_err(wrong)?.into(),
+            ),
         ])
     }
 
-    fn kubeadm(&self) -> Result<(&'static str, String), Failure> {
+    fn kubeadm(&self) -> Result<Piece, Failure> {
         let patch = ApiserverPatch {
             socket: self.socket.clone(),
             encryption_config: PathBuf::from(ENCRYPTION_CONFIG),
         };
         Ok((
             "patches/kube-apiserver+json.yaml (kubeadm --patches patches)",
-            patch.yaml().map_err(wrong)?,
+            patch.yaml().map_err(wrong)?.into(),
         ))
+    }
+
+    fn k3s(&self) -> Result<Piece, Failure> {
+        let config = K3sConfig { encryption_config: PathBuf::from(ENCRYPTION_CONFIG) };
+        Ok(("/etc/rancher/k3s/config.yaml.d/lastkey.yaml", config.yaml().map_err(wrong)?.into()))
     }
 }
 

@@ -1,0 +1,165 @@
+//! The apiserver's flags and its EncryptionConfiguration.
+
+use std::path::Path;
+
+use lastkey_kubernetes::{
+    encryption_config::{EncryptionConfiguration, Finding, MAX_FILE, examine},
+    socket::SocketAddress,
+};
+use zeroize::Zeroizing;
+
+use super::Program;
+
+const MANIFEST: &str = "/etc/kubernetes/manifests/kube-apiserver.yaml";
+const CONFIG: &str = "encryption-provider-config";
+const RELOAD: &str = "encryption-provider-config-automatic-reload";
+
+pub(super) fn find(named: Option<&str>, findings: &mut Vec<Finding>) -> Option<Program> {
+    let is = |process: &lastkey_kubernetes::node::Process| {
+        matches!(process.name(), "kube-apiserver") || runs_one(&process.command)
+    };
+    match Program::find(named, (MANIFEST, true), is) {
+        Ok(Some(apiserver)) => {
+            flags(&apiserver, findings);
+            Some(apiserver)
+        }
+        Ok(None) => {
+            let message = "no apiserver was found: neither kubeadm's manifest nor a process";
+            findings.push(
+                Finding::warning("no-apiserver", message)
+                    .fix("run this on a control-plane node, or give --apiserver FILE or PID"),
+            );
+            None
+        }
+        Err(finding) => {
+            findings.push(finding);
+            None
+        }
+    }
+}
+
+/// k3s and its kind have the apiserver inside, and its flags on their own command line or in files.
+fn runs_one(command: &[String]) -> bool {
+    let name = command.first().map_or("", String::as_str).rsplit('/').next();
+    let names_it = command.iter().any(|word| word.contains("kube-apiserver-arg"));
+    matches!(name, Some("k3s" | "rke2")) && names_it
+}
+
+/// The value of a flag: `--name=value`, `--name value`, or inside k3s's `--kube-apiserver-arg`.
+fn flag<'a>(command: &'a [String], name: &str) -> Option<&'a str> {
+    let mut found = None;
+    let mut words = command.iter().map(String::as_str).peekable();
+    while let Some(word) = words.next() {
+        let word = word.strip_prefix("--kube-apiserver-arg=").unwrap_or(word);
+        let Some(rest) = word.trim_start_matches('-').strip_prefix(name) else { continue };
+        match rest.strip_prefix('=') {
+            Some(value) => found = Some(value),
+            None if rest.is_empty() => {
+                let value = words.peek().filter(|next| !next.starts_with("--"));
+                found = Some(value.copied().unwrap_or("true"));
+            }
+            None => {}
+        }
+    }
+    found
+}
+
+fn flags(apiserver: &Program, findings: &mut Vec<Finding>) {
+    let from = &apiserver.from;
+    if flag(&apiserver.command, CONFIG).is_none() {
+        let message = format!("the apiserver ({from}) encrypts nothing: it has no --{CONFIG}");
+        let fix = "lastkey cluster config kubeadm (or k3s) prints what it needs";
+        return findings.push(Finding::error("apiserver-does-not-encrypt", message).fix(fix));
+    }
+    if flag(&apiserver.command, RELOAD) != Some("true") {
+        let message = format!("the apiserver ({from}) reads its configuration only when it starts");
+        let fix = format!("add --{RELOAD}=true");
+        findings.push(Finding::warning("apiserver-does-not-reload", message).fix(fix));
+    }
+    let liveness = apiserver.manifest.as_ref().and_then(|manifest| manifest.liveness.as_deref());
+    if let Some(path) = liveness
+        && !path.contains("exclude=kms-provider")
+    {
+        let message = "the kubelet may restart the apiserver because its KMS is away, and the \
+                       restart drops the keys that it still holds";
+        let fix = "set the liveness probe's path to /livez?exclude=kms-providers";
+        findings.push(Finding::warning("apiserver-liveness", message).fix(fix));
+    }
+}
+
+/// Reads and judges the file that was named, or that the apiserver names.
+pub(super) fn encryption_config(
+    apiserver: Option<&Program>,
+    named: Option<&Path>,
+    findings: &mut Vec<Finding>,
+) -> Option<EncryptionConfiguration> {
+    let path = match (named, apiserver) {
+        (Some(path), _) => path.to_owned(),
+        (None, Some(apiserver)) => {
+            let path = Path::new(flag(&apiserver.command, CONFIG)?);
+            if let Some(manifest) = &apiserver.manifest
+                && manifest.on_node(path).is_none()
+            {
+                let message = format!("{} is not mounted into the apiserver's pod", path.display());
+                let fix = "lastkey cluster config kubeadm prints the mount";
+                findings.push(Finding::error("encryption-config-not-mounted", message).fix(fix));
+            }
+            apiserver.sees(path)
+        }
+        (None, None) => return None,
+    };
+    let bytes = match std::fs::read(&path).map(Zeroizing::new) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let message = format!("{}: {error}", path.display());
+            let fix = "lastkey cluster config encryption prints one; read it as root";
+            findings.push(Finding::error("encryption-config-unreadable", message).fix(fix));
+            return None;
+        }
+    };
+    if bytes.len() > MAX_FILE {
+        let message = format!("{}: larger than {} MiB", path.display(), MAX_FILE >> 20);
+        findings.push(Finding::error("encryption-config-too-large", message));
+        return None;
+    }
+    let text = Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
+    let examined = examine(&text);
+    findings.extend(examined.findings);
+    Some(examined.config)
+}
+
+/// Where the apiserver dials.
+pub(super) fn endpoints(config: &EncryptionConfiguration) -> Vec<SocketAddress> {
+    let mut found: Vec<SocketAddress> = Vec::new();
+    for socket in config.kms().filter_map(|kms| kms.socket()?.parse().ok()) {
+        if !found.contains(&socket) {
+            found.push(socket);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_in_every_spelling() {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let long = words("kube-apiserver --encryption-provider-config=/a --v=2");
+        assert_eq!(flag(&long, CONFIG), Some("/a"));
+        assert_eq!(flag(&long, RELOAD), None);
+        let spaced = words("kube-apiserver --encryption-provider-config /a --v 2");
+        assert_eq!(flag(&spaced, CONFIG), Some("/a"));
+        let bare = words("kube-apiserver --encryption-provider-config-automatic-reload --v=2");
+        assert_eq!(flag(&bare, RELOAD), Some("true"));
+        assert_eq!(flag(&bare, CONFIG), None);
+        let k3s =
+            words("/usr/local/bin/k3s server --kube-apiserver-arg=encryption-provider-config=/b");
+        assert_eq!(flag(&k3s, CONFIG), Some("/b"));
+        assert!(runs_one(&k3s) && !runs_one(&long));
+        let twice =
+            words("kube-apiserver --encryption-provider-config=/a --encryption-provider-config=/b");
+        assert_eq!(flag(&twice, CONFIG), Some("/b"), "the last one counts");
+    }
+}

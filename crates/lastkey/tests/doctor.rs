@@ -1,0 +1,287 @@
+//! Process tests: `lastkey doctor` on a node whose parts break one after the other, and the alert
+//! rules, the board and the image that a control plane is fitted out with.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use lastkey_testbed::{Client, Running, eventually, free_port};
+use serde_json::Value;
+use support::{KEY, Lab, SOON, encryption_config, keeper::Keeper};
+
+/// A node: a plugin that runs, and an apiserver's manifest that names its socket.
+struct Node {
+    lab: Lab,
+    up: Running,
+    plugin: Keeper,
+    manifest: PathBuf,
+    config: PathBuf,
+}
+
+impl Node {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let up = lab.up();
+        let mut plugin = Keeper::new(&lab, &up.ready);
+        plugin.start();
+        plugin.works();
+        let config = lab.folder("config").join("encryption.yaml");
+        let node = Self { manifest: lab.path("kube-apiserver.yaml"), lab, up, plugin, config };
+        node.configure(&format!("{}  - identity: {{}}\n", node.provider()));
+        node.pod("/livez?exclude=kms-providers");
+        node
+    }
+
+    fn provider(&self) -> String {
+        let socket = self.plugin.socket.display();
+        format!(
+            "  - kms:\n      apiVersion: v2\n      name: lastkey\n      endpoint: unix://{socket}\n\
+             \x20     timeout: 3s\n"
+        )
+    }
+
+    fn configure(&self, providers: &str) {
+        encryption_config(&self.config, providers).unwrap();
+    }
+
+    /// The configuration is mounted somewhere else inside the pod.
+    fn pod(&self, liveness: &str) {
+        let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "spec": {
+            "containers": [{
+                "name": "kube-apiserver",
+                "command": [
+                    "kube-apiserver",
+                    "--encryption-provider-config=/etc/kubernetes/lastkey/encryption.yaml",
+                    "--encryption-provider-config-automatic-reload=true",
+                ],
+                "livenessProbe": {"httpGet": {"path": liveness}},
+                "volumeMounts": [{"name": "c", "mountPath": "/etc/kubernetes/lastkey"}],
+            }],
+            "volumes": [{"name": "c", "hostPath": {"path": self.config.parent().unwrap()}}],
+        }});
+        fs::write(&self.manifest, pod.to_string()).unwrap();
+    }
+
+    fn doctor(&self) -> (i32, Vec<Value>) {
+        let pid = self.plugin.main().as_raw_nonzero().to_string();
+        self.doctor_of(&pid)
+    }
+
+    fn doctor_of(&self, plugin: &str) -> (i32, Vec<Value>) {
+        let manifest = self.manifest.to_str().unwrap();
+        let words = ["doctor", "--apiserver", manifest, "--plugin", plugin];
+        let outcome = self.lab.lastkey.cli(None, &words).unwrap();
+        let json = outcome.json();
+        let items = json["items"].as_array().unwrap_or_else(|| panic!("{outcome:?}")).clone();
+        assert_eq!(json["next"], Value::Null);
+        for item in &items {
+            assert!(["error", "warning", "info"].contains(&item["severity"].as_str().unwrap()));
+            assert!(item["severity"] == "info" || item["fix"] != "", "{item}");
+        }
+        (outcome.code, items)
+    }
+
+    /// It fails, and says so with that code.
+    fn finds(&self, code: &str) -> Value {
+        let (exit, items) = self.doctor();
+        assert_eq!(exit, 1, "{items:#?}");
+        with_code(&items, code).unwrap_or_else(|| panic!("no {code}: {items:#?}"))
+    }
+
+    fn is_well(&self) {
+        let (exit, items) = self.doctor();
+        assert_eq!(exit, 0, "{items:#?}");
+        let severe: Vec<&Value> = items.iter().filter(|it| it["severity"] != "info").collect();
+        assert!(severe.is_empty(), "{severe:#?}");
+        for code in ["plugin-works", "certificate-good", "server-allows-the-key", "clock-agrees"] {
+            assert!(with_code(&items, code).is_some(), "no {code}: {items:#?}");
+        }
+    }
+}
+
+fn with_code(items: &[Value], code: &str) -> Option<Value> {
+    items.iter().find(|item| item["code"] == code).cloned()
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// The fix is a command: run it.
+fn mend(finding: &Value) {
+    let command = finding["fix"].as_str().unwrap();
+    let done = Command::new("/bin/sh").args(["-c", command]).status().unwrap();
+    assert!(done.success(), "{command}");
+}
+
+#[test]
+fn a_node_is_examined_part_by_part() {
+    let mut node = Node::new();
+    node.is_well();
+    // 1. Who may touch what.
+    chmod(&node.lab.path("run"), 0o777);
+    mend(&node.finds("socket-directory-unsafe"));
+    node.is_well();
+    chmod(&node.up.ready.plugin_key_file, 0o644);
+    mend(&node.finds("private-key-open"));
+    node.is_well();
+    // 2. The apiserver's side.
+    node.configure(&format!("  - identity: {{}}\n{}", node.provider()));
+    let (exit, items) = node.doctor();
+    let severe = items.iter().any(|it| it["severity"] == "error" && it["line"].is_number());
+    assert!(exit == 1 && severe, "identity first leaves writes in clear: {items:#?}");
+    node.configure(&format!("{}  - identity: {{}}\n", node.provider()));
+    node.pod("/livez");
+    let (exit, items) = node.doctor();
+    assert!(exit == 0 && with_code(&items, "apiserver-liveness").is_some(), "{items:#?}");
+    node.pod("/livez?exclude=kms-providers");
+    let good = fs::read_to_string(&node.manifest).unwrap();
+    fs::write(&node.manifest, good.replace("encryption-provider-config", "audit-policy")).unwrap();
+    node.finds("apiserver-does-not-encrypt");
+    fs::write(&node.manifest, good.replace("/etc/kubernetes/lastkey\"", "/elsewhere\"")).unwrap();
+    node.finds("encryption-config-not-mounted");
+    fs::write(&node.manifest, good).unwrap();
+    node.is_well();
+    // 3. The key, and the server.
+    node.lab.cli_overriding(&node.up.ready, &["key", "disable", KEY], KEY);
+    let refused = node.finds("key-refused");
+    assert!(refused["message"].as_str().unwrap().contains("disabled"), "{refused}");
+    node.lab.cli(&node.up.ready, &["key", "enable", KEY]);
+    eventually("the plugin has heard", SOON, || match node.doctor() {
+        (0, _) => Ok(()),
+        (_, items) => Err(format!("{items:?}")),
+    })
+    .unwrap();
+    node.up.stop().unwrap();
+    node.finds("server-unreachable");
+    // 4. The plugin: what is left is how it was started.
+    let pod = serde_json::json!({"spec": {"containers": [{"args": arguments(&node)}]}});
+    let manifest = node.lab.path("plugin.yaml");
+    fs::write(&manifest, pod.to_string()).unwrap();
+    node.plugin.kill();
+    let (exit, items) = node.doctor_of(manifest.to_str().unwrap());
+    assert!(exit == 1 && with_code(&items, "socket-dead").is_some(), "{items:#?}");
+}
+
+fn arguments(node: &Node) -> Vec<String> {
+    let pid = node.plugin.main().as_raw_nonzero();
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    line.trim_end_matches('\0').split('\0').skip(1).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_table_for_people_and_nothing_to_look_at() {
+    let lab = Lab::new();
+    let missing = lab.path("none.yaml");
+    let output = Command::new(lab.lastkey.binary())
+        .args(["doctor", "--apiserver"])
+        .arg(&missing)
+        .arg("--plugin")
+        .arg(&missing)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("SEVERITY") && text.contains("manifest-unreadable"), "{text}");
+}
+
+/// Every metric of ours that an alert or a panel names is one that server or plugin has.
+#[test]
+fn alerts_and_board_name_metrics_that_exist() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let address = format!("127.0.0.1:{}", free_port().unwrap());
+    let mut plugin = Keeper::new(&lab, &up.ready).with(&["--metrics-listen", &address]);
+    plugin.start();
+    plugin.works();
+    let ours = eventually("metrics are served", SOON, || {
+        Client::plain(&address).get("/metrics")?.expect_ok("metrics")
+    });
+    let server = up.client().unwrap().get("/metrics").unwrap();
+    let exposed = format!("{}\n{}", ours.unwrap().text(), server.text());
+    let known: BTreeSet<&str> = exposed
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split(' ').next())
+        .map(|name| name.trim_end_matches("_total"))
+        .collect();
+    for piece in ["alerts", "dashboard"] {
+        let output = Command::new(lab.lastkey.binary())
+            .args(["cluster", "config", piece, "--server", "https://kms.example.org:7343"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        if piece == "dashboard" {
+            let board: Value = serde_json::from_str(&text).unwrap();
+            assert!(board["panels"].as_array().unwrap().len() > 10);
+        }
+        let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+        let named: BTreeSet<&str> =
+            text.split(word).filter(|word| word.starts_with("lastkey_")).collect();
+        assert!(named.len() > 8, "{named:?}");
+        for name in named {
+            let base = ["_total", "_bucket"].iter().fold(name, |it, end| it.trim_end_matches(end));
+            assert!(known.contains(base), "{piece}: no metric {name} in {known:?}");
+        }
+    }
+}
+
+/// The image holds the binary and what it is linked with, and is the same whenever it is built.
+#[test]
+fn the_image_is_reproducible_and_runs() {
+    let lab = Lab::new();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/oci/build-image.sh");
+    let build = |name: &str, zone: &str, mask: &str| {
+        let image = lab.path(name);
+        let output = Command::new("/bin/sh")
+            .args(["-c", &format!("umask {mask}; exec \"$0\" \"$@\""), script])
+            .args([lab.lastkey.binary(), image.as_path()])
+            .arg("lastkey:test")
+            .env("TZ", zone)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (fs::read(image).unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (one, digest) = build("one.tar", "UTC", "022");
+    let (two, _) = build("two.tar", "Asia/Tokyo", "077");
+    assert!(one == two, "two builds differ");
+    drop((one, two));
+    let unpack = |archive: &Path, name: &str| {
+        let place = lab.folder(name);
+        let tar = Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(&place).status();
+        assert!(tar.unwrap().success());
+        place
+    };
+    let layout = unpack(&lab.path("one.tar"), "layout");
+    let json =
+        |path: PathBuf| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let blob = |digest: &Value| {
+        layout.join("blobs/sha256").join(digest.as_str().unwrap().strip_prefix("sha256:").unwrap())
+    };
+    let index = json(layout.join("index.json"));
+    let named = &index["manifests"][0];
+    assert_eq!(named["digest"], digest.trim());
+    assert_eq!(named["annotations"]["org.opencontainers.image.ref.name"], "lastkey:test");
+    let manifest = json(blob(&named["digest"]));
+    let layer = blob(&manifest["layers"][0]["digest"]);
+    assert_eq!(fs::metadata(&layer).unwrap().len(), manifest["layers"][0]["size"]);
+    let config = json(blob(&manifest["config"]["digest"]));
+    assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
+    assert_eq!(config["config"]["Entrypoint"][0], "/usr/local/bin/lastkey");
+    let root = unpack(&layer, "root");
+    assert!(!root.join("bin").exists(), "no shell");
+    if rustix::process::geteuid().is_root() {
+        let mut run = Command::new("chroot");
+        let output = run.arg(&root).args(["/usr/local/bin/lastkey", "--version"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
