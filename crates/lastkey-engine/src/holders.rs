@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use crate::{
-    Action, ClusterName, Error, KeyRef, Principal, Timestamp, command::PLUGIN_LEASE, engine::Core,
-    policy::Resource,
+    Action, Clock, ClusterName, Error, KeyRef, Principal, Timestamp, command::PLUGIN_LEASE,
+    engine::Core, policy::Resource,
 };
 
 /// Who was heard within this time, or waits for an answer, is waited for.
@@ -108,12 +108,15 @@ impl Asks<'_> {
 pub(crate) struct Waits<'a> {
     holders: &'a Holders,
     holder: Holder,
+    clock: &'a dyn Clock,
 }
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         if let Some(told) = self.holders.table.lock().get_mut(&self.holder) {
             told.waiting = told.waiting.saturating_sub(1);
+            // it was there until now, and has yet to say that it has acted upon its answer
+            told.heard = self.clock.running();
         }
     }
 }
@@ -136,10 +139,14 @@ impl Holders {
     }
 
     /// An allowed question waits for its answer.
-    pub(crate) fn waits(&self, asks: Asks<'_>, now: Duration) -> Waits<'_> {
-        let holder = asks.holder();
+    pub(crate) fn waits<'a>(&'a self, asks: Asks<'_>, clock: &'a dyn Clock) -> Waits<'a> {
+        let (holder, now) = (asks.holder(), clock.running());
         let mut table = self.table.lock();
         make_room(&mut table, &holder, now);
+        if holder.instance.is_some() {
+            // one that could not read its own name yet when it first asked
+            table.remove(&Holder { instance: None, ..holder.clone() });
+        }
         let told = table.entry(holder.clone()).or_insert_with(|| Told {
             principal: asks.principal.clone(),
             key: asks.key.clone(),
@@ -151,7 +158,7 @@ impl Holders {
         told.principal = asks.principal.clone();
         told.key = asks.key.clone();
         told.waiting += 1;
-        Waits { holders: self, holder }
+        Waits { holders: self, holder, clock }
     }
 
     /// It is answered that it may use something until then.

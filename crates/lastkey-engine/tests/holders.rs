@@ -73,9 +73,12 @@ async fn a_connected_plugin_is_waited_for() {
             }
         })
     };
-    // It polls before the key is taken.
-    let told = || ask(&engine, &cluster, &key, "");
-    told().await.unwrap();
+    // It has been waiting for an answer for long when the key is taken.
+    while engine.unconfirmed(&Taken::Key(by_id(&key)), Duration::ZERO).await.unwrap() != [] {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    world.clock.advance(Duration::from_secs(20));
     assert_eq!(disable(&engine, &key, PATIENCE).await, []);
     polling.abort();
 }
@@ -151,6 +154,29 @@ async fn a_plugin_with_another_key_is_not_asked_but_one_that_was_granted_it_is()
     assert!(now.refusal.is_none() && now.usable.len() == 1 && now.token != told.token);
     assert_eq!(ask(&engine, &unrelated, &other, "").await.unwrap().token, before.token);
     let _ = cluster;
+}
+
+/// A plugin that cannot read its own name yet asks without one.
+#[tokio::test]
+async fn one_that_finds_its_name_later_is_still_one() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key).await;
+    let nameless = PluginStatus {
+        cluster: cluster.id,
+        key: by_id(&key),
+        known: String::new(),
+        wait: Duration::ZERO,
+        instance: None,
+    };
+    engine.execute(&plugin_of(&engine, &cluster), nameless).await.unwrap();
+    ask(&engine, &cluster, &key, "").await.unwrap();
+    assert_eq!(disable(&engine, &key, Duration::from_millis(300)).await.len(), 1);
+    let refused = ask(&engine, &cluster, &key, "").await.unwrap();
+    let asks = ask(&engine, &cluster, &key, &refused.token);
+    let _ = tokio::time::timeout(Duration::from_millis(50), asks).await;
+    assert_eq!(disable(&engine, &key, PATIENCE).await, []);
 }
 
 #[tokio::test]
