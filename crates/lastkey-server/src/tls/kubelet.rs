@@ -83,7 +83,9 @@ pub(crate) fn kubelet_of(
 ) -> Result<KubeletCertificate, KubeletError> {
     let (leaf, intermediates) = chain.split_first().ok_or(KubeletError::Untrusted)?;
     let verifier = verifier(roots).ok_or(KubeletError::Untrusted)?;
-    verifier.verify_client_cert(leaf, intermediates, unix_time(now)).map_err(why)?;
+    verifier
+        .verify_client_cert(leaf, intermediates, unix_time(now))
+        .map_err(|error| why(&error))?;
     read(leaf)
 }
 
@@ -117,7 +119,7 @@ pub(super) fn read(leaf: &CertificateDer<'_>) -> Result<KubeletCertificate, Kube
     })
 }
 
-fn why(error: rustls::Error) -> KubeletError {
+fn why(error: &rustls::Error) -> KubeletError {
     match error {
         rustls::Error::InvalidCertificate(
             Invalid::Expired

@@ -17,10 +17,11 @@ mod gauges;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use lastkey_client::{Category, Client, ClientCertificate, native::Issued};
+use lastkey_client::{Category, Client, ClientCertificate, Error, native::Issued};
+use lastkey_engine::{Clock as _, SystemClock, Timestamp};
 use tokio::time::sleep;
 
 pub(super) use self::{
@@ -35,9 +36,9 @@ use crate::output::{Failure, chain};
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The longest pause between two questions whether it is the identity that is refused.
 const PROBE_EVERY: Duration = Duration::from_secs(300);
-/// Pauses after failures.
+/// Pauses after failures; each attempt is recorded by the server.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// A failure that goes on is logged this often.
 const TELL_EVERY: Duration = Duration::from_secs(3600);
 /// Calls over the old identity have ended by then: a plugin's longest wait is for 35 seconds.
@@ -53,7 +54,9 @@ pub(super) struct Keeper {
     shown: Option<Held>,
     /// Whether the plugin works; an identity is tried only while it does not.
     works: Box<dyn Fn() -> bool + Send + Sync>,
-    told: Option<(String, SystemTime)>,
+    /// Whether a process before this one may have been in the middle of a renewal.
+    resumes: bool,
+    told: Option<(String, Instant)>,
 }
 
 /// What there is to do.
@@ -66,16 +69,20 @@ enum Todo {
 }
 
 /// What to do about an identity, at this time.
-fn todo(shown: Option<&Held>, enrols: bool, now: SystemTime) -> Todo {
+fn todo(shown: Option<&Held>, enrols: bool, now: Timestamp) -> Todo {
     let Some(held) = shown else {
         return if enrols { Todo::Enrol } else { Todo::Wait(LOOK_EVERY) };
     };
-    match (held.renew_at().duration_since(now), held.not_after.duration_since(now)) {
-        (Ok(left), _) if !left.is_zero() => Todo::Wait(left.min(LOOK_EVERY)),
-        (_, Ok(left)) if !left.is_zero() => Todo::Renew,
-        _ if enrols => Todo::Enrol,
+    let (left, life) = (held.not_after.since(now), held.not_after.since(held.not_before));
+    if left > life / 3 {
+        Todo::Wait(LOOK_EVERY.min(left - life / 3))
+    } else if !left.is_zero() {
+        Todo::Renew
+    } else if enrols {
+        Todo::Enrol
+    } else {
         // It has ended, and nothing here can get another one.
-        _ => Todo::Wait(LOOK_EVERY),
+        Todo::Wait(LOOK_EVERY)
     }
 }
 
@@ -90,6 +97,7 @@ impl Keeper {
             metrics,
             shown: None,
             works: Box::new(|| true),
+            resumes: false,
             told: None,
         }
     }
@@ -99,9 +107,10 @@ impl Keeper {
         Self { enrolling: Some(enrolling), ..self }
     }
 
-    /// Tries the identity while `works` says that the plugin does not work.
-    pub(super) fn while_not(self, works: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self { works: Box::new(works), ..self }
+    /// Goes on with what a process before this one may have begun, and tries the identity while
+    /// `works` says that the plugin does not work.
+    pub(super) fn resuming(self, works: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { works: Box::new(works), resumes: true, ..self }
     }
 
     pub(super) fn metrics(&self) -> Arc<IdentityMetrics> {
@@ -115,7 +124,7 @@ impl Keeper {
     pub(super) async fn have_one(&mut self) -> Result<(), Failure> {
         self.files.prepare(self.enrolling.is_some())?;
         self.take_up()?;
-        if todo(self.shown.as_ref(), self.enrolling.is_some(), SystemTime::now()) == Todo::Enrol {
+        if todo(self.shown.as_ref(), self.enrolling.is_some(), SystemClock.now()) == Todo::Enrol {
             self.enrol().await;
         }
         Ok(())
@@ -125,14 +134,15 @@ impl Keeper {
     pub(super) async fn keep(mut self) {
         let mut pause = FIRST_PAUSE;
         let mut probe = Probe::default();
-        // A start may have been in the middle of a renewal.
-        self.confirm().await;
+        if self.resumes {
+            self.confirm().await;
+        }
         loop {
             if let Err(failure) = self.take_up() {
                 self.tell(&failure.to_string());
             }
             let enrols = self.enrolling.is_some();
-            match todo(self.shown.as_ref(), enrols, SystemTime::now()) {
+            match todo(self.shown.as_ref(), enrols, SystemClock.now()) {
                 Todo::Wait(left) => {
                     sleep(left).await;
                     let ask = enrols && probe.is_due((self.works)());
@@ -156,8 +166,8 @@ impl Keeper {
     }
 
     fn left(&self) -> Duration {
-        let left = self.shown.as_ref().map(|held| held.not_after.duration_since(SystemTime::now()));
-        left.and_then(Result::ok).unwrap_or_default()
+        let now = SystemClock.now();
+        self.shown.as_ref().map(|held| held.not_after.since(now)).unwrap_or_default()
     }
 
     /// Shows what lies on disk, if that is something else than what is shown.
@@ -168,8 +178,8 @@ impl Keeper {
         }
         self.client.reload(&self.files.identity())?;
         self.metrics.shows(&held);
-        let not_after = held.shows_end();
-        if held.not_after <= SystemTime::now() {
+        let not_after = held.not_after;
+        if held.not_after <= SystemClock.now() {
             tracing::error!(%not_after, "the plugin's certificate has ended");
         } else if self.shown.is_some() {
             tracing::info!(%not_after, "the plugin's certificate was replaced");
@@ -189,6 +199,8 @@ impl Keeper {
 
     /// Steps 2 and 3. Whatever fails leaves the present identity in use.
     async fn renew(&mut self) -> Result<(), String> {
+        // What cannot be kept is not asked for.
+        self.files.can_be_replaced().map_err(|failure| failure.to_string())?;
         let (pair, key_pem) = new_key_pair().map_err(|failure| failure.to_string())?;
         let csr = signing_request(&pair).map_err(|failure| failure.to_string())?;
         let issued = self.client.renew_identity(&csr).await.map_err(|error| chain(&error))?;
@@ -199,7 +211,7 @@ impl Keeper {
         let retired = self.client.reload(&self.files.identity()).map_err(|error| chain(&error))?;
         self.metrics.shows(&held);
         self.metrics.renewed(true);
-        tracing::info!(not_after = %held.shows_end(), "the plugin's certificate was renewed");
+        tracing::info!(not_after = %held.not_after, "the plugin's certificate was renewed");
         self.shown = Some(held);
         self.told = None;
         // Whatever began over the old identity shall end over it.
@@ -220,25 +232,27 @@ impl Keeper {
 
     /// Whether the server knows us and wants nothing to do with us.
     async fn is_refused(&self) -> bool {
-        let asked = self.client.confirm_identity().await;
-        asked.is_err_and(|error| error.category() == Category::Denied)
+        match self.client.confirm_identity().await {
+            Ok(_) => false,
+            // By the server's clock it has ended already.
+            Err(Error::Tls { reason, .. }) => reason.contains("CertificateExpired"),
+            Err(error) => error.category() == Category::Denied,
+        }
     }
 
     /// Logs what fails: at once, and again when it has gone on for long.
     fn tell(&mut self, why: &str) {
-        let now = SystemTime::now();
-        let is_new = self.told.as_ref().is_none_or(|(told, since)| {
-            told != why || now.duration_since(*since).is_ok_and(|age| age > TELL_EVERY)
-        });
+        let told = self.told.as_ref();
+        let is_new = told.is_none_or(|(told, since)| told != why || since.elapsed() > TELL_EVERY);
         if is_new {
-            let not_after = self.shown.as_ref().map(Held::shows_end).unwrap_or_default();
+            let not_after = self.shown.as_ref().map(|held| held.not_after.to_string());
             tracing::warn!(
                 why,
                 not_after,
                 "the plugin's certificate could not be renewed; it stays in use, and this is tried \
                  again"
             );
-            self.told = Some((why.to_owned(), now));
+            self.told = Some((why.to_owned(), Instant::now()));
         }
     }
 }
@@ -275,12 +289,14 @@ impl IdentityFiles {
 mod tests {
     use super::*;
 
-    fn held(now: SystemTime, since: u64, left: i64) -> Held {
-        let at = |seconds: i64| match u64::try_from(seconds) {
-            Ok(later) => now + Duration::from_secs(later),
-            Err(_) => now - Duration::from_secs(seconds.unsigned_abs()),
-        };
-        Held { not_before: now - Duration::from_secs(since), not_after: at(left), print: [0; 32] }
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(0).after(Duration::from_secs(seconds))
+    }
+
+    /// What there is to do at this second, about a certificate for the seconds 1000 to 1900.
+    fn at_second(second: u64, enrols: bool) -> Todo {
+        let held = Held { not_before: at(1_000), not_after: at(1_900), print: [0; 32] };
+        todo(Some(&held), enrols, at(second))
     }
 
     #[test]
@@ -295,20 +311,15 @@ mod tests {
 
     #[test]
     fn an_identity_is_renewed_at_two_thirds_of_its_life() {
-        let now = SystemTime::now();
-        let of = |since, left| todo(Some(&held(now, since, left)), false, now);
-        assert_eq!(of(100, 1_000), Todo::Wait(LOOK_EVERY));
-        assert_eq!(of(590, 310), Todo::Wait(Duration::from_secs(10)));
-        assert_eq!(of(601, 299), Todo::Renew);
-        assert_eq!(of(899, 1), Todo::Renew);
-        assert_eq!(of(900, 0), Todo::Wait(LOOK_EVERY));
-        assert_eq!(todo(Some(&held(now, 900, -1)), true, now), Todo::Enrol);
-        assert_eq!(todo(None, true, now), Todo::Enrol);
-        assert_eq!(todo(None, false, now), Todo::Wait(LOOK_EVERY));
+        assert_eq!(at_second(1_100, false), Todo::Wait(LOOK_EVERY));
+        assert_eq!(at_second(1_596, false), Todo::Wait(Duration::from_secs(4)));
+        assert_eq!(at_second(1_600, false), Todo::Renew);
+        assert_eq!(at_second(1_899, true), Todo::Renew);
+        assert_eq!(at_second(1_900, false), Todo::Wait(LOOK_EVERY));
+        assert_eq!(at_second(1_900, true), Todo::Enrol);
+        assert_eq!(todo(None, true, at(0)), Todo::Enrol);
+        assert_eq!(todo(None, false, at(0)), Todo::Wait(LOOK_EVERY));
         // A clock that is far behind renews nothing.
-        assert_eq!(
-            todo(Some(&held(now + Duration::from_secs(9_000), 0, 900)), true, now),
-            Todo::Wait(LOOK_EVERY)
-        );
+        assert_eq!(at_second(0, true), Todo::Wait(LOOK_EVERY));
     }
 }

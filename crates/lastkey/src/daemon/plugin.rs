@@ -58,7 +58,7 @@ pub(super) async fn alone(
                 ready = keeper.have_one() => ready?,
                 () = stopped(left.clone()) => return Ok(()),
             }
-            let _ = has_one.send(keeper.while_not(usable));
+            let _ = has_one.send(keeper.resuming(usable));
         }
         let says = move |state| {
             let _ = works.send(state);

@@ -105,7 +105,7 @@ fn who_is_not_a_node_is_refused() {
         let judged = with(&[(Org, organisation), cn.clone()]);
         assert_eq!(judged, Err(KubeletError::Organisation), "{organisation:?}");
     }
-    assert_eq!(with(&[cn.clone()]), Err(KubeletError::Organisation));
+    assert_eq!(with(std::slice::from_ref(&cn)), Err(KubeletError::Organisation));
     assert_eq!(with(&[(Unit, "system:nodes"), cn]), Err(KubeletError::Organisation));
     let nodes = (Org, "system:nodes");
     for name in [

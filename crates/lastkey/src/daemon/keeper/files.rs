@@ -9,10 +9,10 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
 };
 
 use lastkey_crypto::mac::sha256;
+use lastkey_engine::Timestamp;
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
@@ -37,23 +37,10 @@ pub(crate) struct IdentityFiles {
 /// What lies there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
-    pub(crate) not_before: SystemTime,
-    pub(crate) not_after: SystemTime,
+    pub(crate) not_before: Timestamp,
+    pub(crate) not_after: Timestamp,
     /// SHA-256 of the certificate.
     pub(crate) print: [u8; 32],
-}
-
-impl Held {
-    /// With a third of its life left.
-    pub(super) fn renew_at(&self) -> SystemTime {
-        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
-        self.not_after - life / 3
-    }
-
-    /// Its end, for people.
-    pub(super) fn shows_end(&self) -> String {
-        jiff::Timestamp::try_from(self.not_after).map(|end| end.to_string()).unwrap_or_default()
-    }
 }
 
 impl IdentityFiles {
@@ -120,14 +107,29 @@ impl IdentityFiles {
                 self.certificate.display()
             )));
         }
-        let at = |seconds: i64| {
-            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-        };
+        let at = |seconds: i64| Timestamp::from_millis(seconds.saturating_mul(1000));
         Ok(Some(Held {
             not_before: at(parsed.validity().not_before.timestamp()),
             not_after: at(parsed.validity().not_after.timestamp()),
             print: sha256(&[&der]),
         }))
+    }
+
+    /// Whether another identity could be put in place of the one that is there.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn can_be_replaced(&self) -> Result<(), Failure> {
+        for path in [&self.certificate, &self.key] {
+            let mut name = path.clone().into_os_string();
+            name.push(".try");
+            let trial = PathBuf::from(name);
+            fs::write(&trial, b"").map_err(|error| {
+                Failure::file(&trial, &error).and("its directory has to be writable for the plugin")
+            })?;
+            let _ = fs::remove_file(&trial);
+        }
+        Ok(())
     }
 
     /// Puts another identity in place of the one that is there.
@@ -250,6 +252,17 @@ mod tests {
         replace(&files.key, old_key.as_bytes(), 0o600).unwrap();
         files.prepare(false).unwrap();
         assert!(files.load().unwrap_err().to_string().contains("plugin.key"));
+    }
+
+    #[test]
+    fn what_could_not_be_kept_is_noticed_before() {
+        let place = tempfile::tempdir().unwrap();
+        two(place.path()).can_be_replaced().unwrap();
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+        // Root may write anywhere, but not below a file.
+        fs::write(place.path().join("file"), "").unwrap();
+        let wrong = two(&place.path().join("file")).can_be_replaced().unwrap_err().to_string();
+        assert!(wrong.contains("writable") && wrong.contains("plugin.pem"), "{wrong}");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
-    time::SystemTime,
 };
 
 use super::Held;
@@ -20,8 +19,7 @@ pub(crate) struct IdentityMetrics {
 
 impl IdentityMetrics {
     pub(super) fn shows(&self, held: &Held) {
-        let end = held.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.ends.store(i64::try_from(end.as_secs()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.ends.store(held.not_after.as_seconds(), Ordering::Relaxed);
     }
 
     pub(super) fn renewed(&self, done: bool) {
@@ -53,14 +51,14 @@ impl fmt::Display for IdentityMetrics {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use lastkey_engine::Timestamp;
 
     use super::*;
 
     #[test]
     fn what_is_shown() {
         let metrics = IdentityMetrics::default();
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let now = Timestamp::from_millis(1_000_000);
         metrics.shows(&Held { not_before: now, not_after: now, print: [0; 32] });
         metrics.renewed(true);
         metrics.renewed(false);
