@@ -19,10 +19,8 @@ async fn an_access_is_kept_for_administrators() {
     let engine = world.start().await;
     let key = create_key(&engine).await;
     let name = Some(ClusterName::parse("prod").unwrap());
-    let request = PluginRequest {
-        name: ClusterName::parse("plugin").unwrap(),
-        fingerprint: "00".repeat(32),
-    };
+    let request =
+        PluginRequest { name: ClusterName::parse("plugin").unwrap(), fingerprint: "00".repeat(32) };
     let add = AddCluster { name, keys: vec![by_id(&key)], plugin: Some(request) };
     let cluster = engine.execute(&root(&engine), add).await.unwrap().cluster.id;
     let get = GetClusterAccess { cluster };

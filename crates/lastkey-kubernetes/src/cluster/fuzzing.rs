@@ -30,3 +30,26 @@ pub fn answer(data: &[u8]) {
         assert!(!error.to_string().is_empty());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Kubeconfig;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    const LIST: &str = r#"{"kind":"SecretList","metadata":{"resourceVersion":"9","continue":"t","remainingItemCount":4},"items":[{"metadata":{"name":"a","namespace":"n","uid":"u","resourceVersion":"7"},"data":{"x":"eQ=="}}],"resources":[{"name":"secrets","kind":"Secret","verbs":["list"]}],"reason":"Expired","details":{"causes":[{"field":"a"}]}}"#;
+
+    proptest! {
+        #[test]
+        fn any_answer_is_read(at in 0_usize..400, cut in 0_usize..40, put in prop::collection::vec(any::<u8>(), 0..12)) {
+            let mut bytes = LIST.as_bytes().to_vec();
+            let at = at.min(bytes.len());
+            let end = (at + cut).min(bytes.len());
+            bytes.splice(at..end, put);
+            answer(&bytes);
+            let _ = crate::coverage::parse(&bytes).under();
+            let _ = Kubeconfig::parse(&String::from_utf8_lossy(&bytes), Path::new("/nonexistent/dir"));
+        }
+    }
+}

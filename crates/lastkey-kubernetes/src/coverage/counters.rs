@@ -78,7 +78,6 @@ pub(super) fn of(resource: &Resource, metrics: &[String]) -> ResourceCoverage {
             };
             if own && sample.value >= 0.0 {
                 // counts of objects are far below 2^53
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
                 let value = sample.value as u64;
                 objects = Some(objects.map_or(value, |known| known.max(value)));
             }

@@ -253,3 +253,40 @@ fn findings_name_their_line() {
         assert!(!finding.fix.is_empty() && !finding.message.is_empty(), "{finding:?}");
     }
 }
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A file with much in it, to be damaged.
+    fn whole() -> String {
+        format!(
+            "{HEAD}resources:\n- &r\n  resources: [secrets, '*.apps']\n  providers: &p\n\
+             \x20 - kms: {{apiVersion: v2, name: a, endpoint: 'unix:///run/a.sock', timeout: 1m3.5s}}\n\
+             \x20 - aescbc: {{keys: [{{name: k, secret: {KEY}}}]}}\n  - identity: {{}}\n\
+             - <<: *r\n  resources: ['*.*']\n  providers: *p\n"
+        )
+    }
+
+    fn judge(text: &str) {
+        for finding in examine(text).findings {
+            assert!(!finding.message.is_empty() && !finding.fix.is_empty(), "{finding:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_judged(text in "\\PC{0,200}") {
+            judge(&text);
+        }
+
+        #[test]
+        fn any_damage_is_judged(at in 0_usize..400, cut in 0_usize..40, put in "\\PC{0,12}|[-:{}\\[\\]&*!'\" \n]{0,6}") {
+            let mut text: Vec<char> = whole().chars().collect();
+            let at = at.min(text.len());
+            let end = (at + cut).min(text.len());
+            text.splice(at..end, put.chars());
+            judge(&text.into_iter().collect::<String>());
+        }
+    }
+}

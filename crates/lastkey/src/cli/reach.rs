@@ -58,4 +58,13 @@ pub(crate) struct AccessOptions {
 pub(crate) struct StatusOptions {
     /// Which cluster: its name or id [default: all].
     pub(crate) name: Option<String>,
+
+    /// A snapshot of its etcd is taken now under this name (lower-case letters, digits, `-`, `_`,
+    /// `.`): what rests there now needs its key versions for as long as the snapshot is kept.
+    #[arg(long, value_name = "ID", requires_all = ["name", "keep"])]
+    pub(crate) backup: Option<String>,
+
+    /// How long that snapshot is kept, such as 30d.
+    #[arg(long, value_name = "TIME", requires = "backup", value_parser = super::node::time)]
+    pub(crate) keep: Option<std::time::Duration>,
 }

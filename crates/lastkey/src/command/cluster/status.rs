@@ -39,7 +39,7 @@ pub(super) async fn run(
     let mut items = Vec::with_capacity(known.len());
     let mut failed = None;
     for cluster in &known {
-        match look(client, cluster).await {
+        match look(client, cluster, options).await {
             Ok(item) => items.push(item),
             // of several, what can be seen is shown
             Err(failure) if options.name.is_none() => {
@@ -59,14 +59,30 @@ pub(super) async fn run(
 }
 
 /// Looks at one cluster, and has the server keep what was seen.
-async fn look(client: &Client, cluster: &Known) -> Result<Value, Failure> {
+async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Result<Value, Failure> {
     let (access, api) = reach(client, cluster.id).await?;
     // the server's clock: it compares this with when its plugins encrypted
     let began = client.status().await?["now"].clone();
     let coverage = cover(&access, &api).await?;
     let versions = Versions::of(client, &cluster.keys).await?;
-    if coverage.exact {
-        keep(client, cluster, (&coverage, &versions, &began)).await?;
+    let own = Own { client, cluster, coverage: &coverage, versions: &versions };
+    let now = json!({
+        "kind": "cluster", "id": cluster.id, "name": cluster.name, "seen_at": began,
+    });
+    let backup = backup(cluster, options, &began)?;
+    match (coverage.exact, backup) {
+        (true, backup) => {
+            own.keep(&now).await?;
+            if let Some(backup) = backup {
+                own.keep(&backup).await?;
+            }
+        }
+        (false, None) => {}
+        (false, Some(_)) => {
+            let why =
+                "what a snapshot needs is known by reading etcd only: register it with --etcd";
+            return Err(Failure::failed(why));
+        }
     }
     let writers = Writers::of(&access);
     let resources = coverage.resources.iter().map(|resource| {
@@ -148,26 +164,47 @@ impl Versions {
     }
 }
 
-/// Tells the server what needs each version of the cluster's keys, also that nothing does.
-async fn keep(
-    client: &Client,
-    cluster: &Known,
-    (coverage, versions, began): (&Coverage, &Versions, &Value),
-) -> Result<(), Failure> {
-    let counted = coverage.versions();
-    for key in &cluster.keys {
-        let own = counted
-            .iter()
-            .filter(|(id, _)| versions.0.get(id).is_some_and(|version| version.key == *key));
-        let own: BTreeMap<String, u64> =
-            own.map(|(id, objects)| (id.to_string(), *objects)).collect();
-        let dependant = json!({
-            "kind": "cluster", "id": cluster.id, "name": cluster.name,
-            "versions": own, "seen_at": began,
-        });
-        client.put_dependant(*key, &dependant).await?;
+/// What was counted, by key.
+struct Own<'a> {
+    client: &'a Client,
+    cluster: &'a Known,
+    coverage: &'a Coverage,
+    versions: &'a Versions,
+}
+
+impl Own<'_> {
+    /// Tells the server what needs each version of the cluster's keys, also that nothing does.
+    async fn keep(&self, dependant: &Value) -> Result<(), Failure> {
+        let counted = self.coverage.versions();
+        for key in &self.cluster.keys {
+            let is_own = |id| self.versions.0.get(id).is_some_and(|version| version.key == *key);
+            let own = counted.iter().filter(|(id, _)| is_own(*id));
+            let own: BTreeMap<String, u64> =
+                own.map(|(id, objects)| (id.to_string(), *objects)).collect();
+            let mut dependant = dependant.clone();
+            dependant["versions"] = json!(own);
+            self.client.put_dependant(*key, &dependant).await?;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// A snapshot that is taken now, as something that needs the same versions until it is thrown away.
+fn backup(
+    cluster: &Known,
+    options: &StatusOptions,
+    began: &Value,
+) -> Result<Option<Value>, Failure> {
+    let (Some(id), Some(keep)) = (&options.backup, options.keep) else { return Ok(None) };
+    let began_at: Timestamp = began
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| Failure::failed("the server does not say what time it is"))?;
+    let until = began_at.checked_add(keep).map_err(Failure::failed)?;
+    Ok(Some(json!({
+        "kind": "backup", "id": format!("{}.{id}", cluster.id), "seen_at": began,
+        "name": format!("{}/{id}", cluster.shown()), "until": until,
+    })))
 }
 
 /// What writes each resource now, if its configuration lies here.
