@@ -105,7 +105,7 @@ impl Command for PluginStatus {
         let deadline = tokio::time::Instant::now() + self.wait.min(MAX_WAIT);
         let mut changes = core.records.changes();
         let asks = self.asks(scope.caller);
-        let _waits = core.holders.waits(asks, core.clock.running());
+        let _waits = core.holders.waits(asks, &*core.clock);
         loop {
             changes.mark_unchanged();
             let id = core.require(&self.key)?;
