@@ -31,6 +31,7 @@ pub use choice::Seals;
 pub use file::FileSeal;
 pub(crate) use gathering::Gathering;
 pub use gathering::{Refused as ShareRefused, Threshold};
+pub(crate) use record::TokenMechanism;
 pub(crate) use record::{Kept, SEAL_PATH, ShamirEntry, parse as parse_record};
 pub use record::{RootPrint, SealEntry, SealKind, SealRecord, SealSummary, TokenEntry};
 pub use token::{TokenConfig, TokenSeal};

@@ -18,6 +18,8 @@ use support::{PLAINTEXT, SOON};
 use tempfile::TempDir;
 
 const PIN: &str = "271828";
+/// Takes mechanisms from a SoftHSM token; it overlooks the first one that is named.
+const NO_GCM: &str = "slots.mechanisms = -CKM_MD5,CKM_AES_GCM";
 const MODULES: [&str; 3] = [
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -34,12 +36,18 @@ struct Site {
 
 impl Site {
     fn new(test: &str) -> Option<Self> {
+        Self::with(test, "")
+    }
+
+    /// On a token with one more line of configuration.
+    fn with(test: &str, line: &str) -> Option<Self> {
         let peers = Peers::or_skip(test, &["softhsm2-util"])?;
         let dir = tempfile::Builder::new().prefix("lastkey-token-").tempdir().unwrap();
         let tokens = dir.path().join("tokens");
         fs::create_dir(&tokens).unwrap();
         let config = dir.path().join("softhsm2.conf");
-        let text = format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display());
+        let text =
+            format!("directories.tokendir = {}\nlog.level = ERROR\n{line}\n", tokens.display());
         fs::write(&config, text).unwrap();
         let made = Command::new(peers.path("softhsm2-util"))
             .env("SOFTHSM2_CONF", &config)
@@ -262,4 +270,42 @@ fn to_a_token_and_to_another_key_and_back_to_a_file() {
     site.start(&[]);
     assert_eq!(site.status()["seal"]["kind"], "file");
     site.assert_decrypts(&sealed);
+}
+
+#[test]
+fn a_token_without_gcm_wraps_the_root_key() {
+    let Some(mut site) = Site::with("AES key wrap", NO_GCM) else {
+        return;
+    };
+    site.start(&["--seal", "pkcs11"]);
+    assert_eq!(site.status()["state"], "unsealed");
+    // What says how the root key rests lies in clear.
+    let store = fs::read(site.data().join("store.redb")).unwrap();
+    assert!(memchr::memmem::find(&store, b"aes-key-wrap").is_some());
+    let sealed = site.encrypt();
+    site.start(&[]);
+    assert_eq!(site.status()["state"], "unsealed");
+    site.operator(&["rotate", "root"]).expect_ok("rotate").unwrap();
+    site.start(&[]);
+    site.assert_decrypts(&sealed);
+    // The record says how, so a module that learns AES-GCM later opens it all the same.
+    let conf = site.dir.path().join("softhsm2.conf");
+    let text = fs::read_to_string(&conf).unwrap();
+    fs::write(&conf, text.replace(NO_GCM, "")).unwrap();
+    site.start(&[]);
+    assert_eq!(site.status()["state"], "unsealed");
+    site.assert_decrypts(&sealed);
+}
+
+#[test]
+fn a_token_without_a_mechanism_is_refused_before_anything_is_written() {
+    let line = &format!("{NO_GCM},CKM_AES_KEY_WRAP");
+    let Some(mut site) = Site::with("a token without AES", line) else { return };
+    let options = site.token_options();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let outcome = site.refused(&[&["--seal", "pkcs11"], &options[..]].concat());
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    for named in ["CKM_AES_GCM", "CKM_AES_KEY_WRAP"] {
+        assert!(outcome.stderr.contains(named), "{}", outcome.stderr);
+    }
 }

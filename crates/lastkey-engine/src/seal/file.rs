@@ -261,6 +261,7 @@ mod tests {
         let seal = FileSeal::new(directory.path().join("root.key"));
         let (old, _) = seal.begin(&SystemEntropy).await.unwrap();
         let token = SealEntry::Pkcs11(crate::seal::TokenEntry {
+            mechanism: crate::seal::TokenMechanism::default(),
             token: "t".into(),
             serial: "1".into(),
             key: "k".into(),

@@ -183,9 +183,30 @@ pub struct TokenEntry {
     pub(crate) serial: String,
     /// The key's label.
     pub(crate) key: String,
-    /// IV, ciphertext and tag.
+    /// How it encrypts.
+    #[serde(default, skip_serializing_if = "TokenMechanism::is_default")]
+    pub(crate) mechanism: TokenMechanism,
+    /// With AES-GCM: IV, ciphertext and tag. With AES key wrap: what that gives.
     #[serde(with = "as_base64")]
     pub(crate) wrapped: Vec<u8>,
+}
+
+/// How a token encrypts the root key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TokenMechanism {
+    /// `CKM_AES_GCM`.
+    #[default]
+    AesGcm,
+    /// `CKM_AES_KEY_WRAP` (RFC 3394), on tokens without AES-GCM.
+    AesKeyWrap,
+}
+
+impl TokenMechanism {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The record.

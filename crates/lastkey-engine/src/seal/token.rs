@@ -3,7 +3,9 @@
 //! 1. The module is loaded, the token found by its label, the PIN read from its file.
 //! 2. A session logs in. The key is found by its label; where a new root key is to be kept and
 //!    there is none, the token makes one: AES-256, sensitive, never extractable.
-//! 3. The token encrypts or decrypts the root key's 32 bytes with AES-GCM.
+//! 3. The token encrypts or decrypts the root key's 32 bytes with AES-GCM. One that has no AES-GCM
+//!    wraps and unwraps them (AES key wrap, RFC 3394): the root key lies in the token's memory then,
+//!    as an object of the session, for as long as that takes.
 //! 4. The session and the module are closed again: no login stays open.
 //!
 //! Every call may block, so all of it runs on a thread of its own.
@@ -20,8 +22,8 @@ use async_trait::async_trait;
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     error::{Error as TokenError, RvError},
-    mechanism::{Mechanism, aead::GcmParams},
-    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
+    mechanism::{Mechanism, MechanismType, aead::GcmParams},
+    object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::{Session, UserType},
     slot::Slot,
     types::AuthPin,
@@ -32,6 +34,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{
     ROOT_KEY_BYTES, RootPrint, Seal, SealEntry, SealError, SealKind, SealRecord, TokenEntry,
+    TokenMechanism,
 };
 
 const IV_BYTES: usize = 12;
@@ -89,6 +92,7 @@ impl TokenSeal {
 /// A session that is logged in.
 struct Open<'a> {
     session: Session,
+    mechanisms: Vec<MechanismType>,
     config: &'a TokenConfig,
     serial: String,
 }
@@ -148,7 +152,8 @@ impl Shared {
             }
             Err(error) => return Err(failed(&error)),
         }
-        Ok(Open { session, config: &self.config, serial })
+        let mechanisms = module.get_mechanism_list(slot).map_err(|error| failed(&error))?;
+        Ok(Open { session, mechanisms, config: &self.config, serial })
     }
 
     /// The one token of that label.
@@ -187,7 +192,24 @@ impl Open<'_> {
         }
     }
 
-    fn make_key(&self, label: &str) -> Result<ObjectHandle, SealError> {
+    /// What the token can do, the best of it.
+    fn mechanism(&self) -> Result<TokenMechanism, SealError> {
+        let has = |wanted| self.mechanisms.contains(&wanted);
+        if has(MechanismType::AES_GCM) {
+            return Ok(TokenMechanism::AesGcm);
+        }
+        if has(MechanismType::AES_KEY_WRAP) {
+            return Ok(TokenMechanism::AesKeyWrap);
+        }
+        let token = &self.config.token;
+        Err(SealError::TokenRefused(format!(
+            "token {token:?} has neither AES-GCM (CKM_AES_GCM) nor AES key wrap (CKM_AES_KEY_WRAP)"
+        )))
+    }
+
+    /// A key is for one mechanism: what one wraps must not be what another decrypts.
+    fn make_key(&self, label: &str, mechanism: TokenMechanism) -> Result<ObjectHandle, SealError> {
+        let crypt = mechanism == TokenMechanism::AesGcm;
         let template = [
             Attribute::Class(ObjectClass::SECRET_KEY),
             Attribute::KeyType(KeyType::AES),
@@ -195,21 +217,43 @@ impl Open<'_> {
             Attribute::Private(true),
             Attribute::Sensitive(true),
             Attribute::Extractable(false),
-            Attribute::Encrypt(true),
-            Attribute::Decrypt(true),
+            Attribute::Encrypt(crypt),
+            Attribute::Decrypt(crypt),
+            Attribute::Wrap(!crypt),
+            Attribute::Unwrap(!crypt),
             Attribute::ValueLen(KEY_BYTES.into()),
             Attribute::Label(label.as_bytes().to_vec()),
         ];
         self.session.generate_key(&Mechanism::AesKeyGen, &template).map_err(|error| failed(&error))
     }
 
-    /// IV, ciphertext and tag.
-    fn wrap(&self, root: &KeyMaterial, mut iv: [u8; IV_BYTES]) -> Result<TokenEntry, SealError> {
+    fn wrap(&self, root: &KeyMaterial, iv: [u8; IV_BYTES]) -> Result<TokenEntry, SealError> {
         let TokenConfig { token, key: label, .. } = self.config;
+        let mechanism = self.mechanism()?;
         let key = match self.key(label)? {
             Some(key) => key,
-            None => self.make_key(label)?,
+            None => self.make_key(label, mechanism)?,
         };
+        let wrapped = match mechanism {
+            TokenMechanism::AesGcm => self.encrypt(key, root, iv)?,
+            TokenMechanism::AesKeyWrap => self.key_wrap(key, root)?,
+        };
+        Ok(TokenEntry {
+            token: token.clone(),
+            serial: self.serial.clone(),
+            key: label.clone(),
+            mechanism,
+            wrapped,
+        })
+    }
+
+    /// IV, ciphertext and tag.
+    fn encrypt(
+        &self,
+        key: ObjectHandle,
+        root: &KeyMaterial,
+        mut iv: [u8; IV_BYTES],
+    ) -> Result<Vec<u8>, SealError> {
         let params = GcmParams::new(&mut iv, ASSOCIATED_DATA, TAG_BITS.into());
         let mechanism = Mechanism::AesGcm(params.map_err(|error| failed(&error))?);
         let sealed = self.session.encrypt(&mechanism, key, root.expose());
@@ -218,42 +262,105 @@ impl Open<'_> {
         // Some tokens draw the IV themselves.
         let mut wrapped = iv.to_vec();
         wrapped.extend_from_slice(&sealed);
-        Ok(TokenEntry {
-            token: token.clone(),
-            serial: self.serial.clone(),
-            key: label.clone(),
-            wrapped,
-        })
+        Ok(wrapped)
+    }
+
+    /// The root key as an object of the session, wrapped; tried at once, for not every token gives
+    /// back what it was given.
+    fn key_wrap(&self, key: ObjectHandle, root: &KeyMaterial) -> Result<Vec<u8>, SealError> {
+        let mut template = passing_key();
+        template.push(Attribute::Value(root.expose().to_vec()));
+        let object = self.session.create_object(&template);
+        for attribute in &mut template {
+            if let Attribute::Value(bytes) = attribute {
+                bytes.zeroize();
+            }
+        }
+        let object = object.map_err(|error| failed(&error))?;
+        let wrapped = self.session.wrap_key(&Mechanism::AesKeyWrap, key, object);
+        let destroyed = self.session.destroy_object(object);
+        let wrapped = wrapped.map_err(|error| failed(&error))?;
+        destroyed.map_err(|error| failed(&error))?;
+        match self.key_unwrap(key, &wrapped)? {
+            again if KeyMaterial::from_slice(&again).equals(root) => Ok(wrapped),
+            _ => Err(SealError::WrongRoot(SealKind::Pkcs11)),
+        }
+    }
+
+    fn key_unwrap(
+        &self,
+        key: ObjectHandle,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let unwrapped =
+            self.session.unwrap_key(&Mechanism::AesKeyWrap, key, wrapped, &passing_key());
+        let object = match unwrapped {
+            Ok(object) => object,
+            Err(TokenError::Pkcs11(
+                RvError::WrappedKeyInvalid | RvError::WrappedKeyLenRange,
+                _,
+            )) => return Err(SealError::WrongRoot(SealKind::Pkcs11)),
+            Err(error) => return Err(failed(&error)),
+        };
+        let found = self.session.get_attributes(object, &[AttributeType::Value]);
+        let destroyed = self.session.destroy_object(object);
+        let found = found.map_err(|error| failed(&error))?;
+        destroyed.map_err(|error| failed(&error))?;
+        match found.into_iter().next() {
+            Some(Attribute::Value(bytes)) => Ok(Zeroizing::new(bytes)),
+            _ => Err(SealError::TokenRefused(format!(
+                "token {:?} keeps to itself what it unwrapped, and has no AES-GCM",
+                self.config.token
+            ))),
+        }
+    }
+
+    fn decrypt(&self, key: ObjectHandle, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let (iv, sealed) = wrapped.split_at_checked(IV_BYTES).ok_or(SealError::Record)?;
+        let mut iv = <[u8; IV_BYTES]>::try_from(iv).map_err(|_| SealError::Record)?;
+        let params = GcmParams::new(&mut iv, ASSOCIATED_DATA, TAG_BITS.into());
+        let mechanism = Mechanism::AesGcm(params.map_err(|error| failed(&error))?);
+        match self.session.decrypt(&mechanism, key, sealed) {
+            Ok(root) => Ok(Zeroizing::new(root)),
+            Err(TokenError::Pkcs11(
+                RvError::EncryptedDataInvalid | RvError::EncryptedDataLenRange,
+                _,
+            )) => Err(SealError::WrongRoot(SealKind::Pkcs11)),
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     fn unwrap(&self, entry: &TokenEntry) -> Result<KeyMaterial, SealError> {
-        let TokenEntry { token, key: label, wrapped, .. } = entry;
+        let TokenEntry { token, key: label, mechanism, wrapped, .. } = entry;
         let missing = || {
             SealError::TokenRefused(format!(
                 "token {token:?} has no key called {label:?}, which the root key was encrypted with"
             ))
         };
         let key = self.key(label)?.ok_or_else(missing)?;
-        let (iv, sealed) = wrapped.split_at_checked(IV_BYTES).ok_or(SealError::Record)?;
-        let mut iv = <[u8; IV_BYTES]>::try_from(iv).map_err(|_| SealError::Record)?;
-        let params = GcmParams::new(&mut iv, ASSOCIATED_DATA, TAG_BITS.into());
-        let mechanism = Mechanism::AesGcm(params.map_err(|error| failed(&error))?);
-        let mut root = match self.session.decrypt(&mechanism, key, sealed) {
-            Ok(root) => root,
-            Err(TokenError::Pkcs11(
-                RvError::EncryptedDataInvalid | RvError::EncryptedDataLenRange,
-                _,
-            )) => return Err(SealError::WrongRoot(SealKind::Pkcs11)),
-            Err(error) => return Err(failed(&error)),
+        let root = match mechanism {
+            TokenMechanism::AesGcm => self.decrypt(key, wrapped)?,
+            TokenMechanism::AesKeyWrap => self.key_unwrap(key, wrapped)?,
         };
         let key = KeyMaterial::from_slice(&root);
-        root.zeroize();
         if key.len() == ROOT_KEY_BYTES {
             Ok(key)
         } else {
             Err(SealError::WrongRoot(SealKind::Pkcs11))
         }
     }
+}
+
+/// The root key on its way through the token: of this session alone, and to be read.
+fn passing_key() -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(false),
+        Attribute::Private(true),
+        Attribute::Sensitive(false),
+        Attribute::Extractable(true),
+    ]
 }
 
 fn failed(error: &TokenError) -> SealError {
