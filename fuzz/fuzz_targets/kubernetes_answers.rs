@@ -1,5 +1,5 @@
 #![no_main]
-//! What an apiserver answers: lists, objects, groups, resources and refusals. Nothing of a refusal's
+//! What an apiserver answers: lists, objects, groups, resources refusals and metrics. Nothing of a refusal's
 //! own words is kept, so an error is short.
 
 use lastkey_kubernetes::cluster::fuzzing;
@@ -7,4 +7,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     fuzzing::answer(data);
+    if let Ok(text) = std::str::from_utf8(data) {
+        lastkey_kubernetes::rotation::parse_metrics(text);
+    }
 });

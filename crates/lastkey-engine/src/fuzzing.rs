@@ -1,13 +1,14 @@
 //! What the fuzz targets call: each function reads arbitrary bytes with one parser of this crate,
 //! and panics only if the parser broke a promise.
 
-use lastkey_crypto::KeyVersionId;
+use lastkey_crypto::{KeyMaterial, KeyVersionId, signing::SigningKey};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    AccessKey, AliasName, Cluster, ClusterName, FileSeal, Key, KeyRef, Timestamp, audit, outbox,
+    AccessKey, AliasName, Cluster, ClusterName, Dependant, FileSeal, Key, KeyRef, Rotation,
+    Timestamp, audit, outbox,
     records::{AliasRecord, Version},
-    time_guard,
+    time_guard, verify_report,
 };
 
 /// A line of the audit log.
@@ -47,12 +48,19 @@ pub fn records(bytes: &[u8]) {
     outbox::parse(bytes);
 }
 
-/// The records that are JSON: keys, aliases, clusters, what is kept of the clock.
+/// The records that are JSON: keys, aliases, clusters, what needs keys, rotations, what is kept of
+/// the clock; and a report, which is JSON too.
 pub fn json_records(bytes: &[u8]) {
     reads_as_it_writes::<Key>(bytes);
     reads_as_it_writes::<AliasRecord>(bytes);
     reads_as_it_writes::<Cluster>(bytes);
+    reads_as_it_writes::<Dependant>(bytes);
+    reads_as_it_writes::<Rotation>(bytes);
     reads_as_it_writes::<time_guard::Kept>(bytes);
+    let nobody = SigningKey::from_seed(KeyMaterial::from_slice(&[7; 32]));
+    if let (Ok(line), Some(nobody)) = (str::from_utf8(bytes), nobody) {
+        assert!(verify_report(line, nobody.public()).is_err(), "nobody has signed it");
+    }
     if let Ok(key) = serde_json::from_slice::<Key>(bytes) {
         let _ = (key.next_rotation(), key.rotation_state());
     }

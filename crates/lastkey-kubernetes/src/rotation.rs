@@ -422,6 +422,12 @@ impl Worker {
     }
 }
 
+/// For the fuzz target: reads an apiserver's metrics.
+#[doc(hidden)]
+pub fn parse_metrics(text: &str) {
+    convergence::parse(text);
+}
+
 /// Why a step ends early.
 enum Stop {
     /// The key was rotated once more: it begins again with another key id.

@@ -107,6 +107,11 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
+/// For the fuzz target: reads metrics.
+pub(super) fn parse(text: &str) {
+    let _ = (newest_is(text, "sha256:0"), wrote(text, "sha256:0"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

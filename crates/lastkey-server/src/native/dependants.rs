@@ -107,6 +107,12 @@ pub(super) async fn remove(call: &Call<'_>, path: &str) -> Answer {
     json(&Done {})
 }
 
+/// For the fuzz target: reads a body.
+pub(super) fn parse_body(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<Put>(bytes);
+    let _ = serde_json::from_slice::<Removal>(bytes);
+}
+
 #[derive(Serialize)]
 struct ImpactJson<'a> {
     key_id: KeyId,

@@ -274,6 +274,8 @@ pub(crate) fn parse_path(method: &Method, path: &str) {
 /// For the fuzz target: reads a body as every route would.
 pub(crate) fn parse_body(bytes: &[u8]) {
     clusters::parse_body(bytes);
+    dependants::parse_body(bytes);
+    rotations::parse_body(bytes);
     nodes::parse_body(bytes);
     operator::parse_body(bytes);
     plugin::parse_body(bytes);

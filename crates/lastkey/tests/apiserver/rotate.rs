@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use lastkey_client::{Client, Config, Credentials};
 use lastkey_kubernetes::cluster::Kubeconfig;
-use lastkey_testbed::{Apiserver, Encrypted, Ready};
-use serde_json::Value;
+use lastkey_testbed::{Apiserver, Encrypted, Ready, eventually};
+use serde_json::{Value, json};
 
 use super::peers;
-use super::support::{Cluster, KEY, Lab, PLAINTEXT, value_of};
+use super::support::{Cluster, KEY, Lab, PLAINTEXT, SOON, value_of};
 
 const SECRETS: usize = 240;
 const PREFIX: &str = "/registry/secrets/default/";
@@ -81,19 +81,105 @@ fn a_rotation_survives_its_death_and_loses_nothing() {
     assert_eq!(verify(&lab, &file, &key_file), 1);
 
     // 5. The old version is free of this cluster, the key is not.
-    let versions = lab.cli(&up.ready, &["key", "versions", KEY]);
-    let old = versions["items"].as_array().unwrap();
-    let old = old.iter().find(|version| version["primary"] == false).unwrap();
-    let old = old["key_version_id"].as_str().unwrap();
-    let impact = lab.cli(&up.ready, &["key", "impact", KEY, "--version", old]);
-    assert_eq!(impact["dependants"].as_array().unwrap().len(), 0, "{impact}");
+    let [old, primary] = &versions(&lab, &up.ready)[..] else { panic!("two versions") };
+    assert!(!is_needed(&lab, &up.ready, old));
+    assert!(is_needed(&lab, &up.ready, primary));
     let refused = cli(&lab, &up.ready, &["key", "disable", KEY]);
     assert_eq!(refused.code, 5, "{}", refused.stderr);
     let error: Value = serde_json::from_str(&refused.stderr).unwrap();
     let objects = &error["error"]["dependants"][0]["objects"];
     assert_eq!(objects.as_u64(), Some(now.len() as u64), "{error}");
+    refusals_and_rests(&lab, &up.ready, &cluster);
     let twice = ["key", "disable", KEY, "--override", KEY, "--reason", "the test is over"];
     lab.cli(&up.ready, &twice);
+}
+
+const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+
+/// What refuses to be written is reported and keeps the old version from becoming free; immutable
+/// Secrets are written all the same; a rotation rests when it is told to, and goes on elsewhere.
+fn refusals_and_rests(lab: &Lab, ready: &Ready, cluster: &Cluster) {
+    let apiserver = &cluster.apiserver;
+    cluster.create_secrets("frozen", 1);
+    let still = json!({
+        "apiVersion": "v1", "kind": "Secret", "immutable": true, "metadata": { "name": "still" },
+    });
+    let made = apiserver.client().send("POST", "/api/v1/namespaces/default/secrets", Some(&still));
+    made.unwrap().expect_ok("an immutable secret").unwrap();
+    forbid_updates(apiserver);
+
+    let mut first = Rotate::start(lab, ready, &["--rate", "40"]);
+    first.wait_for(|event| event["event"] == "progress");
+    lab.cli(ready, &["cluster", "rotate", "prod", "--pause"]);
+    first.wait_for(|event| event["event"] == "paused");
+    let resting = cli(lab, ready, &["cluster", "rotate", "prod"]);
+    assert!(resting.code == 1 && resting.stderr.contains("--resume"), "{}", resting.stderr);
+    let mut second = Rotate::start(lab, ready, &["--resume"]);
+    let report = second.wait_for(|event| event["event"] == "report");
+    // Whichever of the two went on, both hear of the end.
+    first.wait_for(|event| event["event"] == "report");
+    assert_eq!(report["refused"], 1, "{report}");
+    let refusal = &report["refusals"][0];
+    assert_eq!(refusal["name"], "frozen-0", "{report}");
+    assert!(refusal["reason"].as_str().unwrap().contains("no-frozen"), "{report}");
+    let before = versions(lab, ready).into_iter().rev().nth(1).unwrap();
+    assert!(is_needed(lab, ready, &before), "what could not be written may be under it");
+    assert_eq!(key_ids(cluster).len(), 2);
+
+    // Allowed again, it is done, without another version.
+    let binding = format!("{BINDINGS}/no-frozen");
+    apiserver.client().send("DELETE", &binding, None).unwrap().expect_ok("binding").unwrap();
+    eventually("updates are allowed again", SOON, || apiserver.touch_secret("frozen-0")).unwrap();
+    let mut third = Rotate::start(lab, ready, &["--keep-version"]);
+    let report = third.wait_for(|event| event["event"] == "report");
+    assert_eq!(report["refused"], 0, "{report}");
+    assert!(!is_needed(lab, ready, &before));
+    assert_eq!(key_ids(cluster).len(), 1);
+}
+
+/// Has the apiserver refuse every update of `frozen-…`.
+fn forbid_updates(apiserver: &Apiserver) {
+    let group = "admissionregistration.k8s.io/v1";
+    let policy = json!({
+        "apiVersion": group, "kind": "ValidatingAdmissionPolicy",
+        "metadata": { "name": "no-frozen" },
+        "spec": {
+            "matchConstraints": { "resourceRules": [{
+                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"],
+                "resources": ["secrets"],
+            }] },
+            "validations": [{ "expression": "!object.metadata.name.startsWith('frozen')" }],
+        },
+    });
+    let binding = json!({
+        "apiVersion": group, "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": { "name": "no-frozen" },
+        "spec": { "policyName": "no-frozen", "validationActions": ["Deny"] },
+    });
+    for (path, body) in [(POLICIES, policy), (BINDINGS, binding)] {
+        let made = apiserver.client().send("POST", path, Some(&body)).unwrap();
+        made.expect_ok("an admission policy").unwrap();
+    }
+    // It takes effect a moment later.
+    eventually("updates are refused", SOON, || match apiserver.touch_secret("frozen-0") {
+        Err(_) => Ok(()),
+        Ok(()) => Err("it was allowed"),
+    })
+    .unwrap();
+}
+
+/// The key's versions, oldest first.
+fn versions(lab: &Lab, ready: &Ready) -> Vec<String> {
+    let versions = lab.cli(ready, &["key", "versions", KEY]);
+    let items = versions["items"].as_array().unwrap();
+    items.iter().map(|item| item["key_version_id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Whether anything needs this version of the key.
+fn is_needed(lab: &Lab, ready: &Ready, version: &str) -> bool {
+    let impact = lab.cli(ready, &["key", "impact", KEY, "--version", version]);
+    impact["versions"][0]["needed"].as_bool().unwrap()
 }
 
 /// The cluster as one that can be reached.

@@ -14,7 +14,7 @@ use lastkey_client::{
     Client,
     native::{Rotation, RotationPhase, StartRotation},
 };
-use lastkey_crypto::{ClusterId, signing::PublicKey};
+use lastkey_crypto::{ClusterId, Entropy as _, SystemEntropy, signing::PublicKey};
 use lastkey_kubernetes::{
     cluster::{Access, ApiServer},
     encryption_config::{ProviderKind, examine},
@@ -169,9 +169,9 @@ async fn work(
 fn holder() -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
-    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let started = started.map_or(0, |since| since.as_millis());
-    format!("{host}/{}/{started}", std::process::id())
+    let mut random = [0; 8];
+    SystemEntropy.fill(&mut random);
+    format!("{host}/{}/{:016x}", std::process::id(), u64::from_ne_bytes(random))
 }
 
 /// The end: the signed report, and what it says to a person.
