@@ -1,4 +1,4 @@
-//! The audit log's journal on a disk whose syncs fail.
+//! The audit log on a disk whose syncs fail, or its reads at a start.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,22 +8,31 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use lastkey_crypto::KeyMaterial;
-use lastkey_engine::audit::{AuditError, AuditLog, AuditSink as _, Query};
+use lastkey_engine::audit::{AuditError, AuditLog, AuditOpenError, AuditSink as _, Query};
 use lastkey_store::disk::{Access, Disk, DiskFile, FileSystem};
 
-/// The machine's disk; while the switch is on, files are written, but their syncs want for room.
+/// The machine's disk, with what goes wrong on it.
 #[derive(Debug, Default)]
-struct Thin(Arc<AtomicBool>);
+struct Faulty(Arc<Faults>);
+
+#[derive(Debug, Default)]
+struct Faults {
+    /// Files are written, but their syncs want for room.
+    thin: AtomicBool,
+    /// Which read fails, counted from 1; none if it is 0.
+    bad_read: AtomicU64,
+    reads: AtomicU64,
+}
 
 #[derive(Debug)]
-struct ThinFile(Arc<dyn DiskFile>, Arc<AtomicBool>);
+struct FaultyFile(Arc<dyn DiskFile>, Arc<Faults>);
 
-impl Disk for Thin {
+impl Disk for Faulty {
     fn create_directory(&self, path: &Path) -> io::Result<()> {
         FileSystem.create_directory(path)
     }
@@ -33,7 +42,7 @@ impl Disk for Thin {
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(ThinFile(FileSystem.open(path, access)?, Arc::clone(&self.0))))
+        Ok(Arc::new(FaultyFile(FileSystem.open(path, access)?, Arc::clone(&self.0))))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -53,13 +62,17 @@ impl Disk for Thin {
     }
 }
 
-impl DiskFile for ThinFile {
+impl DiskFile for FaultyFile {
     fn length(&self) -> io::Result<u64> {
         self.0.length()
     }
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(out, offset)
+        let number = self.1.reads.fetch_add(1, Ordering::SeqCst) + 1;
+        match number == self.1.bad_read.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(5)),
+            false => self.0.read_at(out, offset),
+        }
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -99,16 +112,20 @@ impl DiskFile for ThinFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        match self.1.load(Ordering::SeqCst) {
+        match self.1.thin.load(Ordering::SeqCst) {
             true => Err(io::ErrorKind::StorageFull.into()),
             false => self.0.sync(),
         }
     }
 }
 
-fn open(disk: Arc<dyn Disk>, root: &Path) -> AuditLog {
+fn try_open(disk: Arc<dyn Disk>, root: &Path) -> Result<AuditLog, AuditOpenError> {
     let key = KeyMaterial::from_slice(&[7; 32]);
-    AuditLog::open_on(disk, &root.join("audit"), &root.join("journal"), key).unwrap()
+    AuditLog::open_on(disk, &root.join("audit"), &root.join("journal"), key)
+}
+
+fn open(disk: Arc<dyn Disk>, root: &Path) -> AuditLog {
+    try_open(disk, root).unwrap()
 }
 
 fn record(name: &str) -> Vec<u8> {
@@ -137,14 +154,10 @@ fn copy(from: &Path, to: &Path) {
 async fn a_sync_that_wants_for_room_is_no_full_disk() {
     let directory = tempfile::tempdir().unwrap();
     let (here, crashed) = (directory.path().join("here"), directory.path().join("crashed"));
-    let (disk, thin) = {
-        let disk = Thin::default();
-        let thin = Arc::clone(&disk.0);
-        (Arc::new(disk), thin)
-    };
-    let log = open(disk, &here);
+    let faults = Arc::new(Faults::default());
+    let log = open(Arc::new(Faulty(Arc::clone(&faults))), &here);
     log.append(record("First")).await.unwrap();
-    thin.store(true, Ordering::SeqCst);
+    faults.thin.store(true, Ordering::SeqCst);
     let refused = log.append(record("Doubtful")).await.unwrap_err();
     assert!(matches!(refused, AuditError::Failed(_)), "{refused:?}");
     copy(&here, &crashed);
@@ -154,9 +167,52 @@ async fn a_sync_that_wants_for_room_is_no_full_disk() {
     assert_eq!(actions(&after), ["First", "Doubtful"]);
     assert!(after.verify(&[]).unwrap().ok);
     // 2. Where it goes on, the next one takes its place.
-    thin.store(false, Ordering::SeqCst);
+    faults.thin.store(false, Ordering::SeqCst);
     log.append(record("Second")).await.unwrap();
     assert_eq!(actions(&log), ["First", "Second"]);
     log.close();
     assert!(open(Arc::new(FileSystem), &here).verify(&[]).unwrap().ok);
+}
+
+/// A start on a disk that cannot be read at some place is refused, or does without; whichever it
+/// is, it spoils nothing for the next one.
+#[tokio::test]
+async fn a_read_that_fails_at_a_start_costs_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (here, crashed) = (directory.path().join("here"), directory.path().join("crashed"));
+    let log = open(Arc::new(FileSystem), &here);
+    let names: Vec<String> = (0..20).map(|number| format!("Number{number}")).collect();
+    for name in &names {
+        log.append(record(name)).await.unwrap();
+    }
+    // Without its clean end, and with a segment that lost what only the journal has.
+    copy(&here, &crashed);
+    log.close();
+    for entry in fs::read_dir(crashed.join("audit")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().contains("segment-") {
+            fs::OpenOptions::new().write(true).open(path).unwrap().set_len(700).unwrap();
+        }
+    }
+    let mut refused = 0;
+    for bad_read in 1.. {
+        let root = directory.path().join("again");
+        copy(&crashed, &root);
+        let faults = Arc::new(Faults::default());
+        faults.bad_read.store(bad_read, Ordering::SeqCst);
+        match try_open(Arc::new(Faulty(Arc::clone(&faults))), &root) {
+            Ok(log) => drop(log),
+            Err(AuditOpenError::Io { .. }) => refused += 1,
+            Err(other) => panic!("read {bad_read}: {other}"),
+        }
+        let log = open(Arc::new(FileSystem), &root);
+        assert_eq!(actions(&log), names, "read {bad_read}");
+        assert!(log.verify(&[]).unwrap().ok, "read {bad_read}");
+        drop(log);
+        fs::remove_dir_all(root).unwrap();
+        if faults.reads.load(Ordering::SeqCst) < bad_read {
+            break;
+        }
+    }
+    assert!(refused >= 3, "only {refused} reads mattered");
 }
