@@ -336,6 +336,12 @@ pub async fn run(
     Plugin::bind(config)?.run(ready, shutdown).await
 }
 
+/// For the fuzz target: reads a spool of local answers. Answers how many batches are whole.
+#[doc(hidden)]
+pub fn read_spool(bytes: &[u8]) -> Option<usize> {
+    memory::read_spool(bytes)
+}
+
 struct AbortOnDrop(AbortHandle);
 
 impl Drop for AbortOnDrop {

@@ -256,7 +256,10 @@ impl Core {
             // while nothing has answered yet, that is the more useful reason
             Err(_) => match self.view.borrow().announce(uptime()) {
                 Err(starting @ Problem::Starting(_)) => Err(starting),
-                _ => Err(Problem::Deadline),
+                _ => {
+                    self.metrics.failed("timeout");
+                    Err(Problem::Deadline)
+                }
             },
         }
     }

@@ -197,6 +197,11 @@ impl Memory {
         }
     }
 
+    /// Opens the spool, if that is possible; [`work`](Self::work) goes on trying.
+    pub(super) async fn prepare(&self) {
+        let _ = self.spool.flush().await;
+    }
+
     /// Names this plugin to the server, so that a restart is known as the same one.
     pub(super) fn id(&self) -> Option<SpoolId> {
         self.spool.id()
@@ -311,6 +316,11 @@ fn without(unkept: Unkept, fetched: Result<SecretBytes, Problem>) -> Result<Secr
         true => Problem::Unkept(unkept.to_string()),
         false => problem,
     })
+}
+
+/// For the fuzz target.
+pub(super) fn read_spool(bytes: &[u8]) -> Option<usize> {
+    spool::read(bytes)
 }
 
 /// Shared by those who asked the same.

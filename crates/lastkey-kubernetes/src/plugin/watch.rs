@@ -50,6 +50,10 @@ pub(super) struct Watch {
 impl Watch {
     /// Runs until it is dropped.
     pub(super) async fn run(mut self) {
+        // its name comes with the first question already
+        if let Some(memory) = &self.memory {
+            memory.prepare().await;
+        }
         let mut pause = FIRST_PAUSE;
         let mut wait = LONG_POLL;
         loop {

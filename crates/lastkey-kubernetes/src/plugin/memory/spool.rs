@@ -286,6 +286,20 @@ impl Notes {
     }
 }
 
+/// For the fuzz target: what is whole lies where it is said to, and reads the same in pieces.
+pub(super) fn read(bytes: &[u8]) -> Option<usize> {
+    let parsed = format::parse(bytes).ok()?;
+    assert!(parsed.start <= parsed.end && parsed.end <= bytes.len());
+    let (mut at, mut batches) = (parsed.start, 0);
+    while at < parsed.end {
+        let found = format::batches(&bytes[at..parsed.end], 3);
+        at += found.length;
+        batches += found.batches.len();
+    }
+    assert_eq!(batches, parsed.batches);
+    Some(batches)
+}
+
 fn milliseconds() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)

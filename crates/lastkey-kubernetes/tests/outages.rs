@@ -1,0 +1,129 @@
+//! Each way in which a server can be away has a precise code and a metric, and ends by itself.
+
+#![allow(clippy::unwrap_used)] // clippy sees no test in the helpers below
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use lastkey_kubernetes::proto::v2::{
+    EncryptRequest, StatusRequest, key_management_service_client::KeyManagementServiceClient,
+};
+use support::{
+    FakeKms, Mode, Running, eventually,
+    fake::{FakeServer, Pki},
+};
+use tonic::{Code, transport::Channel};
+
+type Kms = KeyManagementServiceClient<Channel>;
+
+async fn encrypt(kms: &Kms) -> Code {
+    let request = EncryptRequest { plaintext: vec![7; 32], uid: "u".into() };
+    kms.clone().encrypt(request).await.map_or_else(|status| status.code(), |_| Code::Ok)
+}
+
+async fn healthz(kms: &Kms) -> String {
+    match kms.clone().status(StatusRequest {}).await {
+        Ok(said) => said.into_inner().healthz,
+        Err(status) => format!("{:?}", status.code()),
+    }
+}
+
+/// The failure is counted as what it is, and shown.
+async fn counted(plugin: &Running, kind: &str) {
+    let metrics = plugin.metrics.memory();
+    eventually(async || metrics.failures(kind), |count| *count > 0).await;
+    let line = format!("lastkey_plugin_server_failures_total{{kind=\"{kind}\"}} ");
+    let text = plugin.metrics.to_string();
+    assert!(text.contains(&line) && !text.contains(&format!("{line}0")), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_misbehaves() {
+    for (mode, code, kind) in [
+        (Mode::Slow(Duration::from_secs(30)), Code::DeadlineExceeded, "timeout"),
+        (Mode::Garbage, Code::Internal, "garbage"),
+        (Mode::Fails(503, "ServiceUnavailableTemporary"), Code::Unavailable, "unavailable"),
+        (Mode::Fails(429, "Rejected.Throttling"), Code::ResourceExhausted, "throttled"),
+        (Mode::Fails(500, "InternalFailure"), Code::Internal, "internal"),
+        (Mode::Fails(403, "Forbidden.NoPermission"), Code::PermissionDenied, "refused"),
+    ] {
+        let mut plugin = Running::start().await;
+        let kms = Kms::new(plugin.connected().await);
+        assert_eq!(encrypt(&kms).await, Code::Ok);
+        plugin.kms.set(mode);
+        assert_eq!(encrypt(&kms).await, code, "{kind}");
+        counted(&plugin, kind).await;
+        plugin.kms.set(Mode::Good);
+        eventually(async || encrypt(&kms).await, |code| *code == Code::Ok).await;
+        eventually(async || healthz(&kms).await, |text| text == "ok").await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_and_somebody_else_there() {
+    let mut plugin = Running::start().await;
+    let kms = Kms::new(plugin.connected().await);
+    let address = plugin.stop_server().await;
+    eventually(async || encrypt(&kms).await, |code| *code == Code::Unavailable).await;
+    counted(&plugin, "unreachable").await;
+    // An installation of its own, on the same address.
+    let stranger = FakeServer::start_on(address, &Pki::new(), FakeKms::new().handler()).await;
+    let metrics = plugin.metrics.memory();
+    let asked = async || (encrypt(&kms).await, metrics.failures("tls"));
+    let (code, _) = eventually(asked, |(_, count)| *count > 0).await;
+    assert_eq!(code, Code::Unavailable);
+    assert!(healthz(&kms).await.starts_with("server unavailable: "));
+    stranger.stop().await;
+    plugin.start_server(address).await;
+    eventually(async || encrypt(&kms).await, |code| *code == Code::Ok).await;
+}
+
+#[tokio::test]
+async fn a_connection_cut_in_the_middle() {
+    let mut plugin = Running::start().await;
+    let kms = Kms::new(plugin.connected().await);
+    assert_eq!(encrypt(&kms).await, Code::Ok);
+    plugin.kms.set(Mode::Slow(Duration::from_secs(30)));
+    let (code, _) = tokio::join!(encrypt(&kms), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        plugin.stop_server().await
+    });
+    assert_eq!(code, Code::Unavailable);
+    counted(&plugin, "broken").await;
+}
+
+#[tokio::test]
+async fn a_network_that_fell_silent() {
+    let (mut plugin, network) = Running::start_behind(FakeKms::new()).await;
+    let kms = Kms::new(plugin.connected().await);
+    assert_eq!(encrypt(&kms).await, Code::Ok);
+    network.fall_silent(true);
+    assert!(matches!(encrypt(&kms).await, Code::DeadlineExceeded | Code::Unavailable));
+    // The open connection is given up, so that Status knows, and new ones get no answer either.
+    eventually(async || healthz(&kms).await, |text| text.starts_with("server unavailable")).await;
+    network.fall_silent(false);
+    eventually(async || encrypt(&kms).await, |code| *code == Code::Ok).await;
+}
+
+/// On a machine that is busy with other things one try may take longer, but not every one.
+#[tokio::test]
+async fn a_server_that_is_back_is_found_within_a_second() {
+    let mut plugin = Running::start().await;
+    let kms = Kms::new(plugin.connected().await);
+    let mut fastest = Duration::MAX;
+    for _ in 0..10 {
+        let address = plugin.stop_server().await;
+        eventually(async || healthz(&kms).await, |text| text != "ok").await;
+        // long enough for the pauses between attempts to have grown as far as they do
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        plugin.start_server(address).await;
+        let back = Instant::now();
+        eventually(async || healthz(&kms).await, |text| text == "ok").await;
+        fastest = fastest.min(back.elapsed());
+        if fastest < Duration::from_secs(1) {
+            return;
+        }
+    }
+    panic!("the fastest of ten took {fastest:?}");
+}
