@@ -42,7 +42,8 @@ pub use keys::{
 };
 pub use log::{ReadCheckpointKey, WatchedVerifyAudit};
 pub use nodes::{
-    ApproveNode, Approved, EnrolNode, Enrolment, ListNodes, Revocation, RevokeNode, TrustNodes,
+    AddClusterOnTerms, ApproveNode, Approved, EnrolNode, Enrolment, ListNodes, NodeTerms,
+    Revocation, RevokeNode, TrustNodes,
 };
 pub(crate) use plugin::{LEASE as PLUGIN_LEASE, plugin_state};
 pub use plugin::{

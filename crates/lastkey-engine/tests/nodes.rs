@@ -49,7 +49,10 @@ async fn add_cluster(engine: &Engine, name: &str, key: &Key, root_of: &str) -> C
     let add = AddCluster { name, keys: vec![by_id(key)], plugin: None };
     let cluster = engine.execute(&root(engine), add).await.unwrap().cluster.id;
     let roots = Some(vec![ca(root_of)]);
-    engine.execute(&root(engine), TrustNodes { cluster, roots, life: None }).await.unwrap();
+    engine
+        .execute(&root(engine), TrustNodes { cluster, terms: NodeTerms { roots, life: None } })
+        .await
+        .unwrap();
     cluster
 }
 
@@ -203,7 +206,7 @@ async fn a_kubelet_may_ask_and_nothing_else() {
     let itself =
         ApproveNode { cluster: one, node: Some(node("cp-1")), fingerprint: None, within: DAY };
     denied(engine.execute(&caller, itself).await.unwrap_err());
-    let trust = TrustNodes { cluster: one, roots: Some(vec![]), life: None };
+    let trust = TrustNodes { cluster: one, terms: NodeTerms { roots: Some(vec![]), life: None } };
     denied(engine.execute(&caller, trust.clone()).await.unwrap_err());
     denied(engine.execute(&caller, DescribeKey { key: by_id(&key) }).await.unwrap_err());
     let renew = RenewPlugin { caller: caller.principal.clone(), fingerprint: "x".to_owned() };
@@ -284,11 +287,21 @@ async fn what_runs_out_is_said_long_before() {
 
     // The life of what is issued later is the cluster's.
     let life = Some(DAY);
-    let trust = TrustNodes { cluster: cluster.id, roots: None, life };
+    let trust = TrustNodes { cluster: cluster.id, terms: NodeTerms { roots: None, life } };
     let short = engine.execute(&root(&engine), trust).await.unwrap();
     assert_eq!(short.life_for("node/cp-1"), DAY);
+    // Also for a plugin that comes with its cluster.
+    let name = Some(ClusterName::parse("short").unwrap());
+    let name_of_plugin = ClusterName::parse("plugin").unwrap();
+    let plugin = Some(PluginRequest { name: name_of_plugin, fingerprint: "q".to_owned() });
+    let add = AddCluster { name, keys: vec![by_id(&key)], plugin };
+    let terms = NodeTerms { roots: Some(vec![ca("x")]), life: Some(DAY) };
+    let added = engine.execute(&root(&engine), AddClusterOnTerms { add, terms }).await.unwrap();
+    assert_eq!(added.cluster.plugins[0].ends(), Some(world.clock.now().after(DAY)));
+    assert_eq!(engine.node_roots(Some(added.cluster.id)), [ca("x")]);
     let too_short = Some(Duration::from_secs(59));
-    let trust = TrustNodes { cluster: cluster.id, roots: None, life: too_short };
+    let terms = NodeTerms { roots: None, life: too_short };
+    let trust = TrustNodes { cluster: cluster.id, terms };
     assert!(matches!(
         engine.execute(&root(&engine), trust).await,
         Err(Error::InvalidParameter { .. })

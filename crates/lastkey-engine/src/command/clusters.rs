@@ -72,6 +72,18 @@ impl Command for AddCluster {
     }
 
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<AddedCluster>, Error> {
+        self.change(core, scope, |_| {})
+    }
+}
+
+impl AddCluster {
+    /// What has to be written, with `terms` that hold for its first plugin already.
+    pub(super) fn change(
+        &self,
+        core: &Core,
+        scope: &mut Scope<'_>,
+        terms: impl FnOnce(&mut Cluster),
+    ) -> Result<Done<AddedCluster>, Error> {
         let known = core.records.clusters();
         let taken = |cluster: &Cluster| self.name.is_some() && cluster.name == self.name;
         if known.iter().any(|stored| taken(&stored.value)) {
@@ -84,6 +96,7 @@ impl Command for AddCluster {
             |stored| stored.value.clone(),
         );
         cluster.name.clone_from(&self.name);
+        terms(&mut cluster);
         for key in &self.keys {
             let id = core.require(key)?;
             if !cluster.keys.contains(&id) {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use lastkey_crypto::ClusterId;
 
-use super::{Command, Done, Scope, clusters::replace_plugin};
+use super::{
+    Command, Done, Scope,
+    clusters::{AddCluster, AddedCluster, replace_plugin},
+};
 use crate::{
     Error, Timestamp,
     action::Action,
@@ -38,6 +41,13 @@ const MAX_WITHIN: Duration = Duration::from_secs(30 * 86_400);
 pub struct TrustNodes {
     /// Which cluster.
     pub cluster: ClusterId,
+    /// What changes.
+    pub terms: NodeTerms,
+}
+
+/// Which CA vouches for nodes, and for how long certificates are good.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeTerms {
     /// The certificates, in place of those before; `None` leaves them. Without any, no node can
     /// enrol.
     pub roots: Option<Vec<NodeRoot>>,
@@ -45,19 +55,7 @@ pub struct TrustNodes {
     pub life: Option<Duration>,
 }
 
-impl Command for TrustNodes {
-    const ACTION: Action = Action::TrustNodes;
-    type Output = Cluster;
-
-    fn resource(&self, _: &Core, record: &mut Record) -> Resource {
-        record.field("cluster", self.cluster);
-        if let Some(roots) = &self.roots {
-            let prints: Vec<&str> = roots.iter().map(|root| root.fingerprint.as_str()).collect();
-            record.field("roots", prints.join(" "));
-        }
-        Resource::Cluster(self.cluster)
-    }
-
+impl NodeTerms {
     fn validate(&self) -> Result<(), Error> {
         if self.roots.as_ref().is_some_and(|roots| roots.len() > MAX_ROOTS) {
             return Err(Error::LimitExceeded {
@@ -71,15 +69,69 @@ impl Command for TrustNodes {
         Ok(())
     }
 
+    fn note(&self, record: &mut Record) {
+        if let Some(roots) = &self.roots {
+            let prints: Vec<&str> = roots.iter().map(|root| root.fingerprint.as_str()).collect();
+            record.field("roots", prints.join(" "));
+        }
+    }
+
+    fn apply(&self, cluster: &mut Cluster) {
+        if let Some(roots) = &self.roots {
+            cluster.node_roots.clone_from(roots);
+        }
+        if let Some(life) = self.life {
+            cluster.certificate_life = Some(life.as_secs());
+        }
+    }
+}
+
+/// Registers a cluster on terms that hold for its first plugin already, in one change.
+#[derive(Clone, Debug)]
+pub struct AddClusterOnTerms {
+    /// The cluster.
+    pub add: AddCluster,
+    /// The terms.
+    pub terms: NodeTerms,
+}
+
+impl Command for AddClusterOnTerms {
+    const ACTION: Action = Action::AddCluster;
+    type Output = AddedCluster;
+
+    fn resource(&self, core: &Core, record: &mut Record) -> Resource {
+        self.terms.note(record);
+        self.add.resource(core, record)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        self.terms.validate()?;
+        self.add.validate()
+    }
+
+    async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<AddedCluster>, Error> {
+        self.add.change(core, scope, |cluster| self.terms.apply(cluster))
+    }
+}
+
+impl Command for TrustNodes {
+    const ACTION: Action = Action::TrustNodes;
+    type Output = Cluster;
+
+    fn resource(&self, _: &Core, record: &mut Record) -> Resource {
+        record.field("cluster", self.cluster);
+        self.terms.note(record);
+        Resource::Cluster(self.cluster)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        self.terms.validate()
+    }
+
     async fn act(&self, core: &Core, _: &mut Scope<'_>) -> Result<Done<Cluster>, Error> {
         let old = core.records.cluster(self.cluster).ok_or(Error::NotFound("cluster"))?;
         let mut new = old.value.clone();
-        if let Some(roots) = &self.roots {
-            new.node_roots.clone_from(roots);
-        }
-        if let Some(life) = self.life {
-            new.certificate_life = Some(life.as_secs());
-        }
+        self.terms.apply(&mut new);
         Ok(Done::write(new.clone(), Change::new().update_cluster(&old, new)))
     }
 }

@@ -8,7 +8,10 @@ use std::time::Duration;
 use lastkey_crypto::{ClusterId, KeyId};
 use lastkey_engine::{
     Cluster, ClusterName, Error, KeyRef, PluginIdentity, Timestamp,
-    command::{AddCluster, AddPlugin, DescribeKey, ListClusters, PluginRequest, TrustNodes},
+    command::{
+        AddCluster, AddClusterOnTerms, AddPlugin, DescribeKey, ListClusters, NodeTerms,
+        PluginRequest,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -107,18 +110,10 @@ pub(super) async fn add(call: &Call<'_>) -> Answer {
     let now = call.context.engine.clock().now();
     let roots = new.node_ca_pem.as_deref().map(|pem| roots_of(pem, now)).transpose()?;
     let life = new.certificate_life_seconds.map(Duration::from_secs);
-    let has_terms = roots.is_some() || life.is_some();
-    // Terms hold for what is issued after them.
-    let (now, later) = if has_terms { (None, plugin) } else { (plugin, None) };
-    let command = AddCluster { name: Some(name), keys: vec![key.clone()], plugin: now };
-    let mut added = call.execute(command).await?;
+    let add = AddCluster { name: Some(name), keys: vec![key.clone()], plugin };
+    let terms = NodeTerms { roots, life };
+    let added = call.execute(AddClusterOnTerms { add, terms }).await?;
     let id = added.cluster.id;
-    if has_terms {
-        added.cluster = call.execute(TrustNodes { cluster: id, roots, life }).await?;
-    }
-    if let Some(plugin) = later {
-        added.cluster = call.execute(AddPlugin { cluster: id, plugin }).await?;
-    }
     let until = end_of(&added.cluster, plugin_name.as_str());
     let issued = csr
         .map(|csr| pki.issue_plugin(call.context.engine, &csr, (&id, plugin_name.as_str(), until)))

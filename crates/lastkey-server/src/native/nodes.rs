@@ -12,8 +12,8 @@ use lastkey_crypto::ClusterId;
 use lastkey_engine::{
     Approval, Cluster, ClusterName, Error, Fingerprint, NodeName, NodeState, Taken, Timestamp,
     command::{
-        ApproveNode, ConfirmPlugin, EnrolNode, Enrolment, ListNodes, RenewPlugin, Revocation,
-        RevokeNode, TrustNodes,
+        ApproveNode, ConfirmPlugin, EnrolNode, Enrolment, ListNodes, NodeTerms, RenewPlugin,
+        Revocation, RevokeNode, TrustNodes,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -179,7 +179,8 @@ pub(super) async fn trust(call: &Call<'_>, path: &str) -> Answer {
     let now = call.context.engine.clock().now();
     let roots = trust.ca_pem.as_deref().map(|pem| roots_of(pem, now)).transpose()?;
     let life = trust.certificate_life_seconds.map(Duration::from_secs);
-    let cluster = call.execute(TrustNodes { cluster, roots, life }).await?;
+    let terms = NodeTerms { roots, life };
+    let cluster = call.execute(TrustNodes { cluster, terms }).await?;
     json(&Trusted {
         cluster: cluster.id,
         certificate_life_seconds: cluster.life_for("node/").as_secs(),
