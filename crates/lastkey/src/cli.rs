@@ -548,7 +548,7 @@ pub(crate) struct ConfigOptions {
 /// A piece of a cluster's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ConfigPiece {
-    /// Everything.
+    /// Everything for a control plane.
     All,
     /// The EncryptionConfiguration for the apiserver.
     Encryption,

@@ -55,7 +55,10 @@ impl Keeper {
         )
         .unwrap();
         let files = Ready { plugin_socket: socket.clone(), ..ready.clone() };
-        let arguments = plugin_options(&files).map(OsStr::to_owned).to_vec();
+        let mut arguments = plugin_options(&files).map(OsStr::to_owned).to_vec();
+        if !arguments.iter().any(|word| word == "--state-dir") {
+            arguments.extend(["--state-dir".into(), lab.path("state").into_os_string()]);
+        }
         let said_at = lab.path("notify");
         let said = UnixDatagram::bind(&said_at).unwrap();
         said.set_read_timeout(Some(Duration::from_millis(200))).unwrap();

@@ -125,7 +125,7 @@ impl Pieces {
     fn all(&self) -> Result<Vec<Piece>, Failure> {
         let mut pieces = vec![self.encryption()?, self.static_pod()?];
         pieces.extend(self.systemd()?);
-        pieces.extend([self.kubeadm()?, self.k3s()?, ALERTS, DASHBOARD]);
+        pieces.extend([self.kubeadm()?, self.k3s()?]);
         Ok(pieces)
     }
 

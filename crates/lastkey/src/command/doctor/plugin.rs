@@ -176,7 +176,7 @@ fn certificate_end(pem: &[u8]) -> Option<SystemTime> {
 fn ends(certificate: &Path, end: SystemTime) -> Finding {
     let shown = jiff::Timestamp::try_from(end).map(|end| end.to_string()).unwrap_or_default();
     let path = certificate.display();
-    match end.duration_since(SystemTime::now()) {
+    match end.duration_since(jiff::Timestamp::now().into()) {
         Err(_) => Finding::error("certificate-ended", format!("{path} ended at {shown}"))
             .fix("lastkey cluster add makes a new one; the plugin takes it up by itself"),
         Ok(left) if left < ENDS_SOON => {
@@ -238,7 +238,7 @@ mod tests {
     fn certificates() {
         let path = Path::new("/etc/lastkey/plugin.pem");
         let days = |days: u64| Duration::from_secs(days * 86_400);
-        let now = SystemTime::now();
+        let now = SystemTime::from(jiff::Timestamp::now());
         assert_eq!(ends(path, now + days(30)).severity, Severity::Info);
         assert_eq!(ends(path, now + days(3)).code, "certificate-ends-soon");
         assert_eq!(ends(path, now - days(1)).code, "certificate-ended");
