@@ -165,7 +165,8 @@ fn version_json(found: &Impact, version: &lastkey_engine::KeyVersion) -> Version
     let needing = || found.dependants.iter().filter(|one| one.needs(version.id, found.now));
     let count = |ending: bool| {
         let counted = needing().filter(|one| !ending || one.until.is_some());
-        counted.filter_map(|one| one.versions.get(&version.id)).fold(0, |sum: u64, n| sum + n)
+        let objects = counted.filter_map(|one| one.versions.get(&version.id));
+        objects.fold(0, |sum: u64, n| sum.saturating_add(*n))
     };
     let all_end = needing().all(|one| one.until.is_some());
     VersionJson {
