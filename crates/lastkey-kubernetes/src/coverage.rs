@@ -260,8 +260,8 @@ mod tests {
 
     #[test]
     fn names_become_resources_once() {
-        let mut discovery = Discovery::default();
-        discovery.resources = vec![resource("", "secrets"), resource("apps", "deployments")];
+        let resources = vec![resource("", "secrets"), resource("apps", "deployments")];
+        let discovery = Discovery { resources, unavailable: Vec::new() };
         let names = ["secrets", "*.", "*.apps", "widgets.example.org"].map(str::to_owned);
         let (found, unknown) = resources_of(&names, &discovery);
         let found: Vec<String> = found.iter().map(Resource::full_name).collect();

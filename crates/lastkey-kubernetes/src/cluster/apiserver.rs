@@ -251,7 +251,7 @@ impl ApiServer {
         }
         if matches!(status.as_u16(), 401 | 403) {
             let answer = Answer { method: &call.method, path: call.path(), body: &body };
-            return Err(ApiError::from_answer(status, None, answer));
+            return Err(ApiError::from_answer(status, None, &answer));
         }
         let text = String::from_utf8_lossy(&body);
         let failed = text.lines().filter_map(|line| line.strip_prefix("[-]"));
@@ -347,7 +347,7 @@ impl Server {
         let wait = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let wait = wait.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
         let answer = Answer { method: &call.method, path: call.path(), body: &body };
-        Err(ApiError::from_answer(status, wait, answer))
+        Err(ApiError::from_answer(status, wait, &answer))
     }
 
     async fn answer(

@@ -126,7 +126,7 @@ impl ApiError {
     pub(super) fn from_answer(
         status: StatusCode,
         wait: Option<Duration>,
-        answer: Answer<'_>,
+        answer: &Answer<'_>,
     ) -> Self {
         let told: Status = serde_json::from_slice(answer.body).unwrap_or_default();
         if let Some(webhook) = quoted_after(&told.message, "failed calling webhook ") {
@@ -218,7 +218,7 @@ mod tests {
         let body = body.to_string();
         let answer = Answer { method: &http::Method::PUT, path: "/x", body: body.as_bytes() };
         let status = StatusCode::from_u16(status).unwrap();
-        ApiError::from_answer(status, wait.map(Duration::from_secs), answer)
+        ApiError::from_answer(status, wait.map(Duration::from_secs), &answer)
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Etcd {
             };
             let mut page = match self.range(request).await {
                 Ok(page) => page,
-                Err(status) => match self.what_next(status)? {
+                Err(status) => match self.what_next(&status)? {
                     Next::Smaller => continue,
                     Next::Later => {
                         scan = Scan { revision: 0, moved: true, ..scan };
@@ -164,7 +164,7 @@ impl Etcd {
         }
     }
 
-    fn what_next(&mut self, status: Status) -> Result<Next, EtcdError> {
+    fn what_next(&mut self, status: &Status) -> Result<Next, EtcdError> {
         let reason = status.message().to_owned();
         match status.code() {
             Code::OutOfRange if reason.contains("compacted") => Ok(Next::Later),
@@ -175,7 +175,7 @@ impl Etcd {
             }
             Code::PermissionDenied | Code::Unauthenticated => Err(EtcdError::Refused { reason }),
             Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => {
-                Err(EtcdError::Unreachable { reason: innermost(&status) })
+                Err(EtcdError::Unreachable { reason: innermost(status) })
             }
             _ => Err(EtcdError::Failed { reason }),
         }

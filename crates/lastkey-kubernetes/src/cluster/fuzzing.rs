@@ -26,7 +26,7 @@ pub fn answer(data: &[u8]) {
     for status in [400, 401, 403, 404, 409, 410, 413, 422, 429, 500, 503] {
         let answer = Answer { method: &Method::PUT, path: "/x", body: data };
         let status = StatusCode::from_u16(status).unwrap_or_default();
-        let error = ApiError::from_answer(status, None, answer);
+        let error = ApiError::from_answer(status, None, &answer);
         assert!(!error.to_string().is_empty());
     }
 }

@@ -102,7 +102,7 @@ impl Kubeconfig {
     pub fn parse(text: &str, beside: &Path) -> Result<Self, KubeconfigError> {
         // the library's own words quote the text, and with it a key
         let file: File = serde_saphyr::from_str(text).map_err(|error| {
-            KubeconfigError::Malformed { line: error.location().map(|place| place.line() as u64) }
+            KubeconfigError::Malformed { line: error.location().map(|place| place.line()) }
         })?;
         let name = file.current_context.unwrap_or_default();
         let context = named(file.contexts, &name, "context")?.context;
