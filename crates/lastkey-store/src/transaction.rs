@@ -258,9 +258,23 @@ mod tests {
         assert!(fits.validate().is_ok());
         let over = Transaction::new().put("p", vec![0; Transaction::MAX_BYTES]);
         assert!(matches!(over.validate(), Err(CommitError::TooLarge { what: "bytes", .. })));
+        // What is compared counts like what is written, with its path.
+        let compared = |bytes| Transaction::new().expect_value("p", vec![0; bytes]).validate();
+        assert!(compared(Transaction::MAX_BYTES - 1).is_ok());
+        assert!(matches!(
+            compared(Transaction::MAX_BYTES),
+            Err(CommitError::TooLarge { what: "bytes", .. })
+        ));
         let path = "x".repeat(Transaction::MAX_PATH_BYTES + 1);
         assert!(Transaction::new().expect_absent(path).validate().is_err());
         assert!(Transaction::new().delete("").validate().is_err());
+    }
+
+    #[test]
+    fn one_that_compares_or_changes_is_not_empty() {
+        assert!(Transaction::new().is_empty());
+        assert!(!Transaction::new().expect_absent("p").is_empty());
+        assert!(!Transaction::new().delete("p").is_empty());
     }
 
     #[test]
