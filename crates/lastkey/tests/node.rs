@@ -11,7 +11,7 @@ mod support;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
-use lastkey_testbed::{Authority, Pair, eventually};
+use lastkey_testbed::{Authority, Error, Pair, eventually};
 use nodes::{PATIENCE, Plugin, Town, encrypt, sha256_of};
 use serde_json::json;
 use support::Lab;
@@ -70,11 +70,12 @@ fn a_node_enrols_works_and_is_turned_out() {
     let log = town.cli(&["audit", "query", "--limit", "1000"]);
     let actions: Vec<&str> =
         log["items"].as_array().unwrap().iter().filter_map(|r| r["action"].as_str()).collect();
-    for action in ["TrustNodes", "EnrolNode", "ApproveNode", "RevokeNode", "PluginEncrypt"] {
+    for action in ["AddCluster", "EnrolNode", "ApproveNode", "RevokeNode", "PluginEncrypt"] {
         assert!(actions.contains(&action), "{action} in {actions:?}");
     }
     let by_kubelet = format!("kubelet/{}/cp-1", town.cluster);
     assert!(log["items"].as_array().unwrap().iter().any(|r| r["principal"] == by_kubelet.as_str()));
+    assert!(!town.up.process.log().contains("outbox"), "each change has its record");
 }
 
 /// By name, by certificate, by key; and not by another one's.
@@ -231,6 +232,11 @@ fn identities_renew_themselves_without_failing_a_call() {
     let mut files = town.plugin_with_files("files", &out);
     files.until_ready();
 
+    // One whose plugin nobody runs.
+    let out = town.lab.path("forgotten-out");
+    let add = ["cluster", "add", "forgotten", "--certificate-life", "60s", "--out"];
+    town.cli(&[&add[..], &[out.to_str().unwrap()]].concat());
+
     let before = [enrolled.pair(), files.pair()];
     let started = std::time::Instant::now();
     let mut calls = 0;
@@ -269,6 +275,22 @@ fn identities_renew_themselves_without_failing_a_call() {
     // The next start goes on with what is on disk.
     enrolled.restart();
     enrolled.until_ready();
+    // What was not renewed is said where an operator looks.
+    eventually("status, metric and log name it", PATIENCE, || {
+        let status = town.cli(&["status"])["warnings"].to_string();
+        let page = town.up.client()?.get("/metrics")?.text();
+        let log = town.up.process.log();
+        let said = status.contains("the plugin plugin of the cluster forgotten")
+            && page.contains("lastkey_plugin_certificates_late 1")
+            && log.contains("about to end and was not renewed");
+        let seen = format!("{status}\n{page}\n{log}");
+        if said {
+            Ok(())
+        } else {
+            Err(Error::Ended { name: "it".into(), status: seen, log: String::new() })
+        }
+    })
+    .unwrap();
 }
 
 /// The kubelet has no certificate yet, or the server is not there: the plugin waits, and says why.
