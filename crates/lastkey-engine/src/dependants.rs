@@ -211,7 +211,7 @@ pub(crate) fn parse_path(path: &str) -> Option<(KeyId, &str, &str)> {
     Some((key.parse().ok()?, kind, id))
 }
 
-type Place = (KeyId, Label, Label);
+pub(crate) type Place = (KeyId, Label, Label);
 
 /// All dependants, by key, kind and id.
 #[derive(Default)]
@@ -220,13 +220,29 @@ pub(crate) struct DependantIndex {
 }
 
 impl DependantIndex {
-    pub(crate) fn clear(&self) {
-        self.known.write().clear();
+    /// What is known now, to be compared with what a new reading of all finds.
+    pub(crate) fn places(&self) -> Vec<(Place, Arc<Stored<Dependant>>)> {
+        let known = self.known.read();
+        known.iter().map(|(place, stored)| (place.clone(), Arc::clone(stored))).collect()
+    }
+
+    /// Forgets what was known before a new reading and was neither found by it nor changed since.
+    pub(crate) fn forget_unless_seen(&self, before: Vec<(Place, Arc<Stored<Dependant>>)>) {
+        let mut known = self.known.write();
+        for (place, old) in before {
+            if known.get(&place).is_some_and(|now| Arc::ptr_eq(now, &old)) {
+                known.remove(&place);
+            }
+        }
     }
 
     pub(crate) fn learn(&self, key: KeyId, stored: Stored<Dependant>) {
         let place = (key, stored.value.kind.clone(), stored.value.id.clone());
-        self.known.write().insert(place, Arc::new(stored));
+        let mut known = self.known.write();
+        // What was read before a change must not replace what the change has told.
+        if known.get(&place).is_none_or(|known| known.revision <= stored.revision) {
+            known.insert(place, Arc::new(stored));
+        }
     }
 
     pub(crate) fn forget(&self, key: KeyId, kind: &str, id: &str) {
@@ -386,5 +402,13 @@ mod tests {
         index.forget(one, "cluster", "c-1");
         assert_eq!((index.count(one), index.count(two)), (0, 1));
         assert!(index.find(two, "cluster", "c-1").is_some());
+        // A new reading keeps what it finds and what came meanwhile, and forgets the rest.
+        let three = KeyId::from_bytes([3; 16]);
+        index.learn(one, stored(example()));
+        let before = index.places();
+        index.learn(one, stored(example()));
+        index.learn(three, stored(example()));
+        index.forget_unless_seen(before);
+        assert_eq!((index.count(one), index.count(two), index.count(three)), (1, 0, 1));
     }
 }

@@ -151,7 +151,8 @@ impl Records {
         self.keys.clear();
         self.key_ids.write().clear();
         *self.aliases.write() = AliasIndex::default();
-        self.dependants.clear();
+        // Not cleared: the guard must not find nothing meanwhile.
+        let known_before = self.dependants.places();
         for prefix in [KEYS, ALIASES, CLUSTERS, DEPENDANTS, ACCESS_KEYS] {
             let mut after = None;
             loop {
@@ -165,6 +166,7 @@ impl Records {
                 }
             }
         }
+        self.dependants.forget_unless_seen(known_before);
         Ok(())
     }
 
