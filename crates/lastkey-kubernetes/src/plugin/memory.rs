@@ -138,7 +138,7 @@ impl Memory {
                     self.metrics.cached();
                     Ok(opened)
                 }
-                Err(unkept) => without(unkept, fetch().await),
+                Err(unkept) => without(&unkept, fetch().await),
             };
         }
         loop {
@@ -156,7 +156,7 @@ impl Memory {
                                 self.metrics.joined();
                                 Ok(SecretBytes::new(opened.expose().to_vec()))
                             }
-                            Err(unkept) => without(unkept, fetch().await),
+                            Err(unkept) => without(&unkept, fetch().await),
                         };
                     }
                     Some(Err(problem)) if !problem.is_passing() => {
@@ -311,7 +311,7 @@ fn log_failure(error: &DeliveryError) {
 
 /// The server's answer, where none may be given from memory. If there is none either, the reason
 /// that an operator has to see is why memory cannot be used.
-fn without(unkept: Unkept, fetched: Result<SecretBytes, Problem>) -> Result<SecretBytes, Problem> {
+fn without(unkept: &Unkept, fetched: Result<SecretBytes, Problem>) -> Result<SecretBytes, Problem> {
     fetched.map_err(|problem| match problem.is_absence() {
         true => Problem::Unkept(unkept.to_string()),
         false => problem,

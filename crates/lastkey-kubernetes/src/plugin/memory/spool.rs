@@ -300,6 +300,10 @@ pub(super) fn read(bytes: &[u8]) -> Option<usize> {
     Some(batches)
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "people compare it with the apiserver's log; nothing is decided by it"
+)]
 fn milliseconds() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)

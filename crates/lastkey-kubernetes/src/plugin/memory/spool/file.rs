@@ -233,8 +233,8 @@ mod tests {
         let mode = fs::metadata(directory.join("answers.spool")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         // Once all was delivered, the file begins anew; its numbers don't.
-        let many: Vec<_> = (0..60).map(batch).collect();
-        spool.append(&mut many.clone()).unwrap();
+        let mut many: Vec<_> = (0..60).map(batch).collect();
+        spool.append(&mut many).unwrap();
         let parcel = spool.parcel().unwrap().unwrap();
         assert!(spool.end > BEGIN_ANEW && parcel.batches.len() == 63);
         spool.delivered(&parcel).unwrap();
@@ -255,9 +255,10 @@ mod tests {
         drop(spool);
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"0123 {\"sequ").unwrap();
         let mut spool = SpoolFile::open(directory.path()).unwrap();
-        assert_eq!((spool.end, spool.next), (end, 2));
+        let next = spool.next;
+        assert!(spool.end == end && next > 2, "its number may have been used");
         spool.append(&mut [batch(9)]).unwrap();
-        assert_eq!(sequences(&spool), [1, 2]);
+        assert_eq!(sequences(&spool), [1, next]);
     }
 
     #[test]
