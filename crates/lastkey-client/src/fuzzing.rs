@@ -36,10 +36,7 @@ pub fn answer(status: u16, kind: u8, body: &[u8]) {
 
 /// Whether it is a value; an error can be shown, and has its place among the categories.
 pub(crate) fn outcome<T>(result: Result<T, Error>) -> bool {
-    if let Err(error) = &result {
-        let _ = (error.to_string(), error.category());
-    }
-    result.is_ok()
+    result.map_err(|error| (error.to_string(), error.category())).is_ok()
 }
 
 /// The content of a credentials file.
