@@ -5,6 +5,7 @@ use crate::process::{Daemon, free_port};
 use crate::{Client, Error, Peers};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use rcgen::{ExtendedKeyUsagePurpose, SanType};
 use serde_json::{Value as Json, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,7 +63,12 @@ impl Etcd {
             secure_url = Some(secure);
             let ca_file = dir.join("etcd-ca.pem");
             std::fs::write(&ca_file, ca.certificate()).map_err(Error::file(&ca_file))?;
-            let (cert, key) = ca.server("etcd")?.write(dir, "etcd-server")?;
+            // etcd's own gateway is a client of its TLS address, by the same certificate
+            let pair = ca.client_with(("etcd", &[]), |params| {
+                params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+                params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+            })?;
+            let (cert, key) = pair.write(dir, "etcd-server")?;
             command.arg("--client-cert-auth");
             for (flag, file) in
                 [("--trusted-ca-file", &ca_file), ("--cert-file", &cert), ("--key-file", &key)]

@@ -155,7 +155,7 @@ impl Etcd {
             let index = (self.preferred + turn) % count;
             turn += 1;
             match self.members[index].range(request.clone()).await {
-                Err(status) if status.code() == Code::Unavailable && turn < count => {}
+                Err(status) if is_away(&status) && turn < count => {}
                 outcome => {
                     self.preferred = index;
                     return outcome.map(tonic::Response::into_inner);
@@ -174,9 +174,7 @@ impl Etcd {
                 Ok(Next::Smaller)
             }
             Code::PermissionDenied | Code::Unauthenticated => Err(EtcdError::Refused { reason }),
-            Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => {
-                Err(EtcdError::Unreachable { reason: innermost(status) })
-            }
+            _ if is_away(status) => Err(EtcdError::Unreachable { reason: innermost(status) }),
             _ => Err(EtcdError::Failed { reason }),
         }
     }
@@ -186,6 +184,15 @@ impl Etcd {
 enum Next {
     Smaller,
     Later,
+}
+
+/// Whether it is not etcd's own word, but that of a connection which failed or broke: a member that
+/// does not take our certificate says so by hanging up, at any moment of the call.
+fn is_away(status: &Status) -> bool {
+    use std::error::Error as _;
+    let code = status.code();
+    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled)
+        || (status.source().is_some() && code != Code::OutOfRange)
 }
 
 /// The words of what was wrong in the first place.

@@ -258,7 +258,7 @@ fn shown(item: &Value) -> String {
     }
     let how = if item["exact"] == true { "every object, in etcd" } else { "by counters" };
     let mut lines = vec![format!("{name}: {how}, at {}", text(&item["seen_at"]))];
-    lines.extend(rows(item).iter().map(|row| layout(row)));
+    lines.extend(rows(item).iter().map(layout));
     for remark in item["remarks"].as_array().into_iter().flatten() {
         lines.push(format!("note: {}", text(remark)));
     }
