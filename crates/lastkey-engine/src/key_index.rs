@@ -29,10 +29,6 @@ impl KeyIndex {
         self.0.binary_search(id).is_ok()
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

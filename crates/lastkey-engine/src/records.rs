@@ -59,7 +59,11 @@ struct AliasIndex {
 }
 
 impl AliasIndex {
+    /// Takes in what was read, unless something newer is known.
     fn insert(&mut self, name: AliasName, key: KeyId, revision: Revision) {
+        if self.by_name.get(&name).is_some_and(|(_, known)| *known > revision) {
+            return;
+        }
         self.remove(&name);
         self.by_key.insert((key, name.clone()));
         self.by_name.insert(name, (key, revision));
@@ -68,6 +72,15 @@ impl AliasIndex {
     fn remove(&mut self, name: &AliasName) {
         if let Some((key, _)) = self.by_name.remove(name) {
             self.by_key.remove(&(key, name.clone()));
+        }
+    }
+
+    /// Forgets what was known before a new reading, which did not find it.
+    fn forget_unless_changed(&mut self, before: &BTreeMap<AliasName, (KeyId, Revision)>) {
+        for (name, known) in before {
+            if self.by_name.get(name) == Some(known) {
+                self.remove(name);
+            }
         }
     }
 
@@ -147,18 +160,25 @@ impl Records {
     }
 
     /// Reads the indexes anew, in place of what was known.
+    ///
+    /// Requests go on meanwhile, so nothing is forgotten before all was read: what is not there any
+    /// more, and was known before, goes at the end.
     async fn reload(&self) -> Result<(), Error> {
         self.keys.clear();
-        self.key_ids.write().clear();
-        *self.aliases.write() = AliasIndex::default();
-        // Not cleared: the guard must not find nothing meanwhile.
-        let known_before = self.dependants.places();
+        let mut keys: BTreeSet<KeyId> = self.key_ids.read().iter().copied().collect();
+        let mut aliases = self.aliases.read().by_name.clone();
+        let dependants = self.dependants.places();
         for prefix in [KEYS, ALIASES, CLUSTERS, DEPENDANTS, ACCESS_KEYS] {
             let mut after = None;
             loop {
                 let page = self.barrier.store().list(prefix, after.as_deref(), LIST_PAGE).await?;
                 for entry in &page {
                     self.index(entry)?;
+                    if let Some(id) = key_of(&entry.path) {
+                        keys.remove(&id);
+                    } else if let Ok(name) = AliasName::parse(&entry.path) {
+                        aliases.remove(&name);
+                    }
                 }
                 match page.last() {
                     Some(last) if page.len() == LIST_PAGE => after = Some(last.path.clone()),
@@ -166,7 +186,9 @@ impl Records {
                 }
             }
         }
-        self.dependants.forget_unless_seen(known_before);
+        keys.iter().for_each(|id| self.key_ids.write().remove(id));
+        self.aliases.write().forget_unless_changed(&aliases);
+        self.dependants.forget_unless_seen(dependants);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use lastkey_engine::{Engine, Error, FileAnchor, Key, MemoryAnchor, command::*};
+use lastkey_engine::{AliasName, Engine, Error, FileAnchor, Key, KeyRef, MemoryAnchor, command::*};
 use lastkey_store::{
     CommitError, CommitFault, Entry, MemoryStore, OpenOptions, RedbStore, Revision, Store,
     StoreError, StoreHealth, Transaction, Watch,
@@ -134,5 +134,34 @@ async fn a_head_read_slowly_is_no_rollback() {
     store.may_go_on.notify_one();
     slow.await.unwrap();
     engine.readiness().unwrap();
+    engine.shutdown().await;
+}
+
+/// Who follows the store's changes too slowly reads everything anew; nothing is missing meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_aliases_are_there_while_the_indexes_are_read_anew() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let alias = AliasName::parse("alias/here").unwrap();
+    let create = CreateAlias { alias: alias.clone(), key: by_id(&key) };
+    engine.execute(&root(&engine), create).await.unwrap();
+    for _ in 0..100 {
+        engine.execute(&root(&engine), CreateKey::default()).await.unwrap();
+    }
+    let store = world.store.clone();
+    let losing = tokio::task::spawn_blocking(move || {
+        for _ in 0..40 {
+            store.lose_watchers();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    });
+    while !losing.is_finished() {
+        let describe = DescribeKey { key: KeyRef::Alias(alias.clone()) };
+        engine.execute(&root(&engine), describe).await.unwrap();
+        engine.execute(&root(&engine), DescribeKey { key: by_id(&key) }).await.unwrap();
+        assert_eq!(engine.key_count(), 101);
+    }
+    losing.await.unwrap();
     engine.shutdown().await;
 }
