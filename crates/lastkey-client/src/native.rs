@@ -21,13 +21,13 @@ use crate::{Client, Error};
 
 pub use audit::AuditProgress;
 pub use nodes::{ApproveNode, Enrolment, TrustNodes};
-pub use rotations::{
-    FinishRotation, FoundObjects, Rotation, RotationLease, RotationPhase, SaveRotation,
-    StartRotation,
-};
 pub use plugin::{
     CachedAnswers, PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginGeneration, PluginPin,
     PluginRecords, PluginStatus, PluginStatusRequest, Refusal,
+};
+pub use rotations::{
+    FinishRotation, FoundObjects, Rotation, RotationLease, RotationPhase, SaveRotation,
+    StartRotation,
 };
 
 /// How much longer than its own waiting time a long poll may take.

@@ -355,7 +355,7 @@ mod tests {
         key.primary.since = since;
         key.superseded = Some((crate::key::Primary { version: old, ..key.primary }, since));
         let uses = BTreeMap::from([(old, at(9_000)), (primary, at(10_001))]);
-        let before = Dependant { used: uses.clone(), ..example() };
+        let before = Dependant { used: uses, ..example() };
         let after = |began, in_use: Option<&[KeyVersionId]>| {
             let in_use = in_use.map(|list| list.iter().copied().collect::<BTreeSet<_>>());
             let left = Dependant::unsettled(&before, &key, at(began), in_use.as_ref());

@@ -285,7 +285,8 @@ impl Client {
     /// batch that is in its log; a batch that came before is not recorded twice.
     pub async fn plugin_records(&self, records: PluginRecords<'_>) -> Result<u64, Error> {
         let request = self.request(Method::POST, "/v1/plugin/records").json(&records);
-        let answer: Delivered = request.timeout(RECORDS_TIMEOUT).repeat(Repeat::WhenBroken).send().await?.json()?;
+        let answer: Delivered =
+            request.timeout(RECORDS_TIMEOUT).repeat(Repeat::WhenBroken).send().await?.json()?;
         Ok(answer.delivered)
     }
 }

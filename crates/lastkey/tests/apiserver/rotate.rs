@@ -72,7 +72,7 @@ fn a_rotation_survives_its_death_and_loses_nothing() {
     let report = cli(&lab, &up.ready, &["cluster", "rotate", "prod", "--report"]);
     assert_eq!(report.code, 0, "{}", report.stderr);
     let key = cli(&lab, &up.ready, &["audit", "public-key"]);
-    let pem = key.json()["public_key_pem"].as_str().map_or(key.stdout.clone(), str::to_owned);
+    let pem = key.json()["public_key_pem"].as_str().map_or(key.stdout, str::to_owned);
     let (file, key_file) = (lab.path("report.json"), lab.path("audit.pem"));
     std::fs::write(&key_file, pem).unwrap();
     std::fs::write(&file, &report.stdout).unwrap();

@@ -76,7 +76,7 @@ struct Notes {
 }
 
 impl Spool {
-    /// A spool in that directory, which is opened by [`work`](Self::work).
+    /// A spool in that directory, which is opened by [`write`](Self::write).
     pub(super) fn new(directory: PathBuf) -> Self {
         let opening = Unkept("the spool is not open yet".into());
         let notes = Notes {
