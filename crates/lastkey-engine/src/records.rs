@@ -272,7 +272,7 @@ impl Records {
         } else if let Some(id) =
             path.strip_prefix(VERSIONS).and_then(|id| id.parse::<KeyVersionId>().ok())
         {
-            self.versions.remove(&id);
+            self.drop_version(id);
         } else if let Some((key, kind, id)) = dependants::parse_path(path) {
             self.dependants.forget(key, kind, id);
         } else if let Ok(name) = AliasName::parse(path) {
@@ -560,9 +560,7 @@ impl Records {
                 self.keys.remove(&id);
                 self.key_ids.write().remove(&id);
             }
-            Write::DropVersion(id) => {
-                self.versions.remove(&id);
-            }
+            Write::DropVersion(id) => self.drop_version(id),
             Write::DropAlias(name, _) => {
                 self.aliases.write().remove(&name);
             }

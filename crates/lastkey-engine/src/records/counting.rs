@@ -57,6 +57,13 @@ impl Records {
         }
     }
 
+    /// Lets go of a version that was destroyed: nothing may keep its material in memory.
+    pub(super) fn drop_version(&self, id: KeyVersionId) {
+        self.versions.remove(&id);
+        self.low.lock().retain(|version| version.id != id);
+        self.used.lock().retain(|version| version.id != id);
+    }
+
     /// What callers may know of a version, with its last use before this start too.
     pub(crate) async fn describe(&self, version: &Version) -> Result<KeyVersion, Error> {
         let mut described = version.describe();
@@ -79,6 +86,10 @@ impl Records {
             }
             version.latest.unqueue();
             let Some(last) = version.latest.get() else { continue };
+            // It may have been destroyed since it was used.
+            if self.barrier.store().get(&version_path(version.id)).await?.is_none() {
+                continue;
+            }
             let path = last_use::path_of(version.id);
             let expect = self.barrier.read(&path).await?.map_or(Expect::Absent, |old| old.expect());
             let mut batch = Batch::default();

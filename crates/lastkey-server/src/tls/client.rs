@@ -74,6 +74,13 @@ impl ClientTrust {
         if self.ours.verify_client_cert(leaf, rest, kubelet::unix_time(now)).is_ok() {
             return plugin_of(leaf, now).map_or(Shown::Nobody, Shown::Plugin);
         }
+        // One of ours that has ended is worth nothing, and was never anybody else's.
+        let ended = plugin_of(leaf, Timestamp::from_millis(0)).map(|plugin| plugin.not_after);
+        if ended.is_some_and(|ended| {
+            self.ours.verify_client_cert(leaf, rest, kubelet::unix_time(ended)).is_ok()
+        }) {
+            return Shown::Nobody;
+        }
         Shown::Foreign(chain.iter().map(|one| one.clone().into_owned()).collect())
     }
 }
@@ -194,7 +201,7 @@ mod tests {
         let shown = trust.shown(std::slice::from_ref(&ours), now);
         assert!(matches!(shown, Shown::Plugin(plugin) if plugin.cluster == cluster));
         let late = until.after(std::time::Duration::from_secs(1));
-        assert!(!matches!(trust.shown(&[ours], late), Shown::Plugin(_)));
+        assert!(matches!(trust.shown(&[ours], late), Shown::Nobody));
         assert!(matches!(trust.shown(&[], now), Shown::Nobody));
     }
 
