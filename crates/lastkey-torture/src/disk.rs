@@ -260,7 +260,7 @@ impl State {
             inode.pending.push(change);
         }
         match fault {
-            Some(fault) => Err(fault.error.into()),
+            Some(fault) => Err(fault.error()),
             None if end < bytes.len() => Err(ErrorKind::StorageFull.into()),
             None => Ok(()),
         }
@@ -268,7 +268,7 @@ impl State {
 
     fn set_length(&mut self, file: usize, length: usize) -> io::Result<()> {
         if let Some(fault) = self.fault(file, Kind::Write) {
-            return Err(fault.error.into());
+            return Err(fault.error());
         }
         let inode = &mut self.files[file];
         let change = Change::Length(length);
@@ -295,7 +295,7 @@ impl State {
                 change.apply(&mut inode.durable);
             }
         }
-        fault.map_or(Ok(()), |fault| Err(fault.error.into()))
+        fault.map_or(Ok(()), |fault| Err(fault.error()))
     }
 }
 
@@ -368,7 +368,7 @@ impl Disk for SimDisk {
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
         self.step(Step::Change, ("sync", directory), |state| {
             if let Some(fault) = state.fault(usize::MAX, Kind::Sync) {
-                return Err(fault.error.into());
+                return Err(fault.error());
             }
             let directory = state.directory(directory)?;
             for change in std::mem::take(&mut directory.pending) {
@@ -411,7 +411,7 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
         self.disk.look(|state| match state.fault(self.file, Kind::Read) {
-            Some(fault) => Err(fault.error.into()),
+            Some(fault) => Err(fault.error()),
             None => Ok(state.files[self.file].content.read(out, position(offset)?)),
         })
     }
@@ -426,7 +426,7 @@ impl DiskFile for SimFile {
         let pages = position(length)?.div_ceil(PAGE);
         self.change(("allocate", length), |state| {
             if let Some(fault) = state.fault(self.file, Kind::Write) {
-                return Err(fault.error.into());
+                return Err(fault.error());
             }
             if state.allocate(self.file, 0..pages) < pages {
                 return Err(ErrorKind::StorageFull.into());

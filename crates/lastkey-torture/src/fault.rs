@@ -1,6 +1,6 @@
 //! Accesses that fail.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 use crate::Random;
 
@@ -33,6 +33,15 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// The error as a system gives it, with its number: that is how what reads through a decoder
+    /// tells a disk that refuses from a file that was changed.
+    pub fn error(&self) -> io::Error {
+        match self.error {
+            ErrorKind::StorageFull => rustix::io::Errno::NOSPC.into(),
+            _ => rustix::io::Errno::IO.into(),
+        }
+    }
+
     /// Whether this access fails.
     pub fn strikes(&mut self, name: &str, kind: Kind) -> bool {
         if kind != self.kind || !name.starts_with(&self.file) || self.times == 0 {

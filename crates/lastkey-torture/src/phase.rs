@@ -85,6 +85,11 @@ async fn poll_once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Poll<F::Outpu
     std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
 }
 
+/// Tasks of this thread's runtime that have not ended.
+fn alive_tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
 impl Phase {
     /// Lives. Runs on a thread of its own, which is the one the scheduler knows as the runtime.
     ///
@@ -104,6 +109,7 @@ impl Phase {
     async fn run(&mut self) -> Result<(), Stop> {
         let mut engine = self.start().await?;
         self.look(&engine).await?;
+        let resident = alive_tasks();
         let mut workload = Workload::new(Random::new(self.random.next()));
         workload.fat = self.course.fat;
         let mut flight = Flight::default();
@@ -115,7 +121,7 @@ impl Phase {
                     self.troubled = true;
                 }
                 if trouble.ends == number {
-                    engine = self.recover(engine, &mut flight).await?;
+                    engine = self.recover(engine, &mut flight, resident).await?;
                 }
             }
             while flight.0.len() >= self.course.callers {
@@ -133,9 +139,10 @@ impl Phase {
             self.let_time_pass().await;
         }
         if self.troubled {
-            engine = self.recover(engine, &mut flight).await?;
+            engine = self.recover(engine, &mut flight, resident).await?;
         }
         self.land(&mut flight).await?;
+        self.outlive_the_left(resident).await?;
         self.look(&engine).await?;
         self.drive(engine.shutdown()).await
     }
@@ -161,7 +168,12 @@ impl Phase {
 
     /// Ends what fails on purpose. The engine must come back by itself, or say that it wants to
     /// be started anew.
-    async fn recover(&mut self, engine: Engine, flight: &mut Flight) -> Result<Engine, Stop> {
+    async fn recover(
+        &mut self,
+        engine: Engine,
+        flight: &mut Flight,
+        resident: usize,
+    ) -> Result<Engine, Stop> {
         self.land(flight).await?;
         Trouble::end(&self.world.disk);
         for _ in 0..200 {
@@ -193,6 +205,7 @@ impl Phase {
             engine = self.start().await?;
         }
         self.troubled = false;
+        self.outlive_the_left(resident).await?;
         self.look(&engine).await?;
         Ok(engine)
     }
@@ -236,6 +249,7 @@ impl Phase {
                     Poll::Pending => index += 1,
                     Poll::Ready(answer) => {
                         drop(flight.0.remove(index));
+                        self.alive()?;
                         tracing::debug!(number, ?answer, "answered");
                         self.model.answer(number, answer, self.troubled)?;
                     }
@@ -261,6 +275,19 @@ impl Phase {
         Err(Stop::Wrong(format!("no answer to {:?}", self.model.issued[number].op)))
     }
 
+    /// Waits until what callers have begun and left is done: until then it may be seen in the log
+    /// although it was not yet seen in the store.
+    async fn outlive_the_left(&mut self, resident: usize) -> Result<(), Stop> {
+        for _ in 0..PATIENCE {
+            if alive_tasks() <= resident {
+                break;
+            }
+            self.drive(tokio::task::yield_now()).await?;
+            self.turn()?;
+        }
+        Ok(())
+    }
+
     /// A caller goes away.
     fn hang_up(&mut self, flight: &mut Flight) {
         if let Some((number, _)) = flight.0.pop() {
@@ -275,12 +302,17 @@ impl Phase {
         loop {
             for _ in 0..YIELDS {
                 if let Poll::Ready(done) = poll_once(future.as_mut()).await {
-                    return Ok(done);
+                    return self.alive().map(|()| done);
                 }
                 tokio::task::yield_now().await;
             }
             self.turn()?;
         }
+    }
+
+    /// What comes of a machine that is off is nobody's answer.
+    fn alive(&self) -> Result<(), Stop> {
+        if self.world.disk.gate().is_dead() { Err(Stop::Crashed) } else { Ok(()) }
     }
 
     /// Lets somebody else go on.
