@@ -7,6 +7,7 @@
 
 mod connector;
 mod hedge;
+mod stream;
 pub(crate) mod tls;
 
 use std::{
@@ -25,6 +26,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 
+pub use self::stream::MaybeTls;
 use crate::{ConfigError, Endpoint, Error, Timeouts, api::Reply};
 
 /// An answer larger than this is no answer of ours: a page of audit records stays far below.

@@ -13,20 +13,16 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection},
-    rt::TokioIo,
-};
+use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::{
     net::{TcpStream, UnixStream},
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
-use super::tls;
+use super::{stream::MaybeTls, tls};
 use crate::{ConfigError, Endpoint, EndpointError, Error, Timeouts};
 
 /// How long an address has before the next one is tried as well.
@@ -97,9 +93,9 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = Stream;
+    type Response = MaybeTls<UnixStream>;
     type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<MaybeTls<UnixStream>, ConnectError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         Poll::Ready(Ok(()))
@@ -112,11 +108,11 @@ impl Service<Uri> for Connector {
 }
 
 impl Target {
-    async fn connect(&self) -> Result<Stream, ConnectError> {
+    async fn connect(&self) -> Result<MaybeTls<UnixStream>, ConnectError> {
         match self {
             Self::Unix { path, connect } => {
                 let stream = in_time(*connect, UnixStream::connect(path)).await;
-                Ok(Stream::Unix(TokioIo::new(stream.map_err(ConnectError::Unreachable)?)))
+                Ok(MaybeTls::Plain(TokioIo::new(stream.map_err(ConnectError::Unreachable)?)))
             }
             Self::Tls { host, port, name, tls, connect, handshake } => {
                 let tcp = connect_tcp(host, *port, *connect).await;
@@ -125,7 +121,7 @@ impl Target {
                 tcp.set_nodelay(true).map_err(ConnectError::Unreachable)?;
                 let stream = in_time(*handshake, tls.connect(name.clone(), tcp)).await;
                 let stream = stream.map_err(ConnectError::Handshake)?;
-                Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+                Ok(MaybeTls::Tls(Box::new(TokioIo::new(stream))))
             }
         }
     }
@@ -155,65 +151,6 @@ async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpSt
                 Err(error) => last = error,
             },
             () = sleep(STAGGER), if more => {}
-        }
-    }
-}
-
-/// A connection of either kind.
-pub(super) enum Stream {
-    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
-    Unix(TokioIo<UnixStream>),
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        let connected = Connected::new();
-        match self {
-            Self::Tls(stream) => match stream.inner().get_ref().1.alpn_protocol() {
-                Some(b"h2") => connected.negotiated_h2(),
-                _ => connected,
-            },
-            Self::Unix(_) => connected,
-        }
-    }
-}
-
-impl Read for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -11,15 +11,12 @@ use std::{
 };
 
 use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection},
-    rt::TokioIo,
-};
+use hyper_util::rt::TokioIo;
+use lastkey_client::MaybeTls;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use super::{AccessError, ServerUrl};
@@ -109,9 +106,9 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = Stream;
+    type Response = MaybeTls<TcpStream>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<MaybeTls<TcpStream>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -124,15 +121,15 @@ impl Service<Uri> for Connector {
 }
 
 impl Target {
-    async fn connect(&self) -> io::Result<Stream> {
+    async fn connect(&self) -> io::Result<MaybeTls<TcpStream>> {
         let tcp = connect_tcp(&self.host, self.port).await?;
         // small requests and answers: waiting to fill a segment only adds delay
         tcp.set_nodelay(true)?;
         match &self.tls {
-            None => Ok(Stream::Plain(TokioIo::new(tcp))),
+            None => Ok(MaybeTls::Plain(TokioIo::new(tcp))),
             Some((tls, name)) => {
                 let stream = in_time(tls.connect(name.clone(), tcp)).await?;
-                Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+                Ok(MaybeTls::Tls(Box::new(TokioIo::new(stream))))
             }
         }
     }
@@ -142,8 +139,8 @@ impl Connector {
     /// The certificate that the server shows (DER), if it shows one that we trust.
     pub(super) async fn certificate(&self) -> Option<Vec<u8>> {
         match self.0.connect().await.ok()? {
-            Stream::Plain(_) => None,
-            Stream::Tls(stream) => {
+            MaybeTls::Plain(_) => None,
+            MaybeTls::Tls(stream) => {
                 let (_, session) = stream.inner().get_ref();
                 session.peer_certificates()?.first().map(|first| first.to_vec())
             }
@@ -167,63 +164,4 @@ async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
         }
     }
     Err(last)
-}
-
-/// A connection of either kind.
-pub(super) enum Stream {
-    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
-    Plain(TokioIo<TcpStream>),
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        let connected = Connected::new();
-        match self {
-            Self::Tls(stream) => match stream.inner().get_ref().1.alpn_protocol() {
-                Some(b"h2") => connected.negotiated_h2(),
-                _ => connected,
-            },
-            Self::Plain(_) => connected,
-        }
-    }
-}
-
-impl Read for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
 }
