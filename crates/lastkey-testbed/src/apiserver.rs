@@ -2,7 +2,7 @@
 
 use crate::pki::{Authority, Pair};
 use crate::process::{Daemon, free_port};
-use crate::{Client, Error, Etcd, Peers, Response};
+use crate::{Act, Client, Error, Etcd, Peers, Proxy, Request, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value as Json, json};
@@ -39,6 +39,29 @@ pub struct Apiserver {
     dir: PathBuf,
     client: Client,
     kubeconfig: PathBuf,
+    address: String,
+    pki: Pki,
+}
+
+/// Certificates and keys of one cluster.
+#[derive(Clone)]
+struct Pki {
+    ca_file: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+    admin: Identity,
+}
+
+impl Pki {
+    fn new(dir: &Path) -> Result<Self, Error> {
+        let ca = Authority::new("testbed")?;
+        let ca_file = dir.join("cluster-ca.pem");
+        std::fs::write(&ca_file, ca.certificate()).map_err(Error::file(&ca_file))?;
+        let (cert, key) = ca.server("kube-apiserver")?.write(dir, "kube-apiserver")?;
+        let pair = ca.client("admin", &["system:masters"])?;
+        let admin = Identity { pair, ca: ca.certificate().to_owned() };
+        Ok(Self { ca_file, cert, key, admin })
+    }
 }
 
 impl Apiserver {
@@ -53,11 +76,30 @@ impl Apiserver {
         dir: &Path,
         options: &ApiserverOptions<'_>,
     ) -> Result<Self, Error> {
-        let ca = Authority::new("testbed")?;
-        let ca_file = dir.join("cluster-ca.pem");
-        std::fs::write(&ca_file, ca.certificate()).map_err(Error::file(&ca_file))?;
-        let (cert, key) = ca.server("kube-apiserver")?.write(dir, "kube-apiserver")?;
-        let admin = ca.client("admin", &["system:masters"])?;
+        Self::spawn(peers, etcd, (dir, Pki::new(dir)?), options)
+    }
+
+    /// Starts another one of the same cluster: on the same etcd, with the same certificates and
+    /// keys, and its files in a `dir` of its own.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_beside(
+        &self,
+        peers: &Peers,
+        (etcd, dir): (&Etcd, &Path),
+        options: &ApiserverOptions<'_>,
+    ) -> Result<Self, Error> {
+        Self::spawn(peers, etcd, (dir, self.pki.clone()), options)
+    }
+
+    fn spawn(
+        peers: &Peers,
+        etcd: &Etcd,
+        (dir, pki): (&Path, Pki),
+        options: &ApiserverOptions<'_>,
+    ) -> Result<Self, Error> {
+        let Pki { ca_file, cert, key, admin } = &pki;
         let port = free_port()?;
         let mut command = Command::new(peers.path(&format!("kube-apiserver-{}", options.version)));
         let file = |name: &str, path: &Path| format!("--{name}={}", path.display());
@@ -67,25 +109,24 @@ impl Apiserver {
             .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
             // Refused by 1.37 with a loopback address otherwise.
             .arg("--endpoint-reconciler-type=none")
-            .arg(file("tls-cert-file", &cert))
-            .arg(file("tls-private-key-file", &key))
-            .arg(file("client-ca-file", &ca_file))
+            .arg(file("tls-cert-file", cert))
+            .arg(file("tls-private-key-file", key))
+            .arg(file("client-ca-file", ca_file))
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             // The public half is read from the certificate.
-            .arg(file("service-account-key-file", &cert))
-            .arg(file("service-account-signing-key-file", &key))
+            .arg(file("service-account-key-file", cert))
+            .arg(file("service-account-signing-key-file", key))
             .args(["--service-cluster-ip-range=10.0.0.0/24", "--authorization-mode=RBAC"])
             // There is no controller manager to make service accounts.
             .arg("--disable-admission-plugins=ServiceAccount")
             .arg(file("encryption-provider-config", options.encryption_config))
             .args(options.flags);
         let address = format!("127.0.0.1:{port}");
-        let client = Client::tls(&address, ca.certificate(), Some(&admin))?;
-        let identity = Identity { pair: admin, ca: ca.certificate().to_owned() };
-        let kubeconfig = write_kubeconfig(dir, &address, &identity)?;
+        let client = Client::tls(&address, &admin.ca, Some(&admin.pair))?;
+        let kubeconfig = write_kubeconfig(dir, &address, admin)?;
         let process = Daemon::start("kube-apiserver", &command, dir)?;
         let dir = dir.to_path_buf();
-        let mut apiserver = Self { process, command, dir, client, kubeconfig };
+        let mut apiserver = Self { process, command, dir, client, kubeconfig, address, pki };
         apiserver.wait_until_serving()?;
         Ok(apiserver)
     }
@@ -130,6 +171,26 @@ impl Apiserver {
         self.process.until("the default namespace exists", START, || {
             client.get(namespace)?.expect_ok("namespace").map(drop)
         })
+    }
+
+    /// A proxy in front of it; clients reach this apiserver through it as if it were its own
+    /// address, with a token.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn proxy(
+        &self,
+        hook: impl Fn(&Request) -> Act + Send + Sync + 'static,
+    ) -> Result<Proxy, Error> {
+        let read = |path: &Path| std::fs::read_to_string(path).map_err(Error::file(path));
+        let (cert, key) = (read(&self.pki.cert)?, read(&self.pki.key)?);
+        Proxy::start(Client::tls(&self.address, &self.pki.admin.ca, None)?, (&cert, &key), hook)
+    }
+
+    /// `https://host:port`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
     }
 
     /// An administrator's client.

@@ -135,6 +135,16 @@ impl Etcd {
         self.call("put", &put).map(drop)
     }
 
+    /// Forgets everything older than now, as an apiserver has it do every five minutes.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub fn compact(&self) -> Result<(), Error> {
+        let now = self.call("range", &json!({ "key": BASE64.encode("/") }))?;
+        let revision = now["header"]["revision"].as_str().unwrap_or_default();
+        self.call("compaction", &json!({ "revision": revision, "physical": true })).map(drop)
+    }
+
     /// Deletes a key behind everybody's back.
     ///
     /// # Errors

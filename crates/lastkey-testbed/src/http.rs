@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::pki::Pair;
+use crate::session::{Session, Stream};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -126,18 +127,29 @@ impl Client {
         })
     }
 
+    /// A connection of its own that is kept.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     fn exchange(&self, request: &[u8]) -> Result<Vec<u8>, String> {
+        talk(self.connect()?, request)
+    }
+
+    pub(crate) fn connect(&self) -> Result<Box<dyn Stream>, String> {
         let socket = TcpStream::connect(&self.address).map_err(|e| e.to_string())?;
         socket.set_read_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;
-        match &self.tls {
-            None => talk(socket, request),
-            Some(config) => {
-                let host = self.address.rsplit_once(':').map_or("", |(host, _)| host);
-                let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
-                let connection = ClientConnection::new(Arc::clone(config), name);
-                talk(StreamOwned::new(connection.map_err(|e| e.to_string())?, socket), request)
-            }
-        }
+        socket.set_nodelay(true).map_err(|e| e.to_string())?;
+        let Some(config) = &self.tls else { return Ok(Box::new(socket)) };
+        let host = self.address.rsplit_once(':').map_or("", |(host, _)| host);
+        let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
+        let connection = ClientConnection::new(Arc::clone(config), name);
+        Ok(Box::new(StreamOwned::new(connection.map_err(|e| e.to_string())?, socket)))
     }
 }
 
