@@ -26,8 +26,8 @@ pub use plugin::{
     PluginRecords, PluginStatus, PluginStatusRequest, Refusal,
 };
 pub use rotations::{
-    FinishRotation, FoundObjects, Rotation, RotationLease, RotationPhase, SaveRotation,
-    StartRotation,
+    Course, FinishRotation, FoundObjects, Rotation, RotationLease, RotationPhase, SaveRotation,
+    StartRotation, Way,
 };
 
 /// How much longer than its own waiting time a long poll may take.

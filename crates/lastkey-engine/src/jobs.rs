@@ -28,12 +28,18 @@ pub(crate) const KEPT: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// Another provider shall write: it is made readable for every apiserver.
+    Preparing,
+    /// It is made the one that writes, at every apiserver.
+    Switching,
     /// The version is there; not every apiserver uses it yet.
     Converging,
     /// Objects are written back.
     Rewriting,
     /// It is looked whether any is left.
     Verifying,
+    /// Providers that nothing is under any more are taken out.
+    Removing,
     /// It is over, and there is a report.
     Finished,
     /// It was given up; what was rewritten stays so.
@@ -50,27 +56,72 @@ impl Phase {
     ///
     /// Back to [`Phase::Converging`] because the key was rotated once more meanwhile, or an
     /// apiserver fell back; back to [`Phase::Rewriting`] because something was left.
+    /// [`Rotation::may_become`] adds what a change of provider may and a mere rotation may not.
     pub fn may_become(self, next: Self) -> bool {
-        use Phase::{Cancelled, Converging, Finished, Rewriting, Verifying};
+        use Phase::{
+            Cancelled, Converging, Finished, Preparing, Removing, Rewriting, Switching, Verifying,
+        };
         match (self, next) {
             (Finished | Cancelled, _) => false,
-            (_, Cancelled | Converging) => true,
+            (_, Cancelled) => true,
+            (Preparing, next) => matches!(next, Preparing | Switching),
+            (Switching, next) => matches!(next, Preparing | Switching | Converging | Rewriting),
+            (_, Converging | Preparing) => true,
             (Converging, next) => next == Rewriting,
             (Rewriting, next) => matches!(next, Rewriting | Verifying),
-            (Verifying, next) => matches!(next, Rewriting | Verifying | Finished),
+            (Verifying, next) => matches!(next, Rewriting | Verifying | Removing | Finished),
+            (Removing, next) => matches!(next, Rewriting | Removing | Finished),
         }
+    }
+
+    /// Whether only a change of provider has it.
+    pub fn is_of_a_change(self) -> bool {
+        matches!(self, Self::Preparing | Self::Switching | Self::Removing)
     }
 
     /// Its word.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Preparing => "preparing",
+            Self::Switching => "switching",
             Self::Converging => "converging",
             Self::Rewriting => "rewriting",
             Self::Verifying => "verifying",
+            Self::Removing => "removing",
             Self::Finished => "finished",
             Self::Cancelled => "cancelled",
         }
     }
+}
+
+/// Which way a cluster's objects go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// Under the cluster's key, from whatever they are under.
+    Enable,
+    /// Away from it: in clear, or under another provider.
+    Disable,
+}
+
+impl Way {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+        }
+    }
+}
+
+/// A change of the provider by which a cluster's objects are written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Course {
+    /// Which way.
+    pub way: Way,
+    /// What exactly is wanted, for the worker.
+    pub goal: Value,
 }
 
 /// Who does it, and until when that is believed.
@@ -96,6 +147,9 @@ pub struct Rotation {
     /// Only this namespace; nothing becomes free then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// What it changes besides; nothing for a mere rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub course: Option<Course>,
     /// Where it is.
     pub phase: Phase,
     /// Whether the worker shall rest.
@@ -122,6 +176,22 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// Whether it may go on with `next`.
+    pub fn may_become(&self, next: Phase) -> bool {
+        let own = match (&self.course, self.phase, next) {
+            (None, _, next) => !next.is_of_a_change(),
+            // What was taken out of the configuration has to have been looked for.
+            (Some(_), Phase::Verifying, Phase::Finished) => false,
+            (Some(_), ..) => true,
+        };
+        own && self.phase.may_become(next)
+    }
+
+    /// Whether everything leaves the key.
+    pub fn leaves(&self) -> bool {
+        self.course.as_ref().is_some_and(|course| course.way == Way::Disable)
+    }
+
     /// Claims it for `holder`.
     ///
     /// # Errors
@@ -146,7 +216,7 @@ impl Rotation {
     /// # Errors
     /// [`Error::Claimed`] if somebody else has claimed it since.
     pub(crate) fn step(&mut self, fence: u64, next: Phase, now: Timestamp) -> Result<(), Error> {
-        if !self.phase.may_become(next) {
+        if !self.may_become(next) {
             return Err(Error::StateConflict { state: self.phase.name() });
         }
         let lost = || Error::Claimed { by: "another worker".to_owned(), until: now };
@@ -243,6 +313,7 @@ mod tests {
             key: KeyId::from_bytes([2; 16]),
             target: KeyVersionId::from_bytes([3; 16]),
             namespace: None,
+            course: None,
             phase: Phase::Converging,
             paused: false,
             fence: 0,
@@ -257,17 +328,35 @@ mod tests {
 
     #[test]
     fn the_whole_life() {
-        use Phase::{Cancelled, Converging, Finished, Rewriting, Verifying};
-        let table = [
+        use Phase::{
+            Cancelled, Converging, Finished, Preparing, Removing, Rewriting, Switching, Verifying,
+        };
+        let all =
+            [Preparing, Switching, Converging, Rewriting, Verifying, Removing, Finished, Cancelled];
+        let rotation = [
             (Converging, &[Converging, Rewriting, Cancelled][..]),
             (Rewriting, &[Converging, Rewriting, Verifying, Cancelled]),
             (Verifying, &[Converging, Rewriting, Verifying, Finished, Cancelled]),
             (Finished, &[]),
             (Cancelled, &[]),
         ];
-        for (from, allowed) in table {
-            for to in [Converging, Rewriting, Verifying, Finished, Cancelled] {
-                assert_eq!(from.may_become(to), allowed.contains(&to), "{from:?} → {to:?}");
+        let change = [
+            (Preparing, &[Preparing, Switching, Cancelled][..]),
+            (Switching, &[Preparing, Switching, Converging, Rewriting, Cancelled]),
+            (Converging, &[Preparing, Converging, Rewriting, Cancelled]),
+            (Rewriting, &[Preparing, Converging, Rewriting, Verifying, Cancelled]),
+            (Verifying, &[Preparing, Converging, Rewriting, Verifying, Removing, Cancelled]),
+            (Removing, &[Preparing, Converging, Rewriting, Removing, Finished, Cancelled]),
+            (Finished, &[]),
+            (Cancelled, &[]),
+        ];
+        for (course, table) in [(None, &rotation[..]), (Some(Way::Enable), &change)] {
+            let course = course.map(|way| Course { way, goal: Value::Null });
+            for (from, allowed) in table {
+                let work = Rotation { phase: *from, course: course.clone(), ..example() };
+                for to in all {
+                    assert_eq!(work.may_become(to), allowed.contains(&to), "{from:?} → {to:?}");
+                }
             }
         }
     }

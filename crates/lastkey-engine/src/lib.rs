@@ -58,7 +58,7 @@ pub use instance::{
     Attendant, GIVEN_UP, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError,
     Order, Outcome, With,
 };
-pub use jobs::{LEASE, Lease, Phase, ReportError, Rotation, verify_report};
+pub use jobs::{Course, LEASE, Lease, Phase, ReportError, Rotation, Way, verify_report};
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,
     Page, Primary, ProtectionLevel, RotationPolicy,

@@ -310,6 +310,7 @@ async fn a_rotation_is_claimed_saved_and_finished() {
         key: None,
         keep_version,
         namespace: None,
+        course: None,
     };
     let begun = engine.execute(&root(&engine), start(false)).await.unwrap();
     assert_ne!(begun.rotation.target, key.primary.version);

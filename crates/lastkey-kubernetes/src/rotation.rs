@@ -37,6 +37,7 @@ use lastkey_client::{
 use lastkey_crypto::KeyVersionId;
 use serde_json::{Value, json};
 
+pub(crate) use self::convergence::{hash_of, told_last};
 pub use self::state::{Counts, Refusal};
 use self::{gate::Gate, state::State};
 use crate::cluster::{ApiError, ApiServer};
@@ -247,6 +248,10 @@ impl Worker {
                     } else {
                         return self.finish(claim).await;
                     }
+                }
+                // A change of provider; a worker that knows none leaves it to another.
+                RotationPhase::Preparing | RotationPhase::Switching | RotationPhase::Removing => {
+                    return Err(RotateError::State.into());
                 }
                 RotationPhase::Finished => return Ok(()),
                 RotationPhase::Cancelled => return Err(RotateError::Cancelled.into()),

@@ -13,16 +13,41 @@ use crate::{Client, Error};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RotationPhase {
+    /// Another provider is made readable for every apiserver.
+    Preparing,
+    /// It is made the one that writes.
+    Switching,
     /// Not every apiserver uses the version yet.
     Converging,
     /// Objects are written back.
     Rewriting,
     /// It is looked whether any is left.
     Verifying,
+    /// Providers that nothing is under any more are taken out.
+    Removing,
     /// It is over, and there is a report.
     Finished,
     /// It was given up.
     Cancelled,
+}
+
+/// Which way a cluster's objects go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// Under the cluster's key.
+    Enable,
+    /// Away from it.
+    Disable,
+}
+
+/// A change of the provider by which a cluster's objects are written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    /// Which way.
+    pub way: Way,
+    /// What exactly is wanted; the worker's own.
+    pub goal: Value,
 }
 
 /// Who works on it.
@@ -48,6 +73,9 @@ pub struct Rotation {
     /// Only this namespace.
     #[serde(default)]
     pub namespace: Option<String>,
+    /// What it changes besides; nothing for a mere rotation.
+    #[serde(default)]
+    pub course: Option<Course>,
     /// Where it is.
     pub phase: RotationPhase,
     /// Whether to rest.
@@ -81,6 +109,11 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// Which way it goes, if it changes the provider.
+    pub fn way(&self) -> Option<Way> {
+        self.course.as_ref().map(|course| course.way)
+    }
+
     /// Whether nothing follows.
     pub fn is_over(&self) -> bool {
         matches!(self.phase, RotationPhase::Finished | RotationPhase::Cancelled)
@@ -98,6 +131,9 @@ pub struct StartRotation {
     /// Only this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// What it changes besides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub course: Option<Course>,
 }
 
 /// A step of a worker.

@@ -13,7 +13,7 @@ use crate::{
     barrier::{Expect, Stored, to_json},
     dependants::{Dependant, Label},
     engine::Core,
-    jobs::{self, KEPT, MAX_REPORT, MAX_STATE, Phase, Rotation},
+    jobs::{self, Course, KEPT, MAX_REPORT, MAX_STATE, Phase, Rotation},
     key::{Key, KeyRef},
     policy::Resource,
     records::Change,
@@ -45,7 +45,12 @@ pub struct StartRotation {
     pub keep_version: bool,
     /// Only this namespace.
     pub namespace: Option<String>,
+    /// What it changes besides. No new version is made then, and all namespaces are meant.
+    pub course: Option<Course>,
 }
+
+/// The most bytes of what a worker is told to do.
+const MAX_GOAL: usize = 16 * 1024;
 
 impl Command for StartRotation {
     const ACTION: Action = Action::StartRotation;
@@ -57,6 +62,15 @@ impl Command for StartRotation {
     }
 
     fn validate(&self) -> Result<(), Error> {
+        if let Some(course) = &self.course {
+            let size = serde_json::to_vec(&course.goal).map_or(usize::MAX, |bytes| bytes.len());
+            if size > MAX_GOAL {
+                return Err(Error::LimitExceeded { what: "bytes of a goal", limit: MAX_GOAL });
+            }
+            if self.namespace.is_some() {
+                return Err(Error::invalid("namespace", "a provider is for all of them"));
+            }
+        }
         check_name("namespace", self.namespace.as_deref().unwrap_or("x"))
     }
 
@@ -70,7 +84,7 @@ impl Command for StartRotation {
         key.value.state.usable()?;
         let now = core.clock.now();
         let (mut change, mut new) = (Change::new(), key.value.clone());
-        if !self.keep_version {
+        if !self.keep_version && self.course.is_none() {
             let version = new_version(core, new.id, new.spec, now);
             scope.record.field("new_key_version", version.id);
             new.promote(version.id, Epoch::random(&*core.entropy), now);
@@ -78,13 +92,20 @@ impl Command for StartRotation {
         }
         let id = Label::parse(&core.new_uuid(now).to_string())?;
         scope.record.field("rotation", &id);
+        if let Some(course) = &self.course {
+            scope.record.field("way", course.way.name());
+        }
         let rotation = Rotation {
             id,
             cluster: self.cluster,
             key: new.id,
             target: new.primary.version,
             namespace: self.namespace.clone(),
-            phase: Phase::Converging,
+            phase: match self.course {
+                None => Phase::Converging,
+                Some(_) => Phase::Preparing,
+            },
+            course: self.course.clone(),
             paused: false,
             fence: 0,
             lease: None,
@@ -325,7 +346,7 @@ impl Command for FinishRotation {
         let mut rotation = old.value.clone();
         rotation.step(self.fence, Phase::Finished, now)?;
         // The key was rotated once more: what was proven is about a version that is old already.
-        if key.value.primary.version != rotation.target {
+        if key.value.primary.version != rotation.target && !rotation.leaves() {
             return Err(Error::StaleKeyVersion);
         }
         rotation.lease = None;
@@ -354,7 +375,8 @@ fn sign(
 }
 
 /// Writes down what was found of the cluster. All apiservers use the target, which is what a
-/// rotation waits for and looks at again; so older uses are settled by the look.
+/// rotation waits for and looks at again; so older uses are settled by the look. Once everything
+/// has left the key, none of them uses any version.
 fn release(
     core: &Core,
     key: &Stored<Key>,
@@ -366,7 +388,8 @@ fn release(
     }
     let id = rotation.cluster.to_string();
     let old = core.records.dependants.find(key.value.id, CLUSTER_KIND, &id);
-    let in_use = BTreeSet::from([rotation.target]);
+    let in_use: BTreeSet<_> =
+        Some(rotation.target).filter(|_| !rotation.leaves()).into_iter().collect();
     let used = old
         .as_deref()
         .map(|old| Dependant::unsettled(&old.value, &key.value, found.began, Some(&in_use)));

@@ -6,7 +6,7 @@
 //! its health check `kms-provider…` fails. So both have to hold, in this order. Asking for its
 //! health makes it ask for Status itself if the last one is older than twenty seconds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 use lastkey_crypto::mac;
@@ -17,7 +17,7 @@ const TOLD: &str = "apiserver_envelope_encryption_key_id_hash_status_last_timest
 const USED: &str = "apiserver_envelope_encryption_key_id_hash_total{";
 
 /// The hash under which an apiserver's metrics name a key id.
-pub(super) fn hash_of(key_id: &str) -> String {
+pub(crate) fn hash_of(key_id: &str) -> String {
     format!("sha256:{}", hex::encode(mac::sha256(&[key_id.as_bytes()])))
 }
 
@@ -93,6 +93,24 @@ fn newest_is(text: &str, hash: &str) -> Told {
     }
 }
 
+/// The hashes of the key ids that each provider named last; several where they came at one moment.
+pub(crate) fn told_last(text: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut newest: BTreeMap<&str, (f64, BTreeSet<String>)> = BTreeMap::new();
+    for (labels, time) in text.lines().filter_map(|line| sample(line, TOLD)) {
+        let Some(hash) = label(labels, "key_id_hash") else { continue };
+        let provider = label(labels, "provider_name").unwrap_or_default();
+        let (at, hashes) = newest.entry(provider).or_default();
+        if time > *at {
+            *at = time;
+            hashes.clear();
+        }
+        if time >= *at {
+            hashes.insert(hash.to_owned());
+        }
+    }
+    newest.into_iter().map(|(provider, (_, hashes))| (provider.to_owned(), hashes)).collect()
+}
+
 /// Labels and value of a line of that metric.
 fn sample<'a>(line: &'a str, metric: &str) -> Option<(&'a str, f64)> {
     let (labels, value) = line.strip_prefix(metric)?.rsplit_once('}')?;
@@ -109,7 +127,7 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
 
 /// For the fuzz target: reads metrics.
 pub(super) fn parse(text: &str) {
-    let _ = (newest_is(text, "sha256:0"), wrote(text, "sha256:0"));
+    let _ = (newest_is(text, "sha256:0"), wrote(text, "sha256:0"), told_last(text));
 }
 
 #[cfg(test)]
@@ -139,6 +157,21 @@ mod tests {
         for garbage in ["", "}", TOLD, "apiserver_envelope_encryption_key_id_hash_total{} x"] {
             assert_eq!(newest_is(garbage, "sha256:new"), Told::Never);
         }
+    }
+
+    #[test]
+    fn the_newest_of_each_provider() {
+        let text = [
+            line("lastkey", "sha256:old", "5"),
+            line("lastkey", "sha256:new", "6"),
+            line("other", "sha256:one", "7"),
+            line("other", "sha256:two", "7"),
+        ];
+        let told = told_last(&text.concat());
+        let of = |provider: &str| told[provider].iter().map(String::as_str).collect::<Vec<_>>();
+        assert_eq!(of("lastkey"), ["sha256:new"]);
+        assert_eq!(of("other"), ["sha256:one", "sha256:two"]);
+        assert!(told_last("}").is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::Method;
 use lastkey_crypto::{ClusterId, KeyVersionId};
 use lastkey_engine::{
-    Error, KeyRef, Label, Phase, Rotation, Timestamp,
+    Course, Error, KeyRef, Label, Phase, Rotation, Timestamp,
     command::{
         CancelRotation, ClaimRotation, FinishRotation, Found, ListRotations, PauseRotation,
         RotationNow, SaveRotation, StartRotation, Which,
@@ -117,12 +117,14 @@ struct Start {
     #[serde(default)]
     keep_version: bool,
     namespace: Option<String>,
+    course: Option<Course>,
 }
 
 pub(super) async fn start(call: &Call<'_>, path: &str) -> Answer {
-    let Start { key, keep_version, namespace } = call.read()?;
+    let Start { key, keep_version, namespace, course } = call.read()?;
     let key = key.as_deref().map(KeyRef::parse).transpose()?;
-    let start = StartRotation { cluster: cluster_of(path)?, key, keep_version, namespace };
+    let cluster = cluster_of(path)?;
+    let start = StartRotation { cluster, key, keep_version, namespace, course };
     let begun = call.execute(start).await?;
     shown(call, begun)
 }

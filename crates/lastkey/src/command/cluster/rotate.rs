@@ -12,7 +12,7 @@ use std::{
 
 use lastkey_client::{
     Client,
-    native::{Rotation, RotationPhase, StartRotation},
+    native::{Rotation, RotationPhase, StartRotation, Way},
 };
 use lastkey_crypto::{ClusterId, Entropy as _, SystemEntropy, signing::PublicKey};
 use lastkey_kubernetes::{
@@ -51,6 +51,13 @@ pub(super) fn run(
             let active = active.ok_or_else(|| nothing(name))?;
             return tell(&client, (name, active), options.pause, output).await;
         }
+        if let Some(way) = active.and_then(Rotation::way) {
+            return Err(Failure::failed(format_args!(
+                "{name} is being {}: `lastkey cluster {} {name}` goes on with it",
+                if way == Way::Enable { "enabled" } else { "disabled" },
+                if way == Way::Enable { "enable" } else { "disable" },
+            )));
+        }
         let rotation = match active {
             Some(active) if active.paused && !options.resume => {
                 return Err(Failure::failed(format_args!(
@@ -68,6 +75,7 @@ pub(super) fn run(
                     key: options.key.clone(),
                     keep_version: options.keep_version,
                     namespace: options.namespace.clone(),
+                    course: None,
                 };
                 client.start_rotation(cluster, &start).await?
             }

@@ -74,6 +74,9 @@ impl Progress {
 
     fn phase(&self, phase: RotationPhase) {
         let said = match phase {
+            RotationPhase::Preparing => "having every apiserver read what the new provider writes",
+            RotationPhase::Switching => "having every apiserver write by it",
+            RotationPhase::Removing => "taking out what nothing is under any more",
             RotationPhase::Converging => "waiting until every apiserver uses the new key id",
             RotationPhase::Rewriting => "writing every object anew",
             RotationPhase::Verifying => "looking whether any is left",
