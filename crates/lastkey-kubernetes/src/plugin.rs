@@ -32,7 +32,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use lastkey_client::Client;
 use lastkey_crypto::ClusterId;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc, oneshot, watch as channel},
+    sync::{Notify, Semaphore, oneshot, watch as channel},
     task::AbortHandle,
 };
 use tonic::transport::Server;
@@ -58,8 +58,6 @@ pub use self::{
 /// How long an apiserver that dials waits for the server's first answer, whichever it is; then it is
 /// told that there was none.
 const OPENS_WITHIN: Duration = Duration::from_secs(10);
-/// Seeds that wait to be read back; more are not.
-const READ_BACK: usize = 256;
 /// How long calls in flight have at the end.
 const DRAIN: Duration = Duration::from_secs(4);
 /// Streams one connection may have open; an apiserver's Decrypts are at most so many.
@@ -274,7 +272,6 @@ impl Plugin {
         let opens = open(door.clone(), view.clone(), predecessor);
         let _opens = AbortOnDrop(tokio::spawn(opens).abort_handle());
         // 2. Answer the apiserver.
-        let (read_back, to_be_read) = mpsc::channel(READ_BACK);
         let core = Arc::new(Core {
             client: config.client.clone(),
             key: config.key,
@@ -284,15 +281,12 @@ impl Plugin {
             budget: config.budget,
             last_announced: Announced::default(),
             memory: memory.clone(),
-            read_back: memory.is_some().then_some(read_back),
             metrics: metrics.memory(),
         });
         // 3. Remember, record and deliver what was answered without the server.
         let _memory = memory.clone().map(|memory| {
-            let (core, client) = (core.clone(), config.client);
-            let work = async move {
-                tokio::join!(memory.work(&client), core.read_back_all(to_be_read));
-            };
+            let client = config.client;
+            let work = async move { memory.work(&client).await };
             AbortOnDrop(tokio::spawn(work).abort_handle())
         });
         let closed = metrics.closed();

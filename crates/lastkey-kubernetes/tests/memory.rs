@@ -82,6 +82,27 @@ async fn what_was_opened_once_is_not_asked_for_again_and_every_answer_is_recorde
 }
 
 #[tokio::test]
+async fn what_the_server_opened_when_it_made_it_costs_no_further_call() {
+    let (plugin, kms, _state) = start().await;
+    let mut sealed = Vec::new();
+    for number in 0..50 {
+        sealed.push(encrypt(&kms, &[number; 32]).await);
+    }
+    remembered(&plugin, 50).await;
+    for (number, sealed) in sealed.iter().enumerate() {
+        assert_eq!(decrypt(&kms, sealed, "u").await.unwrap(), [number as u8; 32]);
+    }
+    assert_eq!(decrypts(&plugin.kms), 0, "the server was asked to encrypt, and nothing else");
+    eventually(async || plugin.kms.recorded().0, |count| *count == 50).await;
+    // One that does not say so is asked, once somebody wants to know.
+    plugin.kms.state.lock().opens = false;
+    let sealed = encrypt(&kms, &[99; 32]).await;
+    assert_eq!(plugin.metrics.memory().remembered(), 50);
+    decrypt(&kms, &sealed, "u").await.unwrap();
+    assert_eq!((decrypts(&plugin.kms), plugin.metrics.memory().remembered()), (1, 51));
+}
+
+#[tokio::test]
 async fn reads_go_on_while_the_server_is_away_and_reach_its_log_once() {
     let (mut plugin, kms, _state) = start().await;
     let (seen, unseen) = (encrypt(&kms, &[7; 32]).await, encrypt(&kms, &[8; 32]).await);

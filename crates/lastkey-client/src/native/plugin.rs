@@ -126,6 +126,10 @@ pub struct PluginEncrypted {
     /// The ciphertext blob.
     #[serde(serialize_with = "write_base64", deserialize_with = "read_base64")]
     pub blob: Vec<u8>,
+    /// Whether the server has opened it again, as it would for a Decrypt of this caller;
+    /// older servers don't.
+    #[serde(default)]
+    pub opened: bool,
 }
 
 /// Decrypts for an apiserver.

@@ -12,12 +12,12 @@ use lastkey_crypto::{
 };
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, Semaphore, SemaphorePermit, mpsc, watch},
+    sync::{Notify, Semaphore, SemaphorePermit, watch},
     time::{Instant, timeout_at},
 };
 
 use super::{
-    memory::{Asked, Memory},
+    memory::{Asked, Memory, Ticket},
     metrics::MemoryMetrics,
     problem::{Problem, failure_kind},
     view::{Announcement, View, uptime},
@@ -46,17 +46,18 @@ pub(super) struct Core {
     pub(super) last_announced: Announced,
     /// What was opened before, if that may be remembered.
     pub(super) memory: Option<Arc<Memory>>,
-    /// Takes what was encrypted, to be read back into memory.
-    pub(super) read_back: Option<mpsc::Sender<ReadBack>>,
     pub(super) metrics: Arc<MemoryMetrics>,
 }
 
 /// What an apiserver stores.
-#[derive(Clone)]
 pub(super) struct Sealed {
     pub(super) ciphertext: Vec<u8>,
     pub(super) key_id: String,
     pub(super) annotations: HashMap<String, Vec<u8>>,
+    /// What made it.
+    key: PluginKey,
+    /// Whether the server has opened it again.
+    opened: bool,
 }
 
 /// What an apiserver brings back; v1 has neither key id nor annotations.
@@ -66,12 +67,6 @@ pub(super) struct Stored<'a> {
     pub(super) uid: &'a str,
     pub(super) ciphertext: &'a [u8],
     pub(super) identity: Option<(&'a str, &'a HashMap<String, Vec<u8>>)>,
-}
-
-/// Something that was just encrypted, and whether v1 asked for it.
-pub(super) struct ReadBack {
-    sealed: Sealed,
-    is_v1: bool,
 }
 
 impl Core {
@@ -89,8 +84,9 @@ impl Core {
         announced: &Announced,
         plaintext: &SecretBytes,
     ) -> Result<Sealed, Problem> {
+        let trust = self.memory.as_ref().map(|memory| memory.trust());
         let sealed = self.encrypt_pinned(announced, plaintext).await?;
-        self.read_back(&sealed, false);
+        self.learn((&sealed, Some((&*sealed.key_id, &sealed.annotations))), trust, plaintext);
         Ok(sealed)
     }
 
@@ -127,26 +123,22 @@ impl Core {
     pub(super) async fn encrypt_current(&self, plaintext: &SecretBytes) -> Result<Sealed, Problem> {
         let current = self.in_time(self.current()).await?;
         let current = Announced::new(Mutex::new(Some(current)));
+        let trust = self.memory.as_ref().map(|memory| memory.trust());
         let sealed = self.encrypt_pinned(&current, plaintext).await?;
-        self.read_back(&sealed, true);
+        self.learn((&sealed, None), trust, plaintext);
         Ok(sealed)
     }
 
-    /// Has it opened later, if there is time: nobody waits for that.
-    fn read_back(&self, sealed: &Sealed, is_v1: bool) {
-        if let Some(worker) = &self.read_back {
-            let _ = worker.try_send(ReadBack { sealed: sealed.clone(), is_v1 });
-        }
-    }
-
-    /// Opens what was encrypted, one after the other.
-    pub(super) async fn read_back_all(&self, mut work: mpsc::Receiver<ReadBack>) {
-        while let Some(ReadBack { sealed, is_v1 }) = work.recv().await {
-            let Some(memory) = &self.memory else { return };
-            let Ok(envelope) = PluginBlob::parse(&sealed.ciphertext) else { continue };
-            let identity = (!is_v1).then_some((&*sealed.key_id, &sealed.annotations));
+    /// Remembers what the server has opened before it answered, for who will ask for it so.
+    fn learn(
+        &self,
+        (sealed, identity): (&Sealed, Option<(&str, &HashMap<String, Vec<u8>>)>),
+        trust: Option<Ticket>,
+        plaintext: &SecretBytes,
+    ) {
+        if let (Some(memory), Some(trust), true) = (&self.memory, trust, sealed.opened) {
             let stored = Stored { uid: "", ciphertext: &sealed.ciphertext, identity };
-            memory.learn(Asked::new(&stored, *envelope.key()), || self.fetch(&envelope)).await;
+            memory.learn(&Asked::new(&stored, sealed.key), (trust, plaintext));
         }
     }
 
@@ -214,7 +206,8 @@ impl Core {
         let ciphertext = PluginBlob::new(pin, &answer.blob)
             .map_err(|_| Problem::Inconsistent("the blob is not of the key version it names"))?
             .encode();
-        Ok(Sealed { ciphertext, key_id: pin.key_id(), annotations: annotations(&pin) })
+        let (key_id, annotations) = (pin.key_id(), annotations(&pin));
+        Ok(Sealed { ciphertext, key_id, annotations, key: pin, opened: answer.opened })
     }
 
     /// The generation that encrypts now; just after the start, waits for the first answer.

@@ -26,6 +26,7 @@ use lastkey_crypto::{
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::sleep};
 
+pub(super) use self::cache::Ticket;
 use self::{
     cache::{Cache, Digest},
     flights::{Flights, Place},
@@ -169,22 +170,23 @@ impl Memory {
         }
     }
 
-    /// Opens what was just encrypted, so that it can be read while the server is away. It costs a
-    /// call, which the server records, and shows that what the apiserver will store does open.
-    pub(super) async fn learn<F>(&self, asked: Asked<'_>, fetch: impl Fn() -> F)
-    where
-        F: Future<Output = Result<SecretBytes, Problem>>,
-    {
-        if self.cache.lock().contains(&asked.digest) {
-            return;
+    /// To be taken before the server is asked for something that [`learn`](Self::learn) may keep.
+    pub(super) fn trust(&self) -> Ticket {
+        self.cache.lock().ticket()
+    }
+
+    /// Keeps what the server has opened in the call that made it: it can be read while the server
+    /// is away, at the cost of no call. It is recorded when it is answered with.
+    pub(super) fn learn(&self, asked: &Asked<'_>, (trust, opened): (Ticket, &SecretBytes)) {
+        if self.may_use(&asked.key.lineage) {
+            self.keep(asked, (trust, opened));
         }
-        if let Place::First(flight) = self.flights.board(asked.digest) {
-            let outcome = flight.land(self.fetch(&asked, &fetch).await);
-            self.metrics.read_back(outcome.is_ok());
-            if let Err(problem) = outcome {
-                tracing::warn!(%problem, "what was encrypted could not be read back");
-            }
-        }
+    }
+
+    fn keep(&self, asked: &Asked<'_>, (trust, opened): (Ticket, &SecretBytes)) {
+        let mut cache = self.cache.lock();
+        cache.put(trust, asked.digest, (asked.key.lineage, opened.expose()));
+        self.metrics.entries(cache.len());
     }
 
     /// What the plugin now knows of its keys: what must not be used any more is forgotten.
@@ -241,11 +243,7 @@ impl Memory {
         let lineage = asked.key.lineage;
         let outcome = fetch().await;
         match &outcome {
-            Ok(opened) if self.may_use(&lineage) => {
-                let mut cache = self.cache.lock();
-                cache.put(ticket, asked.digest, (lineage, opened.expose()));
-                self.metrics.entries(cache.len());
-            }
+            Ok(opened) if self.may_use(&lineage) => self.keep(asked, (ticket, opened)),
             Ok(_) => {}
             Err(Problem::Server(error)) => {
                 // a ciphertext that does not open says nothing about its key

@@ -66,6 +66,8 @@ pub struct State {
     pub lease_seconds: u64,
     /// Whether what was opened with the key may be used again.
     pub keeps: bool,
+    /// Whether Encrypt says that it has opened what it made; older servers don't.
+    pub opens: bool,
     /// What was answered elsewhere: the batches, by number.
     pub recorded: Vec<Value>,
 }
@@ -92,6 +94,7 @@ impl FakeKms {
             decrypts: 0,
             lease_seconds: 900,
             keeps: true,
+            opens: true,
             recorded: Vec::new(),
         };
         Arc::new(Self { state: Mutex::new(state), changes: watch::channel(1).0 })
@@ -207,6 +210,7 @@ impl FakeKms {
         let body = json!({
             "cluster": cluster, "lineage": lineage, "key_version": key_version, "epoch": epoch,
             "plugin_key_id": key.key_id(), "blob": BASE64.encode(blob),
+            "opened": state.opens,
         });
         (200, body.to_string())
     }

@@ -19,7 +19,7 @@ const SMALL_SLOT: usize = 64;
 
 /// Names the present state of trust; what was asked for in an earlier one is not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ticket(u64);
+pub(in crate::plugin) struct Ticket(u64);
 
 /// What was opened.
 pub(super) struct Cache {
@@ -57,10 +57,6 @@ impl Cache {
         entry.used = self.uses;
         self.order.insert(self.uses, *digest);
         Some(SecretBytes::new(entry.plaintext.expose().to_vec()))
-    }
-
-    pub(super) fn contains(&self, digest: &Digest) -> bool {
-        self.entries.contains_key(digest)
     }
 
     /// Keeps what the server answered, unless trust was lost since the ticket was taken, or it is

@@ -26,7 +26,6 @@ pub struct MemoryMetrics {
     cached: AtomicU64,
     joined: AtomicU64,
     emptied: [AtomicU64; REASONS.len()],
-    read_back: [AtomicU64; 2],
     lease: AtomicU64,
     recording: AtomicBool,
     waiting: AtomicU64,
@@ -74,10 +73,6 @@ impl MemoryMetrics {
         }
     }
 
-    pub(in crate::plugin) fn read_back(&self, ok: bool) {
-        self.read_back[usize::from(!ok)].fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(in crate::plugin) fn lease(&self, left: Duration) {
         self.lease.store(left.as_secs(), Ordering::Relaxed);
     }
@@ -114,11 +109,6 @@ impl fmt::Display for MemoryMetrics {
         head(f, name, "counter", "How often remembered answers were forgotten, and why.")?;
         for (reason, count) in REASONS.iter().zip(&self.emptied) {
             writeln!(f, "{name}{{reason=\"{reason}\"}} {}", read(count))?;
-        }
-        let name = "lastkey_plugin_read_back_total";
-        head(f, name, "counter", "Encrypted seeds that were opened again at once.")?;
-        for (outcome, count) in ["ok", "failed"].iter().zip(&self.read_back) {
-            writeln!(f, "{name}{{outcome=\"{outcome}\"}} {}", read(count))?;
         }
         let name = "lastkey_plugin_records_delivered_total";
         head(f, name, "counter", "Batches of local answers that the server has recorded.")?;
@@ -161,7 +151,6 @@ mod tests {
         let metrics = MemoryMetrics::default();
         metrics.cached();
         metrics.emptied("lease");
-        metrics.read_back(false);
         metrics.failed("garbage");
         metrics.spool((true, 3));
         let text = metrics.to_string();
@@ -169,7 +158,6 @@ mod tests {
             "lastkey_plugin_local_answers_total{how=\"cached\"} 1",
             "lastkey_plugin_local_answers_total{how=\"joined\"} 0",
             "lastkey_plugin_cache_emptied_total{reason=\"lease\"} 1",
-            "lastkey_plugin_read_back_total{outcome=\"failed\"} 1",
             "lastkey_plugin_server_failures_total{kind=\"garbage\"} 1",
             "lastkey_plugin_recording 1",
             "lastkey_plugin_records_waiting 3",
