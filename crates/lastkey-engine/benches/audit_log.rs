@@ -60,7 +60,7 @@ fn main() {
     verifications(&audit, plain, "{ zstd -dcq segment-*.zst; cat segment-*.jsonl; }");
     searches(&log, records);
     let started = Instant::now();
-    let nonces = log.nonces(at(records - 300_000), 2_000_000).unwrap();
+    let nonces = log.nonces(at(records - 300_000), 2_000_000).unwrap().seen;
     println!(
         "  {:<44} {:>8.1?}  {} nonces",
         "nonces of the last half hour",

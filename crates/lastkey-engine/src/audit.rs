@@ -20,6 +20,7 @@ mod fuzz;
 mod index;
 mod journal;
 mod keeper;
+mod key_file;
 mod log;
 mod progress;
 mod query;
@@ -47,9 +48,11 @@ use crate::Timestamp;
 
 pub use checkpoint::{Checkpoint, CheckpointKind, LogId, Statement};
 pub use follow::{Follower, Lot, Place};
+pub use key_file::KeyFile;
 pub use log::{AuditLog, AuditOpenError, AuditOptions, SEGMENT_BYTES};
 pub use progress::Progress;
-pub use query::{Query, QueryPage};
+pub(crate) use query::SIGNED_UNTIL;
+pub use query::{Nonces, Query, QueryPage};
 pub use record::Record;
 pub use retain::{Deletion, Retention};
 pub use signer::{CHECKPOINT_EVERY, Checkpointing};
@@ -130,12 +133,12 @@ pub trait AuditSink: Send + Sync + 'static {
     /// # Errors
     /// A segment cannot be read.
     fn query(&self, query: &Query) -> std::io::Result<QueryPage>;
-    /// Reads the newest nonces of requests, as their prints and the seconds that they were signed
-    /// for, at most `limit`, of records that are not older than `from`.
+    /// Reads the newest nonces of requests, at most `limit`, of records that are not older than
+    /// `from`.
     ///
     /// # Errors
     /// A segment cannot be read.
-    fn nonces(&self, from: Timestamp, limit: usize) -> std::io::Result<Vec<(u64, i64)>>;
+    fn nonces(&self, from: Timestamp, limit: usize) -> std::io::Result<Nonces>;
     /// Recomputes the chain.
     ///
     /// # Errors

@@ -532,6 +532,10 @@ impl Core {
         // What was admitted before was not looked for. It is too old now; but the clock may be
         // ahead, and be set back later.
         self.nonces.forget_until(from.as_seconds());
+        if let Some(until) = nonces.lost_until {
+            self.nonces.forget_until(until);
+        }
+        let nonces = nonces.seen;
         if nonces.len() >= NonceTable::CAPACITY {
             // More than can be remembered: what came before the restart is refused for its age,
             // also if the clock was set back since.

@@ -3,7 +3,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{Caller, action::Action, audit::Record, engine::Core};
+use crate::{
+    Caller,
+    action::Action,
+    audit::{Record, SIGNED_UNTIL},
+    engine::Core,
+};
 
 impl Core {
     /// Looks for segments that are too old or too much. After a jump of the clock
@@ -25,6 +30,9 @@ impl Core {
         record.field("through_hash", hex::encode(chosen.through.hash));
         record.number("segments", chosen.segments);
         record.number("bytes", chosen.bytes);
+        if let Some(second) = chosen.signed {
+            record.number(SIGNED_UNTIL, u64::try_from(second).unwrap_or(0));
+        }
         if self.audit.append(record.finish("ok", Duration::ZERO)).await.is_err() {
             return;
         }

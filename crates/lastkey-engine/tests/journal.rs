@@ -14,7 +14,7 @@ use std::{
 
 use lastkey_crypto::KeyMaterial;
 use lastkey_engine::audit::{AuditError, AuditLog, AuditOpenError, AuditSink as _, Query};
-use lastkey_store::disk::{Access, Disk, DiskFile, FileSystem};
+use lastkey_store::disk::{Access, Disk, DiskFile, FileSystem, Rights};
 
 /// The machine's disk, with what goes wrong on it.
 #[derive(Debug, Default)]
@@ -101,6 +101,14 @@ impl DiskFile for FaultyFile {
 
     fn restrict(&self) -> io::Result<()> {
         self.0.restrict()
+    }
+
+    fn share(&self) -> io::Result<()> {
+        self.0.share()
+    }
+
+    fn rights(&self) -> io::Result<Rights> {
+        self.0.rights()
     }
 
     fn forget_cache(&self) {

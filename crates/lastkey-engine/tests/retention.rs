@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use lastkey_crypto::{KeyMaterial, signing::SigningKey};
 use lastkey_engine::{
-    Engine, ManualClock, NoAnchor,
+    Clock as _, Engine, ManualClock, NoAnchor,
     audit::{AuditLog, AuditOptions, Checkpointing, Query, Retention},
     command::*,
 };
@@ -75,4 +75,32 @@ async fn a_clock_that_jumps_deletes_nothing_for_a_day() {
     }
     assert_eq!(deletions(&engine).await, 1);
     assert!(engine.execute(&root(&engine), VerifyAudit).await.unwrap().ok);
+}
+
+/// A record with this nonce, signed now.
+async fn signed(engine: &Engine, nonce: &str) {
+    let mut caller = root(engine);
+    caller.nonce = Some(engine.admit_nonce("id", nonce, engine.clock().now()).unwrap());
+    let _ = engine.execute(&caller, DescribeService).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_whose_record_was_deleted_is_not_admitted_again() {
+    let world = World::new();
+    let retention = Retention { bytes: Some(20_000), age: None };
+    let mut engine = start(&world, retention).await;
+    let then = world.clock.now();
+    signed(&engine, "first").await;
+    // The second deletion takes the record of the first one with it.
+    for round in 1..=2 {
+        world.clock.advance(Duration::from_secs(1));
+        work(&engine, 200).await;
+        engine.run_due_work().await.unwrap();
+        engine.shutdown().await;
+        engine = start(&world, retention).await;
+        assert!(engine.admit_nonce("id", "first", then).is_err(), "deletion {round}");
+        // Whatever was signed since is admitted.
+        signed(&engine, &format!("after {round}")).await;
+    }
+    assert_eq!(deletions(&engine).await, 1, "the first one's record is gone");
 }

@@ -27,7 +27,6 @@ mod body;
 mod deadline;
 mod exchange;
 mod fair;
-pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 mod identity;

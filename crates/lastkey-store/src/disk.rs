@@ -18,8 +18,14 @@ use rustix::{
     io::Errno,
 };
 
+mod whole;
+
+pub use whole::{Readers, replace, write_new};
+
 /// Who may read and write a file that is made here: its owner.
 const FILE_MODE: u32 = 0o600;
+/// The same for one that everybody may read.
+const SHARED_MODE: u32 = 0o644;
 /// The same for a directory.
 const DIRECTORY_MODE: u32 = 0o700;
 
@@ -85,6 +91,15 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
 }
 
+/// Whose a file is, and who may do what with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// The owner's user id.
+    pub owner: u32,
+    /// The nine bits of `chmod`.
+    pub mode: u32,
+}
+
 /// An open file.
 pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Its length in bytes.
@@ -145,6 +160,18 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// # Errors
     /// The file system refused.
     fn restrict(&self) -> io::Result<()>;
+
+    /// Lets everybody read it.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn share(&self) -> io::Result<()>;
+
+    /// Whose it is.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn rights(&self) -> io::Result<Rights>;
 
     /// Lets the next reads see what the disk has. After a failed sync, Linux keeps pages that it
     /// calls clean and never wrote; a reader of those would believe in what a power cut takes away.
@@ -293,6 +320,15 @@ impl DiskFile for File {
             return Ok(());
         }
         self.set_permissions(Permissions::from_mode(FILE_MODE))
+    }
+
+    fn share(&self) -> io::Result<()> {
+        self.set_permissions(Permissions::from_mode(SHARED_MODE))
+    }
+
+    fn rights(&self) -> io::Result<Rights> {
+        let metadata = self.metadata()?;
+        Ok(Rights { owner: metadata.uid(), mode: metadata.mode() & 0o777 })
     }
 
     fn forget_cache(&self) {

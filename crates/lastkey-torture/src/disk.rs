@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use lastkey_store::disk::{Access, Disk, DiskFile};
+use lastkey_store::disk::{Access, Disk, DiskFile, Rights};
 use parking_lot::Mutex;
 
 use crate::{
@@ -459,6 +459,14 @@ impl DiskFile for SimFile {
 
     fn restrict(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn share(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn rights(&self) -> io::Result<Rights> {
+        Ok(Rights { owner: rustix::process::geteuid().as_raw(), mode: 0o600 })
     }
 
     fn forget_cache(&self) {

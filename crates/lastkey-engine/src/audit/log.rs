@@ -20,7 +20,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::oneshot;
 
 use super::{
-    AuditError, AuditSink, Head, Query, QueryPage, Ticket, Verification,
+    AuditError, AuditSink, Head, Nonces, Query, QueryPage, Ticket, Verification,
     checkpoint::LogId,
     files,
     journal::{FRAME_BYTES, Journal, MAX_PAYLOAD, Position},
@@ -341,7 +341,7 @@ impl AuditSink for AuditLog {
         query::run(&self.shelf, query, self.head().seq)
     }
 
-    fn nonces(&self, from: Timestamp, limit: usize) -> io::Result<Vec<(u64, i64)>> {
+    fn nonces(&self, from: Timestamp, limit: usize) -> io::Result<Nonces> {
         let _reading = self.reading.read();
         query::nonces(&self.shelf, from, limit, self.head().seq)
     }

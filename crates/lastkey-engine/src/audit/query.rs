@@ -92,17 +92,53 @@ pub(super) fn run(shelf: &Shelf, query: &Query, last: u64) -> io::Result<QueryPa
     Ok(QueryPage { records: found.hits.into_iter().map(|(_, record)| record).collect(), next })
 }
 
-/// The newest nonces, as their prints and the seconds that they were signed for, of records that
-/// are not older than `from`.
+/// What a start has to know of requests that were admitted before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nonces {
+    /// Their prints, and the seconds that they were signed for.
+    pub seen: Vec<(u64, i64)>,
+    /// Some that were signed for this second, or before it, went with old segments.
+    pub lost_until: Option<i64>,
+}
+
+/// What a line tells of that.
+enum Told {
+    Nonce(u64, i64),
+    Lost(i64),
+}
+
+/// The newest nonces of records that are not older than `from`.
 pub(super) fn nonces(
     shelf: &Shelf,
     from: Timestamp,
     limit: usize,
     last: u64,
-) -> io::Result<Vec<(u64, i64)>> {
+) -> io::Result<Nonces> {
     let query = Query { from: Some(from), newest: true, limit, ..Query::default() };
-    let found = find(shelf, &query, last, &nonce)?;
-    Ok(found.hits.into_iter().map(|(_, nonce)| nonce).collect())
+    let told = |line: &[u8]| {
+        let nonce = nonce(line).map(|(print, signed)| Told::Nonce(print, signed));
+        nonce.or_else(|| signed_until(line).map(Told::Lost))
+    };
+    let found = find(shelf, &query, last, &told)?;
+    let mut nonces = Nonces::default();
+    for (_, told) in found.hits {
+        match told {
+            Told::Nonce(print, signed) => nonces.seen.push((print, signed)),
+            Told::Lost(until) => nonces.lost_until = nonces.lost_until.max(Some(until)),
+        }
+    }
+    Ok(nonces)
+}
+
+/// What a deletion's record calls the latest second that a lost nonce was signed for.
+pub(crate) const SIGNED_UNTIL: &str = "signed_until";
+
+/// The same, out of such a record. It cannot stand in a value: quotes are escaped there.
+pub(super) fn signed_until(line: &[u8]) -> Option<i64> {
+    let name = format!(",\"{SIGNED_UNTIL}\":");
+    let rest = line.get(memchr::memmem::find(line, name.as_bytes())? + name.len()..)?;
+    let end = rest.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
 }
 
 /// `"nonce":"<16 hex>","signed":<seconds>`, as a record has it. Neither can stand in a value:
@@ -419,5 +455,9 @@ mod tests {
         assert_eq!(nonce(br#"{"target":"\",\"nonce\":\"00","outcome":"ok"}"#), None);
         assert_eq!(nonce(br#"{"a":1,"nonce":"00"#), None);
         assert_eq!(nonce(b""), None);
+        let line =
+            br#"{"seq":1,"action":"DeleteAudit","bytes":7,"signed_until":12,"outcome":"ok"}"#;
+        assert_eq!((signed_until(line), nonce(line)), (Some(12), None));
+        assert_eq!(signed_until(br#"{"target":",\"signed_until\":12,","outcome":"ok"}"#), None);
     }
 }

@@ -3,7 +3,8 @@
 //! 1. The oldest closed segments that are too old, or too much, are chosen; never the open one.
 //! 2. The head that they end with is computed from the last line itself, and must be what the next
 //!    segment begins behind: a log that is not as it was written is not deleted.
-//! 3. The engine records the deletion in the log.
+//! 3. The engine records the deletion in the log, and until when nonces of requests went with it
+//!    that would still be admitted: the next start cannot know them any more, and refuses them.
 //! 4. A checkpoint of the kind `retention` states it, signed and durable.
 //! 5. The files go, the oldest first.
 //!
@@ -23,9 +24,9 @@ use super::{
     files::{self, Line, SegmentFile, compressed_name},
     index,
     keeper::{self, Shelf},
-    segment,
+    query, segment,
 };
-use crate::Timestamp;
+use crate::{Timestamp, nonce::SKEW};
 
 /// A segment's last line is looked for in this much.
 const TAIL: u64 = 4 << 20;
@@ -48,6 +49,9 @@ pub struct Deletion {
     pub segments: u64,
     /// Bytes of their files.
     pub bytes: u64,
+    /// The latest second that a request was signed for whose nonce goes with them, if it may still
+    /// be admitted.
+    pub signed: Option<i64>,
 }
 
 /// Steps 1 and 2. Without a time, age does not count.
@@ -91,7 +95,34 @@ pub(super) fn choose(
     if !follows {
         return Err(changed(last));
     }
-    Ok(Some(Deletion { through, segments: count as u64, bytes }))
+    let signed = signed(shelf, &segments[..count], now)?;
+    Ok(Some(Deletion { through, segments: count as u64, bytes, signed }))
+}
+
+/// The latest second in the newest segments that are to go that a request was signed for, or that
+/// an earlier deletion was told of. What is older than any request that is admitted is not read.
+fn signed(
+    shelf: &Shelf,
+    segments: &[SegmentFile],
+    now: Option<Timestamp>,
+) -> io::Result<Option<i64>> {
+    let mut latest = None;
+    for file in segments.iter().rev() {
+        if let (Some(now), Some(newest)) = (now, newest(shelf, file)?)
+            && now.since(newest) > 2 * SKEW
+        {
+            break;
+        }
+        let opened = file.open(&*shelf.disk, &shelf.directory)?;
+        let mut lines = opened.lines(u64::MAX, |_| {})?;
+        while let Some(line) = lines.next()? {
+            if let Line::Whole(line) = line {
+                let of_request = query::nonce(line).map(|(_, signed)| signed);
+                latest = latest.max(of_request).max(query::signed_until(line));
+            }
+        }
+    }
+    Ok(latest)
 }
 
 fn changed(file: &SegmentFile) -> io::Error {
@@ -111,10 +142,14 @@ fn is_old(
     now: Option<Timestamp>,
 ) -> io::Result<bool> {
     let (Some(age), Some(now)) = (retention.age, now) else { return Ok(false) };
+    Ok(newest(shelf, file)?.is_some_and(|newest| now.since(newest) > age))
+}
+
+/// When the last record of a closed segment was made, as it says.
+fn newest(shelf: &Shelf, file: &SegmentFile) -> io::Result<Option<Timestamp>> {
     let line = last_line(shelf, file)?;
     let fields: Option<index::Fields<'_>> = serde_json::from_slice(&line).ok();
-    let Some(newest) = fields.and_then(|fields| fields.millis()) else { return Ok(false) };
-    Ok(now.since(Timestamp::from_millis(newest)) > age)
+    Ok(fields.and_then(|fields| fields.millis()).map(Timestamp::from_millis))
 }
 
 /// The last line of a closed segment, without its newline.

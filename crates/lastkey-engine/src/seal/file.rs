@@ -1,17 +1,20 @@
 //! The root key in a file.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
 use lastkey_crypto::{Entropy, KeyMaterial};
+use lastkey_store::disk::{self, Access, Disk, DiskFile, FileSystem};
 use zeroize::Zeroizing;
 
 use super::{ROOT_KEY_BYTES, RootPrint, Seal, SealEntry, SealError, SealKind, SealRecord};
+
+/// A file with more in it is none of ours.
+const MAX_TEXT: usize = 128;
 
 /// The root key in a file of mode 0600, as hexadecimal text after a version mark.
 ///
@@ -26,6 +29,7 @@ use super::{ROOT_KEY_BYTES, RootPrint, Seal, SealEntry, SealError, SealKind, Sea
 /// then; a start finds it in either.
 #[derive(Debug)]
 pub struct FileSeal {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
 }
 
@@ -34,7 +38,12 @@ impl FileSeal {
 
     /// A seal in the file `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self::on(Arc::new(FileSystem), path)
+    }
+
+    /// The same on any disk.
+    pub fn on(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Self {
+        Self { disk, path: path.into() }
     }
 
     /// The file.
@@ -49,7 +58,8 @@ impl FileSeal {
         name.into()
     }
 
-    fn write_new(path: &Path, root: &KeyMaterial) -> Result<(), SealError> {
+    /// Whole or not at all: half a key would help nobody, and block the next start.
+    fn write_new(&self, path: &Path, root: &KeyMaterial) -> Result<(), SealError> {
         let mut text =
             Zeroizing::new(String::with_capacity(Self::MARK.len() + 2 * ROOT_KEY_BYTES + 1));
         text.push_str(Self::MARK);
@@ -59,31 +69,20 @@ impl FileSeal {
             }
         }
         text.push('\n');
-        let write = || {
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            sync_directory_of(path)
-        };
-        write().map_err(|error| {
-            if error.kind() != io::ErrorKind::AlreadyExists {
-                // A file that holds half a key helps nobody and would block the next start.
-                let _ = fs::remove_file(path);
-            }
-            io_error(path, error)
-        })
+        disk::write_new(&*self.disk, path, text.as_bytes()).map_err(|error| io_error(path, error))
     }
 
-    fn read(path: &Path) -> Result<KeyMaterial, SealError> {
-        let file = File::open(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => SealError::Missing { path: path.to_owned() },
+    fn read(&self, path: &Path) -> Result<KeyMaterial, SealError> {
+        let file = self.disk.open(path, Access::Read).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => SealError::Missing { path: path.to_owned() },
             _ => io_error(path, error),
         })?;
-        check_permissions(path, &file.metadata().map_err(|error| io_error(path, error))?)?;
-        let mut text = Zeroizing::new(String::with_capacity(128));
-        file.take(128).read_to_string(&mut text).map_err(|error| io_error(path, error))?;
-        Self::parse_text(&text).ok_or_else(|| SealError::Malformed { path: path.to_owned() })
+        check_permissions(path, &*file)?;
+        let mut text = Zeroizing::new([0; MAX_TEXT]);
+        let filled = disk::read_full(&*file, &mut text[..], 0);
+        let filled = filled.map_err(|error| io_error(path, error))?;
+        let root = str::from_utf8(&text[..filled]).ok().and_then(Self::parse_text);
+        root.ok_or_else(|| SealError::Malformed { path: path.to_owned() })
     }
 
     pub(crate) fn parse_text(text: &str) -> Option<KeyMaterial> {
@@ -99,28 +98,33 @@ impl FileSeal {
     }
 
     /// Whether the file holds the root key with that print.
-    fn holds(path: &Path, print: Option<RootPrint>) -> bool {
-        print.is_some_and(|print| Self::read(path).is_ok_and(|root| RootPrint::of(&root) == print))
+    fn holds(&self, path: &Path, print: Option<RootPrint>) -> bool {
+        print.is_some_and(|print| self.read(path).is_ok_and(|root| RootPrint::of(&root) == print))
     }
 
     /// Brings the file's last word in line with the store's record.
     fn settle_now(&self, record: &SealRecord) -> io::Result<()> {
         let next = self.next();
         if record.seals.iter().any(|entry| entry.kind() == SealKind::File) {
-            if Self::holds(&next, record.root) {
-                fs::rename(&next, &self.path)?;
-                sync_directory_of(&self.path)?;
+            if self.holds(&next, record.root) {
+                self.disk.rename(&next, &self.path)?;
+                self.sync_directory()?;
             }
             return Ok(());
         }
         for stale in [&self.path, &next] {
             // Another store's root key is not ours to remove.
-            if Self::holds(stale, record.previous) || Self::holds(stale, record.root) {
-                fs::remove_file(stale)?;
-                sync_directory_of(stale)?;
+            if self.holds(stale, record.previous) || self.holds(stale, record.root) {
+                self.disk.remove(stale)?;
+                self.sync_directory()?;
             }
         }
         Ok(())
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        self.disk.sync_directory(directory.unwrap_or(Path::new(".")))
     }
 }
 
@@ -128,16 +132,11 @@ fn io_error(path: &Path, source: io::Error) -> SealError {
     SealError::Io { path: path.to_owned(), source }
 }
 
-fn sync_directory_of(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-}
-
-fn check_permissions(path: &Path, metadata: &fs::Metadata) -> Result<(), SealError> {
-    let mode = metadata.mode() & 0o777;
+fn check_permissions(path: &Path, file: &dyn DiskFile) -> Result<(), SealError> {
+    let disk::Rights { owner, mode } = file.rights().map_err(|error| io_error(path, error))?;
     if mode & 0o077 != 0 {
         return Err(SealError::Exposed { path: path.to_owned(), mode });
     }
-    let owner = metadata.uid();
     if owner != rustix::process::geteuid().as_raw() && owner != 0 {
         return Err(SealError::Foreign { path: path.to_owned(), owner });
     }
@@ -151,12 +150,12 @@ impl Seal for FileSeal {
     }
 
     async fn begin(&self, entropy: &dyn Entropy) -> Result<(KeyMaterial, SealEntry), SealError> {
-        let root = match Self::read(&self.path) {
+        let root = match self.read(&self.path) {
             // A first start that was interrupted before the store knew the key.
             Ok(root) => root,
             Err(SealError::Missing { .. }) => {
                 let root = KeyMaterial::generate(ROOT_KEY_BYTES, entropy);
-                Self::write_new(&self.path, &root)?;
+                self.write_new(&self.path, &root)?;
                 root
             }
             Err(other) => return Err(other),
@@ -172,12 +171,12 @@ impl Seal for FileSeal {
     ) -> Result<SealEntry, SealError> {
         debug_assert_eq!(kind, SealKind::File);
         let next = self.next();
-        match fs::remove_file(&next) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+        match self.disk.remove(&next) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(io_error(&next, error));
             }
             // What was there is of a change that never came to be.
-            _ => Self::write_new(&next, root)?,
+            _ => self.write_new(&next, root)?,
         }
         Ok(SealEntry::File {})
     }
@@ -192,10 +191,10 @@ impl Seal for FileSeal {
             SealEntry::Shamir(_) => return Err(SealError::NeedsShares),
             SealEntry::Pkcs11(_) => return Err(super::choice::no_token()),
         }
-        if !Self::holds(&self.path, print) && Self::holds(&self.next(), print) {
-            return Self::read(&self.next());
+        if !self.holds(&self.path, print) && self.holds(&self.next(), print) {
+            return self.read(&self.next());
         }
-        Self::read(&self.path)
+        self.read(&self.path)
     }
 
     async fn settle(&self, record: &SealRecord) {
@@ -210,7 +209,7 @@ impl Seal for FileSeal {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use lastkey_crypto::SystemEntropy;
 
@@ -252,7 +251,7 @@ mod tests {
         seal.settle(&after).await;
         assert!(!seal.next().exists());
         assert!(seal.unwrap(&FILE, after.root).await.unwrap().equals(&new));
-        assert!(FileSeal::read(seal.path()).unwrap().equals(&new));
+        assert!(seal.read(seal.path()).unwrap().equals(&new));
     }
 
     #[tokio::test]

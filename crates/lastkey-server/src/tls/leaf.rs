@@ -12,6 +12,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lastkey_engine::Timestamp;
+use lastkey_store::disk::{self, FileSystem, Readers};
 use rustls::{ServerConfig, server::ResolvesServerCert, sign::CertifiedKey};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
@@ -21,7 +22,6 @@ use super::{
     authority::{ServerPair, to_pem},
     certificate::{CertificateError, CertificateSource, certified, from_files},
 };
-use crate::files;
 
 /// Where the certificate and its key lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ impl Leaf {
             rest = tail;
         }
         key.push_str("-----END PRIVATE KEY-----\n");
-        replace(&self.key, key.as_bytes(), 0o600)?;
-        replace(&self.certificate, to_pem(&pair.certificate).as_bytes(), 0o644)
+        replace(&self.key, key.as_bytes(), Readers::Owner)?;
+        replace(&self.certificate, to_pem(&pair.certificate).as_bytes(), Readers::All)
     }
 
     /// Removes what was left.
@@ -62,8 +62,8 @@ impl Leaf {
     }
 }
 
-fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), CertificateError> {
-    files::replace(path, content, mode)
+fn replace(path: &Path, content: &[u8], readers: Readers) -> Result<(), CertificateError> {
+    disk::replace(&FileSystem, path, content, readers)
         .map_err(|source| CertificateError::Write { path: path.to_owned(), source })
 }
 

@@ -1,24 +1,16 @@
 //! How `up` and `server` keep the audit log: the checkpoint key, the log's options, the sinks.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use lastkey_crypto::{Entropy, KeyMaterial, SystemEntropy, signing::SigningKey};
+use lastkey_crypto::{KeyMaterial, SystemEntropy};
 use lastkey_engine::{
     SystemClock,
-    audit::{AuditLog, AuditOpenError, AuditOptions, AuditSink, Checkpointing, Retention},
+    audit::{AuditLog, AuditOpenError, AuditOptions, AuditSink, Checkpointing, KeyFile, Retention},
 };
 use lastkey_server::Bound;
 use lastkey_sinks::{SinkMetrics, Sinks, SinksConfig};
 use parking_lot::Mutex;
 use serde_json::json;
-use zeroize::Zeroizing;
 
 use super::data_dir::{DataDir, replace};
 use crate::{
@@ -26,8 +18,6 @@ use crate::{
     output::{Failure, chain},
 };
 
-/// A key file is shorter.
-const MAX_KEY_FILE: u64 = 4096;
 /// How long the sinks may take what is there when the server stops.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -39,22 +29,17 @@ pub(super) struct Audit {
     retention: Retention,
     directory: PathBuf,
     journal: PathBuf,
-    checkpoint_key: PathBuf,
+    checkpoint_key: KeyFile,
     sinks: Arc<Mutex<Option<Sinks>>>,
 }
 
 impl Audit {
     /// Makes the checkpoint key if there is none, and puts its public half where people find it.
     pub(super) fn prepare(data: &DataDir, options: &cli::AuditOptions) -> Result<Self, Failure> {
-        let checkpoint_key =
-            options.checkpoint_key.clone().unwrap_or_else(|| data.checkpoint_key());
-        let failed = |error: io::Error| Failure::file(&checkpoint_key, &error);
-        let made = !checkpoint_key.exists();
-        let key = if made {
-            make_key(&checkpoint_key, &SystemEntropy).map_err(failed)?
-        } else {
-            read_key(&checkpoint_key).map_err(failed)?
-        };
+        let path = options.checkpoint_key.clone().unwrap_or_else(|| data.checkpoint_key());
+        let checkpoint_key = KeyFile::new(path);
+        let failed = |error: io::Error| Failure::file(checkpoint_key.path(), &error);
+        let (key, made) = checkpoint_key.read_or_make(&SystemEntropy).map_err(failed)?;
         let (public, public_file) = (key.public(), data.audit_public_key());
         replace(&public_file, public.to_pem().as_bytes(), 0o644)?;
         if made {
@@ -82,8 +67,10 @@ impl Audit {
 
     /// Opens the log; each time that the engine opens.
     pub(super) fn open(&self, key: KeyMaterial) -> Result<Arc<dyn AuditSink>, AuditOpenError> {
-        let signing = read_key(&self.checkpoint_key)
-            .map_err(|source| AuditOpenError::Io { path: self.checkpoint_key.clone(), source })?;
+        let signing = self.checkpoint_key.read().map_err(|source| AuditOpenError::Io {
+            path: self.checkpoint_key.path().to_owned(),
+            source,
+        })?;
         let options = AuditOptions {
             segment_bytes: self.segment_bytes,
             compress: self.compress,
@@ -138,53 +125,7 @@ fn prepare_sinks(data: &DataDir, options: &cli::AuditOptions) -> Result<Sinks, F
     Sinks::prepare(&config).map_err(|error| Failure::failed(chain(&error)))
 }
 
-fn make_key(path: &Path, entropy: &dyn Entropy) -> io::Result<SigningKey> {
-    let key = SigningKey::generate(entropy);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(key.to_pem().expose())?;
-    file.sync_all()?;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
-    Ok(key)
-}
-
-fn read_key(path: &Path) -> io::Result<SigningKey> {
-    let file = File::open(path)?;
-    let mode = file.metadata()?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("others can read the key (mode {mode:o}); run chmod 600 on it"),
-        ));
-    }
-    let mut text = Zeroizing::new(String::new());
-    file.take(MAX_KEY_FILE).read_to_string(&mut text)?;
-    SigningKey::from_pem(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
 /// Whether the runtime goes on when one of its threads waits for the disk.
 fn has_other_threads() -> bool {
     tokio::runtime::Handle::try_current().is_ok_and(|runtime| runtime.metrics().num_workers() > 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    #[test]
-    fn a_key_is_made_once_for_its_owner_alone() {
-        let place = tempfile::tempdir().unwrap();
-        let path = place.path().join("checkpoint.key");
-        let made = make_key(&path, &SystemEntropy).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(read_key(&path).unwrap().public(), made.public());
-        assert!(make_key(&path, &SystemEntropy).is_err());
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(read_key(&path).unwrap_err().to_string().contains("chmod 600"));
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        std::fs::write(&path, "nonsense").unwrap();
-        assert!(read_key(&path).is_err());
-    }
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lastkey_server::files;
+use lastkey_store::disk::{self, FileSystem, Readers};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::output::Failure;
@@ -184,7 +184,8 @@ fn check_socket_length(directory: &Path) -> Result<(), Failure> {
 
 /// Puts a whole file in place of another, durably, with this mode.
 pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), Failure> {
-    files::replace(path, content, mode).map_err(|error| Failure::file(path, &error))
+    let readers = if mode & 0o077 == 0 { Readers::Owner } else { Readers::All };
+    disk::replace(&FileSystem, path, content, readers).map_err(|error| Failure::file(path, &error))
 }
 
 #[cfg(test)]
