@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use lastkey_crypto::SystemEntropy;
 use lastkey_engine::{
     BuiltinPolicy, Caller, Engine, FileSeal, Parts, Principal, Source, SystemClock,
-    audit::{AuditLog, AuditSink},
+    audit::{AuditLog, AuditOptions, AuditSink},
     command::CreateKey,
 };
 use lastkey_store::{OpenOptions, RedbStore, Store};
@@ -75,7 +75,9 @@ pub(super) async fn start(dir: &Path, store: Arc<dyn Store>) -> Result<Engine, E
         entropy: Arc::new(SystemEntropy),
         policy: Arc::new(BuiltinPolicy::default()),
         audit: Box::new(move |key| {
-            AuditLog::open(&audit, &journal, key).map(|log| Arc::new(log) as Arc<dyn AuditSink>)
+            let options = AuditOptions { alone: true, ..AuditOptions::default() };
+            let log = AuditLog::open_with(&audit, &journal, key, options)?;
+            Ok(Arc::new(log) as Arc<dyn AuditSink>)
         }),
         anchor: std::sync::Arc::new(lastkey_engine::FileAnchor::new(dir.join("anchor"))),
         incarnation: Box::new(|| Ok("the benchmark's".to_owned())),
