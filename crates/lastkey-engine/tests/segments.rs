@@ -357,6 +357,44 @@ fn searches_while_segments_are_compressed_miss_nothing_and_find_nothing_twice() 
     }
 }
 
+/// torture, seed 2012: the disk was full between the making of a segment and its first record, and
+/// the next start went on with the one before.
+#[test]
+fn a_segment_that_was_begun_and_never_used_hides_nothing() {
+    let world = World::new();
+    let log = world.open();
+    write_many(&log, 0..4);
+    log.close();
+    drop(log);
+    let unused = world.audit().join("segment-00000000000000000005.jsonl");
+    fs::write(&unused, "").unwrap();
+    let log = world.open();
+    write_many(&log, 4..8);
+    let found = log.query(&Query { after: 6, limit: 100, ..Query::default() }).unwrap();
+    let found: Vec<_> = found.records.iter().map(|record| record["seq"].as_u64()).collect();
+    assert_eq!(found, [Some(7), Some(8)]);
+    assert!(!unused.exists());
+}
+
+/// The same, left behind by an earlier release: it is not compressed, and does not stop retention.
+#[test]
+fn a_closed_segment_without_a_record_goes() {
+    let world = compressing();
+    let log = world.open();
+    for start in (0..40).step_by(10) {
+        write_many(&log, start..start + 10);
+    }
+    settle(&world.audit());
+    log.close();
+    drop(log);
+    let unused = world.audit().join("segment-00000000000000000002.jsonl");
+    fs::write(&unused, "").unwrap();
+    let log = world.open();
+    settle(&world.audit());
+    assert!(!unused.exists() && !unused.with_extension("jsonl.zst").exists());
+    assert!(log.verify(&[]).unwrap().ok);
+}
+
 #[test]
 fn nonces_come_back_from_compressed_segments_too() {
     let world = compressing();

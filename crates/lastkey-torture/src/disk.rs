@@ -18,6 +18,7 @@ use crate::{
     fault::{Fault, Kind},
     gate::{Gate, Step, Verdict},
     image::{Image, PAGE},
+    world::AUDIT,
 };
 
 /// A change of a file that is not durable yet.
@@ -121,6 +122,8 @@ pub struct State {
     pub faults: Vec<Fault>,
     /// What is lied about.
     pub lie: Option<Lie>,
+    /// What files of the log's directory held when their names were removed.
+    pub buried: BTreeMap<OsString, Image>,
     capacity: Option<usize>,
 }
 
@@ -359,8 +362,12 @@ impl Disk for SimDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.step(Step::Change, ("remove", path), |state| {
-            state.find(path).ok_or(ErrorKind::NotFound)?;
+            let file = state.find(path).ok_or(ErrorKind::NotFound)?;
             let (directory, name) = split(path);
+            if directory == Path::new(AUDIT) {
+                let held = state.files[file].content.clone();
+                state.buried.insert(name.to_owned(), held);
+            }
             state.change_name(directory, NameChange::Unlink(name.to_owned()))
         })
     }

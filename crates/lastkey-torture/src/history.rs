@@ -32,6 +32,8 @@ pub struct Report {
     pub changes: u64,
     /// Lives in which something failed on purpose.
     pub troubles: usize,
+    /// Segments of the log that retention has deleted.
+    pub deleted: usize,
     /// Times the engine asked to be started anew.
     pub restarts: usize,
     /// What happened in which order, as a number: the same for the same seed.
@@ -52,14 +54,11 @@ pub struct History {
 
 impl History {
     /// An empty disk.
-    ///
-    /// # Errors
-    /// The machine has no room for a root key.
-    pub fn new(seed: u64, lie: Option<Lie>) -> std::io::Result<Self> {
-        let world = World::new(seed)?;
+    pub fn new(seed: u64, lie: Option<Lie>) -> Self {
+        let world = World::new(seed);
         world.disk.with(|state| state.lie = lie);
         let report = Report { seed, ..Report::default() };
-        Ok(Self { world, model: Model::default(), log: Log::default(), report, length: 300 })
+        Self { world, model: Model::default(), log: Log::default(), report, length: 300 }
     }
 
     /// Crashes so often, and looks once more.
@@ -77,6 +76,7 @@ impl History {
             }
         }
         self.report.commands = self.model.issued.len();
+        self.report.deleted = self.log.deleted;
         self.report
     }
 

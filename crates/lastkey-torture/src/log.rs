@@ -1,4 +1,7 @@
 //! The audit log as a stranger reads it: lines of JSON, chained by SHA-256.
+//!
+//! Whoever had copied each segment before retention deleted it has the whole chain, and knows what
+//! was deleted: nothing but what a record says.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,6 +35,10 @@ pub struct Log {
     pub versions: BTreeMap<String, Vec<String>>,
     /// The keys whose end is recorded.
     pub destroyed: Vec<String>,
+    /// The last record that may be gone, as records say.
+    deletable: u64,
+    /// How many segments are gone.
+    pub deleted: usize,
     last: u64,
     prev: [u8; 32],
 }
@@ -55,7 +62,8 @@ impl Log {
         let mut seq = 0;
         let mut prev = [0; 32];
         let (known, known_hash) = (self.last, self.prev);
-        for text in segments(disk)? {
+        let mut gone = (0, 0);
+        for Segment { text, live } in segments(disk)? {
             for line in text.split_inclusive(|byte| *byte == b'\n') {
                 let Some(line) = line.strip_suffix(b"\n") else {
                     return Err(format!("record {} ends in the middle", seq + 1));
@@ -73,6 +81,14 @@ impl Log {
                     self.take(seq, line)?;
                 }
             }
+            if !live && !text.is_empty() {
+                gone = (gone.0 + 1, seq);
+            }
+        }
+        self.deleted = gone.0;
+        if gone.1 > self.deletable {
+            let (gone, deletable) = (gone.1, self.deletable);
+            return Err(format!("record {gone} was deleted; records allow it up to {deletable}"));
         }
         if seq < known {
             return Err(format!("the log ended at record {known} and ends at {seq}"));
@@ -98,6 +114,10 @@ impl Log {
                 "CreateKeyVersion" | "RotateDueKey" if record["new_key_version"].is_string() => {
                     versions.push(text("new_key_version"));
                 }
+                "DeleteAudit" => {
+                    let through = record["through"].as_u64().unwrap_or_default();
+                    self.deletable = self.deletable.max(through);
+                }
                 "DestroyKey" if record["step"] == "end" => self.destroyed.push(text("key")),
                 _ => {}
             }
@@ -107,27 +127,42 @@ impl Log {
     }
 }
 
-/// The segments in their order; a compressed one counts where the plain one is gone.
-fn segments(disk: &SimDisk) -> Result<Vec<Vec<u8>>, String> {
-    let found: BTreeMap<String, (bool, Image)> = disk.with(|state| {
-        let mut found = BTreeMap::new();
-        let Some(directory) = state.directories.get(Path::new(AUDIT)) else { return found };
-        for (name, file) in &directory.names {
-            let name = name.to_string_lossy();
-            let plain = name.strip_suffix(".jsonl");
-            let Some(stem) = plain.or_else(|| name.strip_suffix(".jsonl.zst")) else { continue };
-            let image = state.files[*file].content.clone();
-            let entry = (plain.is_none(), image);
-            if plain.is_some() || !found.contains_key(stem) {
-                found.insert(stem.to_owned(), entry);
+/// A segment's lines, and whether it is still there.
+struct Segment {
+    text: Vec<u8>,
+    live: bool,
+}
+
+/// The segments in their order; a compressed one counts where the plain one is gone, and one that
+/// was removed where neither is there.
+fn segments(disk: &SimDisk) -> Result<Vec<Segment>, String> {
+    let mut found: BTreeMap<String, (bool, Image, bool)> = BTreeMap::new();
+    disk.with(|state| {
+        let Some(directory) = state.directories.get(Path::new(AUDIT)) else { return };
+        let live = directory.names.iter().map(|(name, file)| {
+            let image = &state.files[*file].content;
+            (name, image, true)
+        });
+        let buried = state.buried.iter().map(|(name, image)| (name, image, false));
+        let forms = live.chain(buried).collect::<Vec<_>>();
+        for suffix in [".jsonl", ".jsonl.zst"] {
+            for (name, image, live) in &forms {
+                let name = name.to_string_lossy();
+                let Some(stem) = name.strip_suffix(suffix) else { continue };
+                let form = (suffix != ".jsonl", (*image).clone(), *live);
+                match found.get(stem) {
+                    Some((_, _, known)) if *known || !live => {}
+                    _ => drop(found.insert(stem.to_owned(), form)),
+                }
             }
         }
-        found
     });
-    let read = |(name, (compressed, image)): (String, (bool, Image))| match compressed {
-        false => Ok(image.bytes()),
-        true => zstd::decode_all(image.bytes().as_slice())
-            .map_err(|error| format!("the closed segment {name} cannot be read: {error}")),
+    let read = |(name, (compressed, image, live)): (String, (bool, Image, bool))| {
+        let bytes = image.bytes();
+        let text = if compressed { zstd::decode_all(bytes.as_slice()) } else { Ok(bytes) };
+        let text =
+            text.map_err(|error| format!("the closed segment {name} cannot be read: {error}"));
+        text.map(|text| Segment { text, live })
     };
     found.into_iter().map(read).collect()
 }

@@ -74,7 +74,7 @@ fn work(mut seed: u64, stride: u64, options: &Options) -> io::Result<bool> {
     stay_on_one_processor(seed);
     loop {
         let lie = options.lie.clone().map(|file| Lie { file });
-        let report = History::new(seed, lie)?.run(CRASHES);
+        let report = History::new(seed, lie).run(CRASHES);
         writeln!(io::stdout(), "{}", to_json(&report))?;
         seed = seed.wrapping_add(stride);
     }
@@ -103,6 +103,7 @@ fn to_json(report: &Report) -> Value {
         "changes": report.changes,
         "troubles": report.troubles,
         "restarts": report.restarts,
+        "deleted": report.deleted,
         "trace": format!("{:016x}", report.trace),
         "failure": report.failure,
     })
@@ -183,17 +184,19 @@ struct Total {
     changes: u64,
     troubles: u64,
     restarts: u64,
+    deleted: u64,
     failure: Option<(u64, String)>,
 }
 
 impl std::fmt::Display for Total {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { histories, crashes, sudden, commands, changes, troubles, restarts, .. } = self;
+        let Self { histories, crashes, sudden, commands, changes, troubles, .. } = self;
+        let Self { restarts, deleted, .. } = self;
         write!(
             f,
             "{crashes} crashes ({sudden} in the middle of something) in {histories} histories: \
              {commands} commands, {changes} changes of the disk, {troubles} lives in which it \
-             failed or was full, {restarts} restarts asked for"
+             failed or was full, {restarts} restarts asked for, {deleted} old segments deleted"
         )
     }
 }
@@ -208,6 +211,7 @@ impl Total {
         self.changes += number("changes");
         self.troubles += number("troubles");
         self.restarts += number("restarts");
+        self.deleted += number("deleted");
         if let Some(failure) = report["failure"].as_str() {
             let what =
                 format!("{failure}\n(seed {}, life {})", number("seed"), number("crashes") + 1);

@@ -110,6 +110,8 @@ pub struct Model {
     pub ciphertexts: Vec<Ciphertext>,
     /// All of plugins.
     pub sealed: Vec<PluginCiphertext>,
+    /// Small files, by their paths.
+    pub files: BTreeMap<&'static str, Vec<u8>>,
     /// The request nonces of acknowledged commands.
     pub nonces: Vec<(String, Timestamp)>,
     epochs: HashMap<Epoch, (KeyId, KeyVersionId)>,

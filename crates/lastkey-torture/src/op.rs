@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use lastkey_crypto::{ClusterId, EncryptionContext, KeyId, KeyVersionId, SecretBytes};
 use lastkey_engine::{
-    AliasName, Caller, ClusterName, Engine, Error, Key, KeyRef, Listing, Page, RotationPolicy,
+    AliasName, Caller, ClusterName, Engine, Error, Key, KeyRef, Listing, OperatorError, Order,
+    Page, RotationPolicy, With,
     audit::Verification,
     command::{
         AddCluster, AliasEntry, CancelKeyDeletion, CreateAlias, CreateKey, CreateKeyVersion,
@@ -15,6 +16,8 @@ use lastkey_engine::{
         UntagWhich, UpdateAlias, UpdateKeyDescription, UpdateRotationPolicy, VerifyAudit,
     },
 };
+
+use crate::world::Running;
 
 /// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +84,8 @@ pub enum Op {
     PluginDecrypt { number: usize, cluster: ClusterId, key: KeyId, sealed: PluginEncrypted },
     /// Whether the log is whole.
     Verify,
+    /// Another root key.
+    RotateRoot,
 }
 
 /// What was answered.
@@ -124,7 +129,7 @@ impl Op {
     ///
     /// # Errors
     /// What the engine answers with.
-    pub async fn run(self, engine: Engine, caller: Caller) -> Result<Answer, Error> {
+    pub async fn run(self, engine: Running, caller: Caller) -> Result<Answer, Error> {
         macro_rules! done {
             ($command:expr) => {
                 engine.execute(&caller, $command).await.map(|()| Answer::Done)
@@ -222,6 +227,14 @@ impl Op {
                     blob: sealed.blob,
                 };
                 engine.execute(&caller, command).await.map(Answer::Opened)
+            }
+            Self::RotateRoot => {
+                let order = engine.instance.order(&caller, Order::RotateRoot, With::default());
+                match order.await {
+                    Ok(_) => Ok(Answer::Done),
+                    Err(OperatorError::Engine(error)) => Err(error),
+                    Err(other) => Err(Error::Unavailable(other.to_string())),
+                }
             }
             Self::Verify => engine.execute(&caller, VerifyAudit).await.map(Answer::Verified),
         }

@@ -1,10 +1,10 @@
 //! One life of the process: start, look whether all is as it must be, work, stop. The crash may
 //! come at any change of the disk in between.
 
-use std::{future::Future, pin::Pin, task::Poll, time::Duration};
+use std::{future::Future, path::Path, pin::Pin, task::Poll, time::Duration};
 
 use lastkey_crypto::KeyId;
-use lastkey_engine::{Caller, Clock, Engine, Error, Key, NonceRefusal, Principal, SKEW, Source};
+use lastkey_engine::{Caller, Clock, Error, Key, NonceRefusal, Principal, SKEW, Source};
 
 use crate::{
     Random, World,
@@ -13,6 +13,7 @@ use crate::{
     model::{Model, Observed},
     op::{Answer, Op, PLUGIN},
     workload::Workload,
+    world::{KEPT, Running},
 };
 
 mod trouble;
@@ -148,12 +149,18 @@ impl Phase {
     }
 
     /// Starts the engine; while something fails on purpose, it may refuse.
-    async fn start(&mut self) -> Result<Engine, Stop> {
+    async fn start(&mut self) -> Result<Running, Stop> {
         let world = self.world.clone();
+        self.check_files()?;
+        // No machine is there again within the second.
+        world.clock.advance(Duration::from_secs(1));
         for _ in 0..2 {
             let started = self.drive(world.start()).await?;
             match started {
-                Ok(engine) => return Ok(engine),
+                Ok(engine) => {
+                    self.keep_files(&engine)?;
+                    return Ok(engine);
+                }
                 Err(_) if self.world.disk.gate().is_dead() => return Err(Stop::Crashed),
                 Err(error) if !self.troubled => return Err(Stop::Wrong(error.to_string())),
                 Err(error) => {
@@ -166,14 +173,41 @@ impl Phase {
         Err(Stop::Wrong("it does not start".into()))
     }
 
+    /// Whether the small files are what they were when a start was answered for.
+    fn check_files(&self) -> Result<(), Stop> {
+        for (path, known) in &self.model.files {
+            if self.content(path).as_ref() != Some(known) {
+                return Err(Stop::Wrong(format!("{path} is not what it was")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A start was answered for: its small files are there, and stay.
+    fn keep_files(&mut self, engine: &Running) -> Result<(), Stop> {
+        for path in KEPT {
+            let content = self.content(path);
+            let content = content.ok_or_else(|| Stop::Wrong(format!("{path} was not made")))?;
+            self.model.files.insert(path, content);
+        }
+        match self.world.credentials_fit(engine) {
+            true => Ok(()),
+            false => Err(Stop::Wrong("the credentials in the file are not the engine's".into())),
+        }
+    }
+
+    fn content(&self, path: &str) -> Option<Vec<u8>> {
+        self.world.disk.content(Path::new(path)).map(|image| image.bytes())
+    }
+
     /// Ends what fails on purpose. The engine must come back by itself, or say that it wants to
     /// be started anew.
     async fn recover(
         &mut self,
-        engine: Engine,
+        engine: Running,
         flight: &mut Flight,
         resident: usize,
-    ) -> Result<Engine, Stop> {
+    ) -> Result<Running, Stop> {
         self.land(flight).await?;
         Trouble::end(&self.world.disk);
         for _ in 0..200 {
@@ -211,7 +245,7 @@ impl Phase {
     }
 
     /// Makes a caller of it and gives it to the engine.
-    fn issue(&mut self, engine: &Engine, op: Op) -> Result<(usize, Asking), Stop> {
+    fn issue(&mut self, engine: &Running, op: Op) -> Result<(usize, Asking), Stop> {
         let principal = match (&op, &self.model.cluster) {
             (
                 Op::PluginStatus { .. } | Op::PluginEncrypt { .. } | Op::PluginDecrypt { .. },
@@ -331,16 +365,16 @@ impl Phase {
     async fn let_time_pass(&mut self) {
         let milliseconds = match self.random.below(1000) {
             0..100 => 1 + self.random.below(400),
-            100..120 => 1_000 + self.random.below(70_000),
-            120..123 => 3_600_000 + self.random.below(36_000_000),
-            123 => 8 * 86_400_000,
+            100..150 => 1_000 + self.random.below(70_000),
+            150..153 => 3_600_000 + self.random.below(36_000_000),
+            153 => 8 * 86_400_000,
             _ => return,
         };
         self.pass(Duration::from_millis(milliseconds as u64)).await;
     }
 
     /// Asks for all of these at once, and waits for the answers.
-    async fn ask(&mut self, engine: &Engine, ops: Vec<Op>) -> Result<Vec<usize>, Stop> {
+    async fn ask(&mut self, engine: &Running, ops: Vec<Op>) -> Result<Vec<usize>, Stop> {
         let mut flight = Flight::default();
         for op in ops {
             flight.0.push(self.issue(engine, op)?);
@@ -351,7 +385,7 @@ impl Phase {
     }
 
     /// One that has to be answered.
-    async fn answer(&mut self, engine: &Engine, op: Op) -> Result<Answer, Stop> {
+    async fn answer(&mut self, engine: &Running, op: Op) -> Result<Answer, Stop> {
         let (number, asking) = self.issue(engine, op)?;
         let answer = self.drive(asking).await?;
         let kept = match &answer {
@@ -367,13 +401,14 @@ impl Phase {
     }
 
     /// Whether all is as it must be.
-    async fn look(&mut self, engine: &Engine) -> Result<(), Stop> {
+    async fn look(&mut self, engine: &Running) -> Result<(), Stop> {
         self.answer(engine, Op::Verify).await?;
         // Rotations and deletions that fell due may come between the parts of a look.
         for attempt in 0.. {
             let observed = self.observe(engine).await?;
             self.log.follow(&self.world.disk)?;
             let now = self.world.clock.now();
+            self.check_files()?;
             let settled = self.model.versions_agree(&observed, &self.log);
             if settled.is_ok() || attempt == 4 {
                 settled?;
@@ -389,7 +424,7 @@ impl Phase {
         self.replay_requests(engine)
     }
 
-    async fn observe(&mut self, engine: &Engine) -> Result<Observed, Stop> {
+    async fn observe(&mut self, engine: &Running) -> Result<Observed, Stop> {
         let mut observed = Observed::default();
         if let Answer::Keys(page) = self.answer(engine, Op::Keys { page: 1 }).await? {
             for key in page.items {
@@ -407,7 +442,7 @@ impl Phase {
         Ok(observed)
     }
 
-    async fn describe(&mut self, engine: &Engine, key: KeyId) -> Result<Option<Key>, Stop> {
+    async fn describe(&mut self, engine: &Running, key: KeyId) -> Result<Option<Key>, Stop> {
         let (number, asking) = self.issue(engine, Op::Describe { key })?;
         let answer = self.drive(asking).await?;
         let found = match &answer {
@@ -419,7 +454,7 @@ impl Phase {
         Ok(found)
     }
 
-    async fn open_old_ciphertexts(&mut self, engine: &Engine) -> Result<(), Stop> {
+    async fn open_old_ciphertexts(&mut self, engine: &Running) -> Result<(), Stop> {
         let count = self.model.ciphertexts.len();
         let mut ops = Vec::new();
         for number in (count.saturating_sub(OPENED)..count)
@@ -435,7 +470,7 @@ impl Phase {
     }
 
     /// What was admitted and answered is not admitted again.
-    fn replay_requests(&self, engine: &Engine) -> Result<(), Stop> {
+    fn replay_requests(&self, engine: &Running) -> Result<(), Stop> {
         let now = self.world.clock.now();
         for (nonce, signed) in self.model.nonces.iter().rev().take(50) {
             if now.since(*signed) < SKEW && engine.admit_nonce(ACCESS_KEY, nonce, *signed).is_ok() {

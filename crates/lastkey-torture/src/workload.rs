@@ -66,7 +66,8 @@ impl Workload {
             77..82 => Op::Describe { key: self.key(model)? },
             82..84 => Op::Keys { page: 1 },
             84..85 => Op::Aliases { page: 1 },
-            85..86 => Op::Verify,
+            85 => Op::Verify,
+            86 => Op::RotateRoot,
             _ => self.plugin(model)?,
         })
     }

@@ -150,6 +150,10 @@ impl Shelf {
                 continue;
             }
             let tended = match (file.plain, file.compressed) {
+                // Begun and never used, by a process that a crash or a full disk has stopped.
+                (true, false) if file.open(&*self.disk, &self.directory)?.file.length()? == 0 => {
+                    self.remove_plain(file.first)
+                }
                 (true, false) => self.compress(&file, stop),
                 (true, true) => self.settle(&file, stop),
                 _ if self.index(&file).is_none() => self.index_again(&file, stop),

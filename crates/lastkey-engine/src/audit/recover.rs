@@ -80,6 +80,9 @@ pub(super) fn resume(
     head: Head,
     end: Position,
 ) -> io::Result<(Segment, Position)> {
+    if let Err(error) = drop_unused(disk, directory, end.segment) {
+        tracing::warn!(%error, "an audit segment that holds nothing cannot be removed");
+    }
     if end.offset == 0 || segment::exists(disk, directory, end.segment)? {
         let segment = Segment::open(disk, directory, end.segment)?;
         if segment.len()? == end.offset {
@@ -92,4 +95,17 @@ pub(super) fn resume(
     );
     let fresh = Position { segment: head.seq + 1, offset: 0 };
     Ok((Segment::open(disk, directory, fresh.segment)?, fresh))
+}
+
+/// Removes segments behind the open one that were begun and got no record: the open one goes on
+/// beyond where their names say that they begin, which would hide its records from searches.
+fn drop_unused(disk: &dyn Disk, directory: &Path, open: u64) -> io::Result<()> {
+    let mut removed = false;
+    for file in files::list(disk, directory)? {
+        if file.first > open && file.plain && file.open(disk, directory)?.file.length()? == 0 {
+            disk.remove(&directory.join(segment::name(file.first)))?;
+            removed = true;
+        }
+    }
+    if removed { disk.sync_directory(directory) } else { Ok(()) }
 }

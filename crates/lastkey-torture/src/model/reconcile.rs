@@ -232,8 +232,12 @@ impl Model {
             let none = Vec::new();
             let records = log.by_request.get(&issued.request).unwrap_or(&none);
             let (done, all) = (records.iter().filter(|r| r.outcome == "ok").count(), records.len());
+            let order = matches!(issued.op, Op::RotateRoot);
             let right = match issued.fate {
                 Fate::Flying => true,
+                // An order and what it changes have a record each.
+                Fate::Acknowledged if order => (done, all) == (2, 2),
+                _ if order => done <= 2 && all <= 3,
                 Fate::Acknowledged => (done, all) == (1, 1),
                 Fate::Refused(code) => done == 0 && all == 1 && records[0].outcome == code,
                 Fate::NotMade => done == 0 && all <= 1,
