@@ -11,20 +11,21 @@ use std::thread;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only these: `workspace`, lanes (sdk, apiserver, timers) or packages (lastkey-store …)
+    /// Only these: `workspace`, lanes (sdk, apiserver, timers, rotation) or packages (lastkey-store …)
     names: Vec<String>,
     /// The slow lanes too
     #[arg(long)]
     all: bool,
 }
 
-/// Lanes that take minutes, because they sit out the apiserver's own timers.
-const SLOW: [&str; 1] = ["timers"];
+/// Lanes that take minutes, because they sit out the apiserver's own timers, or rotate thousands of
+/// objects.
+const SLOW: [&str; 2] = ["timers", "rotation"];
 
 /// How many tests of a lane run at once. Most have an etcd and an apiserver of their own, which need
 /// a core for some seconds at their start; those that sit out timers then need next to nothing.
 fn tests_at_once(lane: &str) -> &'static str {
-    if SLOW.contains(&lane) { "5" } else { "2" }
+    if lane == "timers" { "5" } else { "2" }
 }
 
 /// One `cargo test` and what it said last.

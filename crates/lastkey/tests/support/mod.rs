@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "a failed test says where its files are")]
 
 pub(crate) mod keeper;
+pub(crate) mod rotate;
 
 use lastkey_testbed::{
     Apiserver, ApiserverOptions, Daemon, Error, Etcd, Lastkey, Peers, Ready, Running,
@@ -25,9 +26,12 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
+    /// The binary is cargo's, or the one that `LASTKEY_TEST_BINARY` names: a release, say.
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("lastkey-test-").tempdir().unwrap();
-        let lastkey = Lastkey::new(env!("CARGO_BIN_EXE_lastkey"), dir.path());
+        let named = std::env::var_os("LASTKEY_TEST_BINARY");
+        let binary = named.unwrap_or_else(|| env!("CARGO_BIN_EXE_lastkey").into());
+        let lastkey = Lastkey::new(binary, dir.path());
         Self { dir, lastkey }
     }
 

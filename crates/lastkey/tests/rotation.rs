@@ -1,0 +1,33 @@
+//! Lane: rotations of live clusters' keys, on real kube-apiservers and a real etcd.
+//!
+//! What was acknowledged to whom is kept in a model and compared at the end with what the
+//! apiservers answer and with what rests in etcd. `LASTKEY_TEST_SECRETS` sets how many Secrets the
+//! large ones have, `LASTKEY_TEST_SEED` replays a run's choices.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "what was measured, and the seed of a run")]
+
+#[path = "rotation/between.rs"]
+mod between;
+#[path = "rotation/big.rs"]
+mod big;
+#[path = "rotation/memory.rs"]
+mod memory;
+#[path = "rotation/mixed.rs"]
+mod mixed;
+#[path = "rotation/model.rs"]
+mod model;
+mod support;
+
+use lastkey_testbed::Peers;
+
+const VERSION: &str = "1.37.0";
+
+fn peers(test: &str) -> Option<Peers> {
+    Peers::or_skip(test, &["etcd", "kube-apiserver-1.37.0"])
+}
+
+/// A number from the environment, else what fits into CI.
+fn size(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
