@@ -255,8 +255,18 @@ mod tests {
                 assert!(!accepted, "{text}");
             }
         }
-        for other in [format!("{line} "), format!(" {line}"), line.replace("04,", "04 ,")] {
-            assert!(Checkpoint::parse(&other).is_none());
+        let other_forms = [
+            format!("{line} "),
+            format!(" {line}"),
+            line.replace("04,", "04 ,"),
+            // The same number, the same time: a signature would hold.
+            line.replace(r#""number":7"#, r#""number":07"#),
+            line.replace(r#""seq":104"#, r#""seq":+104"#),
+            line.replace("00.000Z", "00Z"),
+        ];
+        for other in other_forms {
+            assert_ne!(other, line);
+            assert!(Checkpoint::parse(&other).is_none(), "{other}");
         }
     }
 

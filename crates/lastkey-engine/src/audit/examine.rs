@@ -137,7 +137,7 @@ fn judge_line(line: &[u8], keys: &[PublicKey]) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use lastkey_crypto::{KeyMaterial, signing::SigningKey};
+    use lastkey_crypto::{KeyMaterial, mac, signing::SigningKey};
 
     use super::*;
     use crate::Timestamp;
@@ -159,5 +159,70 @@ mod tests {
         assert_eq!(examined.statements.len(), 1);
         let problems: Vec<_> = examined.problems.iter().map(|found| found.kind).collect();
         assert_eq!(problems, ["missing"], "0 does not follow the highest number");
+    }
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_seed(KeyMaterial::from_slice(&[seed; 32])).unwrap()
+    }
+
+    /// A line with this number behind a line with that link.
+    fn line(number: u64, prev: [u8; 32], seed: u8) -> String {
+        let (kind, time) = (CheckpointKind::Time, Timestamp::from_millis(0));
+        let head = Head { seq: number, hash: [3; 32] };
+        Statement { log: [1; 16], number, prev, kind, head, time }.sign(&key(seed)).to_line()
+    }
+
+    fn found(lines: &[String], tolerates_other_keys: bool) -> Examined {
+        let keys = [key(2).public()];
+        let trust = Trust { keys: &keys, log: None, tolerates_other_keys, threads: 2 };
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        examine("file", text.as_bytes(), trust)
+    }
+
+    fn link(line: &str) -> [u8; 32] {
+        checkpoint::link(line.as_bytes())
+    }
+
+    #[test]
+    fn each_checkpoint_names_the_one_before_by_its_hash() {
+        let first = line(1, [0; 32], 2);
+        let second = line(2, mac::sha256(&[first.as_bytes()]), 2);
+        let whole = found(&[first.clone(), second.clone()], false);
+        assert_eq!((whole.problems, whole.statements.len()), (vec![], 2));
+        // Another signed one with the right number, but behind something else.
+        let other = found(&[first.clone(), line(2, [7; 32], 2)], false);
+        assert_eq!((other.problems[0].kind, other.problems[0].line), ("missing", 2));
+        // The first of all is behind nothing; a later one may be the first that is left.
+        let made_up = found(&[line(1, [7; 32], 2)], false);
+        assert_eq!((made_up.problems[0].kind, made_up.problems[0].line), ("missing", 1));
+        assert_eq!(found(&[second.clone()], false).problems, []);
+        assert_eq!(found(&[second.clone(), line(3, link(&second), 2)], false).problems, []);
+    }
+
+    #[test]
+    fn problems_name_their_line_and_are_not_without_end() {
+        let first = line(1, [0; 32], 2);
+        let lines = [first.clone(), "no checkpoint".to_owned(), line(2, link(&first), 2)];
+        let one = found(&lines, false);
+        assert_eq!(one.problems.len(), 1, "{:?}", one.problems);
+        assert_eq!((one.problems[0].line, one.problems[0].kind), (2, "changed"));
+        assert!(one.problems[0].what.contains("line 2 "), "{:?}", one.problems);
+        let many = found(&vec!["no checkpoint".to_owned(); 3 * MAX_PROBLEMS], false);
+        assert_eq!(many.problems.len(), MAX_PROBLEMS);
+    }
+
+    #[test]
+    fn another_key_is_a_problem_or_worth_a_warning_with_their_number() {
+        let first = line(1, [0; 32], 1);
+        let second = line(2, link(&first), 1);
+        let ours = line(3, link(&second), 2);
+        let lines = [first, second, ours.clone()];
+        let strict = found(&lines, false);
+        let kinds: Vec<_> = strict.problems.iter().map(|found| found.kind).collect();
+        assert_eq!(kinds, ["unauthenticated", "unauthenticated"]);
+        let live = found(&lines, true);
+        assert_eq!((live.problems, live.statements.len()), (vec![], 1));
+        assert_eq!(live.warnings, ["2 checkpoints are signed by another key"]);
+        assert_eq!(found(&[ours], true).warnings, Vec::<String>::new());
     }
 }

@@ -407,6 +407,38 @@ mod tests {
         assert_eq!(Index::decode(7, &key, &[]), None);
     }
 
+    /// Segments are kept for years: what was written with these bits is read with these bits.
+    /// Computed by a script from the algorithm's description.
+    #[test]
+    fn the_bits_of_a_thing_stay_the_same() {
+        let golden = [
+            (Field::Action, "encrypt", 0xf057_c892_d18c_8943, [3, 22, 41, 60, 15]),
+            (Field::Key, "0193-key", 0xac53_94b6_3759_56fd, [61, 52, 43, 34, 25]),
+            (Field::Principal, "plugin/node", 0xa3c7_6f76_dfe9_bdcc, [12, 3, 58, 49, 40]),
+            (Field::Outcome, "ok", 0xc5cd_8a3c_1ca7_36ee, [46, 43, 40, 37, 34]),
+            (Field::Context, "tenant", 0x87e4_89a3_4527_6187, [7, 42, 13, 48, 19]),
+        ];
+        for (field, text, expected, of_64) in golden {
+            assert_eq!(print(field, text), expected, "{field:?}");
+            assert_eq!(bits(expected, 64).collect::<Vec<_>>(), of_64, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_outside_of_its_file_or_too_large_is_refused() {
+        let index = index();
+        let key = KeyMaterial::from_slice(&[3; 32]);
+        let read = |index: &Index| Index::decode(7, &key, &index.encode(7, &key));
+        let mut short = index.clone();
+        short.file -= 1;
+        assert_eq!(read(&short), None);
+        let mut large = index.clone();
+        large.blocks[1].raw = u32::try_from(MAX_BLOCK).unwrap();
+        assert_eq!(read(&large), Some(large.clone()));
+        large.blocks[1].raw += 1;
+        assert_eq!(read(&large), None);
+    }
+
     #[test]
     fn very_many_principals_are_not_listed() {
         let mut builder = Builder::new();

@@ -346,3 +346,6 @@ pub(crate) fn parse_signed(bytes: &mut [u8]) -> usize {
     }
     Half::parse(&key, bytes).map_or(0, |half| half.frames.len())
 }
+
+#[cfg(test)]
+mod tests;

@@ -361,3 +361,6 @@ fn fill(source: &mut dyn Read, out: &mut [u8]) -> io::Result<usize> {
     }
     Ok(filled)
 }
+
+#[cfg(test)]
+mod tests;

@@ -295,7 +295,7 @@ impl AuditSink for AuditLog {
             Some(AuditError::Closed)
         } else if queue.waiting.len() >= QUEUE {
             Some(AuditError::Busy)
-        } else if body.len() + LINE_OVERHEAD > BATCH_BYTES {
+        } else if FRAME_BYTES + body.len() + LINE_OVERHEAD > BATCH_BYTES {
             Some(AuditError::Failed("the record is too large".into()))
         } else {
             None

@@ -1,6 +1,8 @@
 //! A log without an engine, and who may sign for it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod disk;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -21,6 +23,9 @@ use lastkey_engine::{
 };
 use lastkey_store::disk::FileSystem;
 
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub(crate) use disk::{Deed, Meddler};
+
 /// A log, and who may sign for it.
 pub(crate) struct World {
     pub(crate) place: tempfile::TempDir,
@@ -30,6 +35,7 @@ pub(crate) struct World {
     pub(crate) every: Duration,
     pub(crate) compress: bool,
     pub(crate) retention: Retention,
+    pub(crate) disk: Arc<Meddler>,
 }
 
 impl World {
@@ -42,6 +48,7 @@ impl World {
             every: Duration::from_secs(3600),
             compress: false,
             retention: Retention::default(),
+            disk: Arc::default(),
         }
     }
 
@@ -58,6 +65,7 @@ impl World {
         let by =
             Checkpointing { every: self.every, ..Checkpointing::new(self.signing_key(), clock) };
         let options = AuditOptions {
+            disk: self.disk.clone(),
             segment_bytes: self.segment_bytes,
             compress: self.compress,
             retention: self.retention,
