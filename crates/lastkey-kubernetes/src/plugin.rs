@@ -376,6 +376,6 @@ async fn announce(
     if let Ok(heard) = view.wait_for(|view| !view.is_starting()).await {
         let said = heard.announce(view::uptime()).ok();
         let key = heard.id.map(|id| id.to_string());
-        ready(Ready { sockets, key_id: said.map(|said| said.key.key_id()), key });
+        ready(Ready { sockets, key_id: said.map(|said| said.key_id), key });
     }
 }

@@ -25,11 +25,8 @@ impl ApiserverPatch {
             append("command", &json!("--encryption-provider-config-automatic-reload=true")),
             // the kubelet must not restart an apiserver because its KMS is away: the restart
             // would drop the keys that the apiserver still holds
-            json!({
-                "op": "replace",
-                "path": "/spec/containers/0/livenessProbe/httpGet/path",
-                "value": "/livez?exclude=kms-providers",
-            }),
+            probe("livenessProbe"),
+            probe("startupProbe"),
         ];
         operations.extend(mount(
             "lastkey-config",
@@ -49,6 +46,14 @@ impl ApiserverPatch {
         // each operation in JSON, which is YAML, on a line of its own
         Ok(operations.iter().map(|operation| format!("- {operation}\n")).collect())
     }
+}
+
+fn probe(name: &str) -> Value {
+    json!({
+        "op": "replace",
+        "path": format!("/spec/containers/0/{name}/httpGet/path"),
+        "value": "/livez?exclude=kms-providers",
+    })
 }
 
 fn append(list: &str, value: &Value) -> Value {

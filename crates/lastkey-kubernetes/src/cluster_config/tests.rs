@@ -260,6 +260,7 @@ fn kubeadm_patch() {
         "containers": [{
             "command": ["kube-apiserver"],
             "livenessProbe": {"httpGet": {"path": "/livez"}},
+            "startupProbe": {"httpGet": {"path": "/livez"}},
             "volumeMounts": [],
         }],
         "volumes": [],
@@ -285,7 +286,9 @@ fn kubeadm_patch() {
             "--encryption-provider-config-automatic-reload=true",
         ])
     );
-    assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez?exclude=kms-providers");
+    for probe in ["livenessProbe", "startupProbe"] {
+        assert_eq!(container[probe]["httpGet"]["path"], "/livez?exclude=kms-providers");
+    }
     assert_eq!(container["volumeMounts"][0]["mountPath"], "/etc/kubernetes/lastkey");
     assert_eq!(container["volumeMounts"][1]["mountPath"], "/run/lastkey");
     assert_eq!(pod["spec"]["volumes"][1]["hostPath"]["path"], "/run/lastkey");

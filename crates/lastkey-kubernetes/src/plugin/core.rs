@@ -55,7 +55,7 @@ pub(super) struct Sealed {
     pub(super) key_id: String,
     pub(super) annotations: HashMap<String, Vec<u8>>,
     /// What made it.
-    key: PluginKey,
+    pub(super) key: PluginKey,
     /// Whether the server has opened it again.
     opened: bool,
 }
@@ -149,10 +149,10 @@ impl Core {
         let key = *envelope.key();
         // 2. The key id and the annotations are those it was made with.
         if let Some((key_id, annotations)) = stored.identity {
-            if key.key_id() != key_id {
+            if !self.view.borrow().is_key_id_of(&key, key_id) {
                 return Err(Problem::KeyIdMismatch);
             }
-            if *annotations != self::annotations(&key) {
+            if !are_annotations_of(&key, annotations) {
                 return Err(Problem::AnnotationMismatch);
             }
         }
@@ -212,9 +212,15 @@ impl Core {
 
     /// The generation that encrypts now; just after the start, waits for the first answer.
     async fn current(&self) -> Result<PluginKey, Problem> {
-        let mut view = self.view.clone();
-        let heard = view.wait_for(|view| !view.is_starting()).await;
-        let heard = heard.map_err(|_| Problem::Starting(None))?.clone();
+        let heard = Arc::clone(&self.view.borrow());
+        let heard = match heard.is_starting() {
+            false => heard,
+            true => {
+                let mut view = self.view.clone();
+                let heard = view.wait_for(|view| !view.is_starting()).await;
+                heard.map_err(|_| Problem::Starting(None))?.clone()
+            }
+        };
         match heard.key {
             Some(key) => Ok(key),
             None => heard.announce(uptime()).map(|said| said.key),
@@ -260,6 +266,11 @@ impl Core {
 
 fn annotations(key: &PluginKey) -> HashMap<String, Vec<u8>> {
     [(KEY_VERSION_ANNOTATION.to_owned(), key.key_version.text().to_vec())].into()
+}
+
+fn are_annotations_of(key: &PluginKey, found: &HashMap<String, Vec<u8>>) -> bool {
+    let version = found.get(KEY_VERSION_ANNOTATION);
+    found.len() == 1 && version.is_some_and(|it| it[..] == key.key_version.text()[..])
 }
 
 fn check_plaintext(plaintext: &SecretBytes) -> Result<(), Problem> {

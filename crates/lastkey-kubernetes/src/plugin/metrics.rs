@@ -1,5 +1,6 @@
 //! What the plugin counts, for whoever renders it.
 
+mod keys;
 mod memory;
 
 use std::{
@@ -11,10 +12,11 @@ use std::{
     time::Duration,
 };
 
-use lastkey_crypto::mac::sha256;
+use lastkey_crypto::{mac::sha256, plugin_blob::PluginKey};
 use parking_lot::RwLock;
 use tonic::Code;
 
+use self::keys::KeyCalls;
 pub use self::memory::MemoryMetrics;
 use super::view::{Uptime, uptime};
 use crate::socket::Closed;
@@ -66,6 +68,7 @@ const CODES: usize = 17;
 #[derive(Debug, Default)]
 pub struct Metrics {
     calls: [[AtomicU64; CODES]; Method::ALL.len()],
+    keys: KeyCalls,
     closed: Arc<Closed>,
     memory: Arc<MemoryMetrics>,
     heard: RwLock<Heard>,
@@ -110,14 +113,30 @@ impl Metrics {
         Arc::clone(&self.memory)
     }
 
-    pub(super) fn count(&self, method: Method, code: Code) {
+    /// One call, and the key version it was about as far as there was one.
+    pub(super) fn count(&self, (method, code): (Method, Code), key: Option<&PluginKey>) {
         self.calls[method as usize][code as usize].fetch_add(1, Ordering::Relaxed);
+        if let Some(key) = key {
+            self.keys.count(key, (method, code));
+        }
     }
 
     pub(super) fn heard(&self, key_id: Option<&str>, last_contact: Option<Uptime>, usable: bool) {
-        let key_id_hash =
-            key_id.map(|id| format!("sha256:{}", hex::encode(sha256(&[id.as_bytes()]))));
+        let key_id_hash = key_id.map(key_id_hash);
         *self.heard.write() = Heard { last_contact, key_id_hash, usable };
+    }
+}
+
+/// As the apiserver's own metrics show a key id.
+fn key_id_hash(key_id: &str) -> String {
+    format!("sha256:{}", hex::encode(sha256(&[key_id.as_bytes()])))
+}
+
+/// As the apiserver's own metrics write a code.
+fn code_name(code: usize) -> String {
+    match Code::from_i32(code as i32) {
+        Code::Ok => "OK".to_owned(),
+        code => format!("{code:?}"),
     }
 }
 
@@ -127,18 +146,16 @@ impl fmt::Display for Metrics {
         writeln!(f, "# TYPE lastkey_plugin_calls_total counter")?;
         for method in Method::ALL {
             let (api, name) = method.names();
-            for code in (0..CODES as i32).map(Code::from_i32) {
-                let count = self.calls(method, code);
-                if count > 0 || code == Code::Ok {
-                    let code = match code {
-                        Code::Ok => "OK".to_owned(), // as the apiserver's own metrics write it
-                        code => format!("{code:?}"),
-                    };
+            for (code, count) in self.calls[method as usize].iter().enumerate() {
+                let count = count.load(Ordering::Relaxed);
+                if count > 0 || code == Code::Ok as usize {
+                    let code = code_name(code);
                     let labels = format!("api=\"{api}\",method=\"{name}\",code=\"{code}\"");
                     writeln!(f, "lastkey_plugin_calls_total{{{labels}}} {count}")?;
                 }
             }
         }
+        write!(f, "{}", self.keys)?;
         let name = "lastkey_plugin_connections_closed_total";
         writeln!(f, "# HELP {name} Connections closed because of a bound.")?;
         writeln!(f, "# TYPE {name} counter")?;
@@ -173,8 +190,8 @@ mod tests {
     #[test]
     fn renders_what_happened() {
         let metrics = Metrics::default();
-        metrics.count(Method::Encrypt, Code::Ok);
-        metrics.count(Method::DecryptV1, Code::InvalidArgument);
+        metrics.count((Method::Encrypt, Code::Ok), None);
+        metrics.count((Method::DecryptV1, Code::InvalidArgument), None);
         metrics.heard(Some("abc"), Some(uptime()), true);
         let text = metrics.to_string();
         for line in [

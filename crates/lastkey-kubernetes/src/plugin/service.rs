@@ -7,7 +7,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use lastkey_crypto::SecretBytes;
+use lastkey_crypto::{
+    SecretBytes,
+    plugin_blob::{PluginBlob, PluginKey},
+};
 use tonic::{Code, Request, Response, Status, async_trait, body::Body, codegen::BoxFuture};
 use tower::Service;
 
@@ -75,18 +78,17 @@ impl Service<http::Request<Body>> for Services {
 }
 
 impl Handler {
-    /// Counts and logs one call; never a byte of its data.
+    /// Counts and logs one call, and the key version it was about; never a byte of its data.
     async fn observed<T>(
         &self,
-        method: Method,
-        uid: &str,
-        work: impl Future<Output = Result<T, Problem>>,
+        (method, uid): (Method, &str),
+        work: impl Future<Output = (Result<T, Problem>, Option<PluginKey>)>,
     ) -> Result<Response<T>, Status> {
-        let outcome = work.await;
+        let (outcome, key) = work.await;
         let code = outcome.as_ref().err().map_or(Code::Ok, Problem::code);
-        self.metrics.count(method, code);
+        self.metrics.count((method, code), key.as_ref());
         let (api, name) = method.names();
-        let uid: String = uid.chars().take(MAX_UID).collect();
+        let uid = uid.char_indices().nth(MAX_UID).map_or(uid, |(end, _)| &uid[..end]);
         match &outcome {
             Ok(_) => tracing::debug!(api, method = name, uid, "done"),
             Err(problem) => {
@@ -110,13 +112,13 @@ impl v2_server::KeyManagementService for Handler {
         request: Request<v2::StatusRequest>,
     ) -> Result<Response<v2::StatusResponse>, Status> {
         let announced = announced(&request);
-        self.observed(Method::Status, "", async {
-            let said = self.core.status(&announced)?;
-            Ok(v2::StatusResponse {
+        self.observed((Method::Status, ""), async {
+            let said = self.core.status(&announced).map(|said| v2::StatusResponse {
                 version: self.version.text().to_owned(),
                 healthz: said.healthz,
-                key_id: said.key.key_id(),
-            })
+                key_id: said.key_id,
+            });
+            (said, None)
         })
         .await
     }
@@ -128,13 +130,15 @@ impl v2_server::KeyManagementService for Handler {
         let announced = announced(&request);
         let v2::EncryptRequest { plaintext, uid } = request.into_inner();
         let plaintext = SecretBytes::new(plaintext);
-        self.observed(Method::Encrypt, &uid, async {
-            let sealed = self.core.encrypt(&announced, &plaintext).await?;
-            Ok(v2::EncryptResponse {
+        self.observed((Method::Encrypt, &uid), async {
+            let sealed = self.core.encrypt(&announced, &plaintext).await;
+            let key = sealed.as_ref().ok().map(|sealed| sealed.key);
+            let answer = sealed.map(|sealed| v2::EncryptResponse {
                 ciphertext: sealed.ciphertext,
                 key_id: sealed.key_id,
                 annotations: sealed.annotations,
-            })
+            });
+            (answer, key)
         })
         .await
     }
@@ -144,11 +148,12 @@ impl v2_server::KeyManagementService for Handler {
         request: Request<v2::DecryptRequest>,
     ) -> Result<Response<v2::DecryptResponse>, Status> {
         let v2::DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
-        self.observed(Method::Decrypt, &uid, async {
+        self.observed((Method::Decrypt, &uid), async {
             let identity = Some((key_id.as_str(), &annotations));
             let stored = Stored { uid: &uid, ciphertext: &ciphertext, identity };
-            let opened = self.core.decrypt(stored).await?;
-            Ok(v2::DecryptResponse { plaintext: opened.expose().to_vec() })
+            let opened = self.core.decrypt(stored).await;
+            let plaintext = opened.map(|opened| opened.expose().to_vec());
+            (plaintext.map(|plaintext| v2::DecryptResponse { plaintext }), key_of(&ciphertext))
         })
         .await
     }
@@ -160,13 +165,14 @@ impl v1_server::KeyManagementService for Handler {
         &self,
         request: Request<v1beta1::VersionRequest>,
     ) -> Result<Response<v1beta1::VersionResponse>, Status> {
-        self.observed(Method::VersionV1, "", async {
-            check_version(&request.get_ref().version)?;
-            Ok(v1beta1::VersionResponse {
+        self.observed((Method::VersionV1, ""), async {
+            let checked = check_version(&request.get_ref().version);
+            let answer = checked.map(|()| v1beta1::VersionResponse {
                 version: V1.to_owned(),
                 runtime_name: "lastkey".to_owned(),
                 runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
-            })
+            });
+            (answer, None)
         })
         .await
     }
@@ -177,11 +183,14 @@ impl v1_server::KeyManagementService for Handler {
     ) -> Result<Response<v1beta1::EncryptResponse>, Status> {
         let v1beta1::EncryptRequest { version, plain } = request.into_inner();
         let plaintext = SecretBytes::new(plain);
-        self.observed(Method::EncryptV1, "", async {
-            check_version(&version)?;
-            // v1 stores no key id, so nothing ties it to what Status told a v2 neighbour
-            let sealed = self.core.encrypt_current(&plaintext).await?;
-            Ok(v1beta1::EncryptResponse { cipher: sealed.ciphertext })
+        self.observed((Method::EncryptV1, ""), async {
+            let sealed = match check_version(&version) {
+                // v1 stores no key id, so nothing ties it to what Status told a v2 neighbour
+                Ok(()) => self.core.encrypt_current(&plaintext).await,
+                Err(problem) => Err(problem),
+            };
+            let key = sealed.as_ref().ok().map(|sealed| sealed.key);
+            (sealed.map(|sealed| v1beta1::EncryptResponse { cipher: sealed.ciphertext }), key)
         })
         .await
     }
@@ -191,14 +200,22 @@ impl v1_server::KeyManagementService for Handler {
         request: Request<v1beta1::DecryptRequest>,
     ) -> Result<Response<v1beta1::DecryptResponse>, Status> {
         let v1beta1::DecryptRequest { version, cipher } = request.into_inner();
-        self.observed(Method::DecryptV1, "", async {
-            check_version(&version)?;
+        self.observed((Method::DecryptV1, ""), async {
             let stored = Stored { uid: "", ciphertext: &cipher, identity: None };
-            let opened = self.core.decrypt(stored).await?;
-            Ok(v1beta1::DecryptResponse { plain: opened.expose().to_vec() })
+            let opened = match check_version(&version) {
+                Ok(()) => self.core.decrypt(stored).await,
+                Err(problem) => Err(problem),
+            };
+            let plain = opened.map(|opened| opened.expose().to_vec());
+            (plain.map(|plain| v1beta1::DecryptResponse { plain }), key_of(&cipher))
         })
         .await
     }
+}
+
+/// What a ciphertext says that it was made under.
+fn key_of(ciphertext: &[u8]) -> Option<PluginKey> {
+    PluginBlob::parse(ciphertext).ok().map(|envelope| *envelope.key())
 }
 
 fn check_version(version: &str) -> Result<(), Problem> {

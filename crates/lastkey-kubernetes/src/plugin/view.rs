@@ -33,6 +33,8 @@ pub(super) type Uptime = Duration;
 pub(super) struct View {
     /// The generation that encrypts, as last heard; kept while the key is refused.
     pub(super) key: Option<PluginKey>,
+    /// Its key id, which takes a hash to compute.
+    pub(super) key_id: String,
     /// The key's own id, as last heard.
     pub(super) id: Option<KeyId>,
     pub(super) standing: Standing,
@@ -82,12 +84,14 @@ impl Standing {
 pub(super) struct Announcement {
     pub(super) healthz: String,
     pub(super) key: PluginKey,
+    pub(super) key_id: String,
 }
 
 impl View {
     pub(super) fn starting(wanted: Leases) -> Self {
         Self {
             key: None,
+            key_id: String::new(),
             id: None,
             standing: Standing::Starting { problem: None },
             token: String::new(),
@@ -143,16 +147,23 @@ impl View {
     pub(super) fn announce(&self, now: Uptime) -> Result<Announcement, Problem> {
         let starting = || Problem::Starting(None);
         let key = self.key.ok_or_else(starting);
+        let say = |healthz: String, key| Announcement { healthz, key, key_id: self.key_id.clone() };
         match &self.standing {
             Standing::Starting { problem } => Err(Problem::Starting(problem.clone())),
             Standing::Refused(refusal) => Err(Problem::Key(refusal.clone())),
-            Standing::Usable => Ok(Announcement { healthz: "ok".to_owned(), key: key? }),
+            Standing::Usable => Ok(say("ok".to_owned(), key?)),
             Standing::Away { problem } if self.left(now, self.wanted.writes).is_zero() => {
                 Err(Problem::LeaseOver(problem.clone()))
             }
-            Standing::Away { problem } => {
-                Ok(Announcement { healthz: format!("server unavailable: {problem}"), key: key? })
-            }
+            Standing::Away { problem } => Ok(say(format!("server unavailable: {problem}"), key?)),
+        }
+    }
+
+    /// Whether this is that key's id; computed where it is not the present one's.
+    pub(super) fn is_key_id_of(&self, key: &PluginKey, key_id: &str) -> bool {
+        match self.key.as_ref() == Some(key) {
+            true => self.key_id == key_id,
+            false => key.key_id() == key_id,
         }
     }
 
@@ -177,7 +188,8 @@ impl View {
             return self.away("the server names no key version".to_owned());
         };
         let key = PluginKey::from(generation);
-        if status.plugin_key_id.as_deref() != Some(key.key_id().as_str()) {
+        let key_id = key.key_id();
+        if status.plugin_key_id.as_deref() != Some(key_id.as_str()) {
             return self.away("the server's key id is not that of its key version".to_owned());
         }
         let lease = match status.lease_seconds {
@@ -188,6 +200,7 @@ impl View {
         let usable_lineages = status.usable_lineages.unwrap_or_else(|| vec![key.lineage]);
         Self {
             key: Some(key),
+            key_id,
             id: status.key_id,
             standing: Standing::Usable,
             token: status.token,

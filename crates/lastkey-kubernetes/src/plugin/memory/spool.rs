@@ -102,24 +102,38 @@ impl Spool {
     /// It cannot be recorded, and must not be given.
     pub(super) async fn keep(&self, note: Note<'_>) -> Result<(), Unkept> {
         loop {
+            if let Some(kept) = self.note(note) {
+                return kept;
+            }
             let written = self.written.notified();
             tokio::pin!(written);
             written.as_mut().enable();
-            {
-                let mut notes = self.notes.lock();
-                if let Some(broken) = &notes.broken {
-                    return Err(broken.clone());
-                }
-                let oldest = notes.writing.or(notes.oldest);
-                if oldest.is_none_or(|oldest| oldest.elapsed() < DURABLE_WITHIN) {
-                    notes.add(note);
-                    drop(notes);
-                    self.noted.notify_one();
-                    return Ok(());
-                }
+            // it may have been written before we listened
+            if let Some(kept) = self.note(note) {
+                return kept;
             }
             written.await;
         }
+    }
+
+    /// Notes an answer, unless what was noted before takes too long to become durable.
+    fn note(&self, note: Note<'_>) -> Option<Result<(), Unkept>> {
+        let mut notes = self.notes.lock();
+        if let Some(broken) = &notes.broken {
+            return Some(Err(broken.clone()));
+        }
+        let oldest = notes.writing.or(notes.oldest);
+        if oldest.is_some_and(|oldest| oldest.elapsed() >= DURABLE_WITHIN) {
+            return None;
+        }
+        let first = notes.oldest.is_none();
+        notes.add(note);
+        drop(notes);
+        // the writer takes all at once
+        if first {
+            self.noted.notify_one();
+        }
+        Some(Ok(()))
     }
 
     /// Why answers cannot be recorded at present.
