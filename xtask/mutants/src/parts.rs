@@ -41,7 +41,18 @@ const PARTS: [Part; 3] = [
         package: "lastkey-engine",
         files: &["crates/lastkey-engine/src/audit.rs", "crates/lastkey-engine/src/audit/**"],
         // Those that read or write a log; the others take longer and see little more of it.
-        tests: &["alone", "audit", "checkpoints", "follow", "retention", "segments", "writer"],
+        tests: &[
+            "alone",
+            "audit",
+            "checkpoints",
+            "deletion",
+            "follow",
+            "recovery",
+            "retention",
+            "search",
+            "segments",
+            "writer",
+        ],
     },
 ];
 

@@ -150,10 +150,6 @@ impl Shelf {
                 continue;
             }
             let tended = match (file.plain, file.compressed) {
-                // Begun and never used, by a process that a crash or a full disk has stopped.
-                (true, false) if file.open(&*self.disk, &self.directory)?.file.length()? == 0 => {
-                    self.remove_plain(file.first)
-                }
                 (true, false) => self.compress(&file, stop),
                 (true, true) => self.settle(&file, stop),
                 _ if self.index(&file).is_none() => self.index_again(&file, stop),
@@ -185,6 +181,10 @@ impl Shelf {
     fn compress(&self, file: &SegmentFile, stop: &dyn Fn() -> bool) -> io::Result<()> {
         let plain =
             self.disk.open(&self.directory.join(segment::name(file.first)), Access::Read)?;
+        if plain.length()? == 0 {
+            // Begun and never used, by a process that a crash or a full disk has stopped.
+            return self.remove_plain(file.first);
+        }
         let compressed = self.directory.join(compressed_name(file.first));
         let temporary = with_suffix(&compressed);
         let index = self.write_frames(plain, &temporary, stop).inspect_err(|_| {

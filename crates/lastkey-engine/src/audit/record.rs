@@ -245,6 +245,18 @@ mod tests {
         assert!(String::from_utf8(record.finish("ok", Duration::ZERO)).unwrap().contains("tenant"));
     }
 
+    #[test]
+    fn where_a_request_came_from_is_told_as_addresses_are_written() {
+        let told = |source: Source| {
+            let mut out = String::new();
+            write_source(&mut out, source);
+            out
+        };
+        for text in ["127.0.0.1:51324", "10.0.255.9:1", "0.0.0.0:65535", "[::1]:443"] {
+            assert_eq!(told(Source::Network(text.parse().unwrap())), text);
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_stays_one_line_of_json(target in ".*", name in ".+") {

@@ -138,6 +138,11 @@ fn both_forms_stay_unless_they_are_the_same_to_the_last_byte() {
         place.tend();
         assert!(place.plain().exists(), "{} bytes", other.len());
     }
+    let packed = fs::read(place.packed()).unwrap();
+    fs::write(place.packed(), b"no frame at all").unwrap();
+    place.tend();
+    assert!(place.plain().exists() && place.packed().exists(), "it does not even open");
+    fs::write(place.packed(), packed).unwrap();
     fs::write(place.plain(), &before).unwrap();
     fs::remove_file(place.index_path()).unwrap();
     place.tend();

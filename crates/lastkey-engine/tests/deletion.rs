@@ -1,0 +1,177 @@
+//! Which segments are deleted, exactly, and what becomes of a deletion that is disturbed.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod log;
+
+use std::{fs, io, path::PathBuf, time::Duration};
+
+use lastkey_crypto::mac;
+use lastkey_engine::{
+    Timestamp,
+    audit::{AuditLog, AuditSink, Head, Retention},
+};
+use log::{Deed, World, segments};
+
+const START: i64 = 1_767_225_600_000;
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(START + millis)
+}
+
+/// Appends a record a second, each of a request that was signed half a second before.
+fn write(log: &AuditLog, numbers: std::ops::Range<i64>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for n in numbers {
+        let body = format!(
+            r#""time":"{}","action":"Encrypt","nonce":"{n:016x}","signed":{n},"outcome":"ok""#,
+            at(n * 1000)
+        );
+        runtime.block_on(log.append(body.into_bytes())).unwrap();
+    }
+}
+
+fn sizes(world: &World) -> Vec<u64> {
+    segments(&world.audit()).iter().map(|path| fs::metadata(path).unwrap().len()).collect()
+}
+
+/// The last line of each segment: its number, its time in seconds, and its hash.
+fn ends(world: &World) -> Vec<(Head, i64)> {
+    let end = |path: &PathBuf| {
+        let text = fs::read_to_string(path).unwrap();
+        let line = text.lines().last().unwrap();
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let head =
+            Head { seq: record["seq"].as_u64().unwrap(), hash: mac::sha256(&[line.as_bytes()]) };
+        (head, record["signed"].as_i64().unwrap())
+    };
+    segments(&world.audit()).iter().map(end).collect()
+}
+
+/// A log of some segments, closed, and the world in which it is kept so.
+fn kept(retention: Retention) -> World {
+    let world = World::new();
+    let log = world.open();
+    write(&log, 0..120);
+    log.close();
+    World { retention, ..world }
+}
+
+fn by_bytes(bytes: u64) -> Retention {
+    Retention { bytes: Some(bytes), age: None }
+}
+
+#[test]
+fn as_few_segments_go_as_it_takes() {
+    let world = kept(Retention::default());
+    let (sizes, ends) = (sizes(&world), ends(&world));
+    let all: u64 = sizes.iter().sum();
+    assert!(sizes.len() > 4);
+    for (bytes, gone) in [
+        (all, 0),
+        (all - 1, 1),
+        (all - sizes[0], 1),
+        (all - sizes[0] - 1, 2),
+        (all - sizes[0] - sizes[1] - sizes[2], 3),
+        // The open one stays in any case.
+        (0, sizes.len() - 1),
+    ] {
+        let world = kept(by_bytes(bytes));
+        let log = world.open();
+        let deletion = log.to_delete(None).unwrap();
+        assert_eq!(deletion.is_some(), gone > 0, "{bytes}");
+        if let Some(deletion) = deletion {
+            assert_eq!(deletion.segments, gone as u64);
+            assert_eq!(deletion.bytes, sizes[..gone].iter().sum::<u64>());
+            assert_eq!(deletion.through.seq, ends[gone - 1].0.seq);
+        }
+    }
+}
+
+#[test]
+fn an_age_is_counted_from_the_newest_record_of_a_segment() {
+    let age = Some(Duration::from_secs(60));
+    let world = kept(Retention { bytes: None, age });
+    let ends = ends(&world);
+    let log = world.open();
+    for (index, (head, second)) in ends[..ends.len() - 1].iter().enumerate() {
+        let exactly = at((second + 60) * 1000);
+        let before = log.to_delete(Some(exactly)).unwrap().map(|deletion| deletion.segments);
+        assert_eq!(before.unwrap_or(0), index as u64, "it is not older than that");
+        let after = log.to_delete(Some(exactly.after(Duration::from_millis(1)))).unwrap().unwrap();
+        assert_eq!((after.segments, after.through), (index as u64 + 1, *head));
+    }
+}
+
+#[test]
+fn nonces_that_would_still_be_admitted_are_told_and_no_others() {
+    let world = kept(by_bytes(0));
+    let ends = ends(&world);
+    let (_, last) = ends[ends.len() - 2];
+    let log = world.open();
+    // Twice what clocks may differ by, behind the newest record that goes.
+    let bound = at(last * 1000).after(Duration::from_secs(30 * 60));
+    let signed = |now| log.to_delete(now).unwrap().unwrap().signed;
+    assert_eq!(signed(None), Some(last));
+    assert_eq!(signed(Some(at(last * 1000))), Some(last));
+    assert_eq!(signed(Some(bound)), Some(last));
+    assert_eq!(signed(Some(bound.after(Duration::from_millis(1)))), None);
+}
+
+#[test]
+fn an_open_segment_without_a_record_does_not_stand_in_the_way() {
+    let world = World { retention: by_bytes(6_000), ..World::new() };
+    let log = world.open();
+    write(&log, 0..60);
+    // The disk has no room for the next segment's first record.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    world.disk.ask(|deed, _| {
+        if deed == Deed::Allocate { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
+    let mut taken = 0;
+    while runtime.block_on(log.append(br#""action":"Encrypt","outcome":"ok""#.to_vec())).is_ok() {
+        taken += 1;
+        assert!(taken < 1000, "a segment has some room reserved, and no more");
+    }
+    let empty = segments(&world.audit()).pop().unwrap();
+    assert_eq!(fs::metadata(&empty).unwrap().len(), 0);
+    // Deleting makes room, even now.
+    let before = segments(&world.audit());
+    let deletion = log.to_delete(None).unwrap().unwrap();
+    log.delete(&deletion).unwrap();
+    assert_eq!(segments(&world.audit()).len() as u64, before.len() as u64 - deletion.segments);
+    world.disk.rest();
+    write(&log, 100..101);
+    let found = log.verify(&[]).unwrap();
+    assert!(found.ok && found.deleted_through == deletion.through.seq, "{found:?}");
+}
+
+#[test]
+fn a_closed_segment_without_a_record_is_no_log_as_it_was_written() {
+    let world = kept(by_bytes(0));
+    let files = segments(&world.audit());
+    fs::write(&files[1], b"").unwrap();
+    let world = World { retention: by_bytes(sizes(&world)[1..].iter().sum()), ..world };
+    let log = world.open();
+    let refused = log.to_delete(None).unwrap_err().to_string();
+    assert!(refused.contains("audit verify"), "{refused}");
+}
+
+#[test]
+fn files_that_the_disk_does_not_let_go_of_go_the_next_time() {
+    let world = kept(by_bytes(0));
+    let log = world.open();
+    let files = segments(&world.audit());
+    let deletion = log.to_delete(None).unwrap().unwrap();
+    let second = files[1].clone();
+    world.disk.ask(move |deed, path| {
+        let held = deed == Deed::Remove && path == second;
+        if held { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    });
+    assert_eq!(log.delete(&deletion).unwrap_err().raw_os_error(), Some(5));
+    assert!(!files[0].exists() && files[1].exists() && files[2].exists());
+    assert!(log.verify(&[]).unwrap().ok, "it was stated before");
+    world.disk.rest();
+    log.delete(&deletion).unwrap();
+    assert_eq!(segments(&world.audit()).len(), 1);
+    assert!(log.verify(&[]).unwrap().ok);
+}
