@@ -33,8 +33,8 @@ fn longest(target: &str) -> u32 {
         "server_document" => 128,
         // A mark has a number for each of 256 shards.
         "engine_heads" => 2600,
-        // A header has two slots of 4 KiB.
-        "crypto_envelope" => 9000,
+        // Two slots of two blocks, and a payload.
+        "crypto_envelope" => 1400,
         "engine_audit" | "engine_checkpoints" | "engine_index" | "engine_json" | "engine_seal"
         | "engine_segment" | "client_answers" | "server_certificate" | "server_native"
         | "server_signature" => 1024,

@@ -14,7 +14,9 @@ use super::{
 use crate::mac::sha256;
 
 /// What a slot's size, and the offset of everything in a header with slots, is a multiple of.
-pub(super) const BLOCK_LEN: usize = 4096;
+/// Fuzzing, it is small, so that slots fit into a small input.
+#[expect(unexpected_cfgs, reason = "set by cargo-fuzz")]
+pub(super) const BLOCK_LEN: usize = if cfg!(fuzzing) { 256 } else { 4096 };
 /// The largest slot, in blocks: a header stays below 150 KiB.
 pub(super) const MAX_BLOCKS: u8 = 16;
 const GENERATION_LEN: usize = 8;

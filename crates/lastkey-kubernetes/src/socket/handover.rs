@@ -159,7 +159,12 @@ fn parse(line: &[u8]) -> Result<Vec<Kind>, SocketError> {
     let line = std::str::from_utf8(line).map_err(|_| refused())?;
     let words = line.strip_prefix(HEAD).and_then(|it| it.strip_suffix('\n')).ok_or_else(refused)?;
     let kind = |word: &str| Kind::ALL.iter().find(|(_, name)| *name == word).map(|(kind, _)| *kind);
-    words.split(' ').skip(1).map(|word| kind(word).ok_or_else(refused)).collect()
+    match words.strip_prefix(' ') {
+        None if words.is_empty() => Ok(Vec::new()),
+        // Another number: of a later release.
+        None => Err(refused()),
+        Some(words) => words.split(' ').map(|word| kind(word).ok_or_else(refused)).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -178,6 +183,9 @@ mod tests {
             b"lastkey-handover 2 file\n",
             b"lastkey-handover 1 \n",
             b"lastkey-handover 1 files\n",
+            b"lastkey-handover 12\n",
+            // fuzzing (kubernetes_handover): what stood before the first space counted for nothing
+            b"lastkey-handover 1file socket\n",
             b"lastkey-handover 1\xff\n",
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
