@@ -4,6 +4,7 @@
 //! (`LASTKEY_PEERS` overrides) and leaves a stamp there: its whole recipe. A peer whose stamp equals
 //! the recipe is left alone; what was interrupted is taken up again, with the compilers' own caches.
 
+mod debian;
 mod go;
 mod system;
 
@@ -31,6 +32,8 @@ enum Recipe {
     Node,
     /// A Debian package, and the file of it that is linked to where the peer is expected.
     Apt { file: &'static str },
+    /// One program out of a Debian package that is not installed, because it would start a service.
+    Deb { package: &'static str, file: &'static str },
 }
 
 struct Peer {
@@ -51,22 +54,37 @@ impl Peer {
 
 const KUBE_137: &str = "-X k8s.io/component-base/version.gitVersion=v1.37.0 \
     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37";
+const KUBE_128: &str = "-X k8s.io/component-base/version.gitVersion=v1.28.0 \
+    -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=28";
 const KUBE_131: &str = "-X k8s.io/component-base/version.gitVersion=v1.31.0 \
     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=31";
 
 /// All peers, quickest first, so that a broken set-up shows early.
-const PEERS: [Peer; 9] = [
+const PEERS: [Peer; 13] = [
     Peer {
         name: "softhsm2",
         manifest: "softhsm2",
         makes: "bin/softhsm2-util",
         recipe: Recipe::Apt { file: "/usr/bin/softhsm2-util" },
     },
+    Peer {
+        name: "promtool",
+        manifest: "promtool",
+        makes: "bin/promtool",
+        recipe: Recipe::Deb { package: "prometheus", file: "usr/bin/promtool" },
+    },
     Peer { name: "python", manifest: "python", makes: "python/bin/python", recipe: Recipe::Python },
     Peer { name: "node", manifest: "node", makes: "node/node_modules", recipe: Recipe::Node },
+    Peer {
+        name: "grafana",
+        manifest: "grafana",
+        makes: "grafana/node_modules",
+        recipe: Recipe::Node,
+    },
     Peer::go("etcd", "etcd-3.6.7", ["bin/etcd", "go.etcd.io/etcd/server/v3", ""]),
     Peer::go("etcdctl", "etcd-3.6.7", ["bin/etcdctl", "go.etcd.io/etcd/etcdctl/v3", ""]),
     Peer::go("etcdutl", "etcd-3.6.7", ["bin/etcdutl", "go.etcd.io/etcd/etcdutl/v3", ""]),
+    Peer::go("helm", "helm-3.22.0", ["bin/helm", "helm.sh/helm/v3/cmd/helm", ""]),
     Peer::go(
         "kube-apiserver-1.37.0",
         "kube-1.37.0",
@@ -77,6 +95,11 @@ const PEERS: [Peer; 9] = [
         "kube-apiserver-1.31.0",
         "kube-1.31.0",
         ["bin/kube-apiserver-1.31.0", "k8s.io/kubernetes/cmd/kube-apiserver", KUBE_131],
+    ),
+    Peer::go(
+        "kube-apiserver-1.28.0",
+        "kube-1.28.0",
+        ["bin/kube-apiserver-1.28.0", "k8s.io/kubernetes/cmd/kube-apiserver", KUBE_128],
     ),
 ];
 
@@ -180,6 +203,7 @@ impl Peer {
             Recipe::Python => (["requirements.txt"].as_slice(), String::new()),
             Recipe::Node => (["package.json", "package-lock.json"].as_slice(), String::new()),
             Recipe::Apt { file } => ([].as_slice(), format!("{file}\n")),
+            Recipe::Deb { package, file } => ([].as_slice(), format!("{package} {file}\n")),
         };
         for file in files {
             let path = dir.join(file);
@@ -212,6 +236,10 @@ impl Peer {
                 let _ = fs::remove_file(&link);
                 std::os::unix::fs::symlink(file, &link).map_err(file_error("link", &link))?;
             }
+            Recipe::Deb { package, file } => {
+                let program = debian::Program { package, file, log: &log };
+                program.install(&place.join(self.makes))?;
+            }
         }
         let stamp = self.stamp_file(place);
         fs::write(&stamp, self.stamp()?).map_err(file_error("write", &stamp))
@@ -230,7 +258,7 @@ impl Peer {
     }
 
     fn install_node(&self, place: &Path, log: &Path) -> Result<(), Error> {
-        let dir = place.join("node");
+        let dir = place.join(self.manifest);
         fs::create_dir_all(&dir).map_err(file_error("create", &dir))?;
         for file in ["package.json", "package-lock.json"] {
             let from = self.manifest_dir().join(file);
@@ -239,6 +267,6 @@ impl Peer {
         Step::new("npm")
             .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
             .dir(&dir)
-            .run_logged("installing the npm clients", log)
+            .run_logged("installing npm packages", log)
     }
 }

@@ -11,7 +11,7 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// All of the named peers: programs by their name in `bin/`, `python` and `node`.
+    /// All of the named peers: programs by their name in `bin/`, `python`, `node` and `grafana`.
     ///
     /// # Errors
     /// [`Error::MissingPeer`] for the first one that is not installed.
@@ -41,12 +41,12 @@ impl Peers {
         }
     }
 
-    /// Where a peer is: a program, the Python interpreter or the npm packages.
+    /// Where a peer is: a program, the Python interpreter or a folder of npm packages.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         match name {
             "python" => self.root.join("python/bin/python"),
-            "node" => self.root.join("node/node_modules"),
+            "node" | "grafana" => self.root.join(name).join("node_modules"),
             _ => self.root.join("bin").join(name),
         }
     }
