@@ -56,7 +56,8 @@ fn what_comes_together_is_numbered_in_its_order_over_many_batches() {
     let tickets: Vec<Ticket> = (0..60).map(|n| log.append(body(100_000 + n))).collect();
     let numbers: Vec<u64> = tickets.into_iter().map(|ticket| answer(ticket).unwrap()).collect();
     assert_eq!(numbers, (1..=60).collect::<Vec<_>>());
-    assert!(segments(&world.audit()).len() > 3);
+    // Ten fit into a batch and are less than a segment; twenty are more.
+    assert!(segments(&world.audit()).len() >= 3);
     let lengths: Vec<usize> = log
         .query(&Query { limit: 100, ..Query::default() })
         .unwrap()
