@@ -386,4 +386,39 @@ mod tests {
         disk.remove(&other).unwrap();
         assert!(file.is_removed().unwrap() && disk.list(&inner).unwrap().is_empty());
     }
+
+    #[test]
+    fn room_is_reserved_and_the_length_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let file = FileSystem.open(&path, Access::Create).unwrap();
+        assert!(file.allocate(1 << 20).unwrap(), "as on any file system that tests are run on");
+        let metadata = fs::metadata(&path).unwrap();
+        assert!(metadata.blocks() * 512 >= 1 << 20 && metadata.len() == 0);
+        // What is free is counted in bytes.
+        assert!(file.free_space().unwrap() > 4096);
+    }
+
+    #[test]
+    fn rights_are_told_and_taken_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let file = FileSystem.open(&path, Access::Create).unwrap();
+        let owner = fs::metadata(&path).unwrap().uid();
+        for (mode, restricted) in [
+            (0o600, 0o600),
+            (0o640, 0o600),
+            (0o604, 0o600),
+            (0o777, 0o600),
+            (0o400, 0o400),
+            (0o700, 0o700),
+        ] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(file.rights().unwrap(), Rights { owner, mode });
+            file.restrict().unwrap();
+            assert_eq!(file.rights().unwrap().mode, restricted, "{mode:o}");
+        }
+        file.share().unwrap();
+        assert_eq!(file.rights().unwrap().mode, 0o644);
+    }
 }

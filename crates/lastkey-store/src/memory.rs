@@ -177,3 +177,50 @@ impl Store for MemoryStore {
 fn injected() -> Arc<io::Error> {
     Arc::new(io::Error::other("injected by a test"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(value: &str) -> Transaction {
+        Transaction::new().expect_absent("p").put("p", value)
+    }
+
+    #[tokio::test]
+    async fn it_fails_as_it_was_told_to_and_then_no_more() {
+        use CommitFault::{Busy, Conflict, Full, Unavailable, UncertainMade, UncertainNotMade};
+        let store = MemoryStore::new();
+        for fault in [Conflict, Busy, Full, Unavailable, UncertainNotMade, UncertainMade] {
+            store.fail_next_commit(fault);
+        }
+        for fault in [Conflict, Busy, Full, Unavailable, UncertainNotMade, UncertainMade] {
+            let error = store.commit(put("value")).await.unwrap_err();
+            let as_told = match (fault, &error) {
+                (Conflict, CommitError::Conflict { path }) => path == "p",
+                (Busy, CommitError::Busy) | (Full, CommitError::Full) => true,
+                (Unavailable, CommitError::Unavailable(_)) => true,
+                (UncertainNotMade | UncertainMade, CommitError::Uncertain(_)) => true,
+                _ => false,
+            };
+            assert!(as_told, "{fault:?}: {error}");
+            let made = store.get("p").await.unwrap().is_some();
+            assert_eq!(made, fault == UncertainMade, "{fault:?}");
+        }
+        let conflict = store.commit(put("again")).await.unwrap_err();
+        assert!(matches!(conflict, CommitError::Conflict { .. }), "{conflict}");
+    }
+
+    #[tokio::test]
+    async fn health_watchers_and_entries_are_what_a_test_makes_of_them() {
+        let store = MemoryStore::new();
+        assert_eq!(store.health(), StoreHealth::Serving);
+        store.set_health(StoreHealth::Full);
+        assert_eq!(store.health(), StoreHealth::Full);
+        let mut watch = store.watch("");
+        let entry = Entry { path: "p".into(), value: vec![1], revision: Revision(7) };
+        store.tamper(entry.clone());
+        assert_eq!(store.get("p").await.unwrap(), Some(entry));
+        store.lose_watchers();
+        assert_eq!(watch.next().await, Some(Event::Lost), "and nothing of what was tampered with");
+    }
+}

@@ -271,6 +271,16 @@ mod tests {
     }
 
     #[test]
+    fn two_become_one_in_their_order() {
+        let one = Transaction::new().expect_absent("a").put("a", "1");
+        let both = one.merge(Transaction::new().expect_exists("b").delete("b"));
+        let compared: Vec<&str> = both.compares().iter().map(Compare::path).collect();
+        assert_eq!(compared, ["a", "b"]);
+        assert_eq!(both.operations().len(), 2);
+        assert!(matches!(&both.operations()[1], Operation::Delete { path } if path == "b"));
+    }
+
+    #[test]
     fn one_that_compares_or_changes_is_not_empty() {
         assert!(Transaction::new().is_empty());
         assert!(!Transaction::new().expect_absent("p").is_empty());

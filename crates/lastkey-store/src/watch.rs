@@ -252,6 +252,47 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn as_many_events_and_bytes_wait_as_were_promised_and_no_more() {
+        let put = |bytes: usize| {
+            Event::Put(Entry {
+                path: "path".into(),
+                value: vec![0; bytes - 4],
+                revision: Revision(1),
+            })
+        };
+        let heard = async |sizes: Vec<usize>| {
+            let watches = Watches::default();
+            let mut watch = watches.watch("");
+            // Some came and went before: they count no more.
+            for _ in 0..3 {
+                watches.publish(put(MAX_BYTES - 1));
+                assert_eq!(watch.next().await, Some(put(MAX_BYTES - 1)));
+            }
+            let count = sizes.len();
+            sizes.into_iter().for_each(|bytes| watches.publish(put(bytes)));
+            watches.close();
+            for n in 0..count {
+                if watch.next().await == Some(Event::Lost) {
+                    return n;
+                }
+            }
+            count
+        };
+        assert_eq!(heard(vec![5; MAX_EVENTS]).await, MAX_EVENTS);
+        assert_eq!(heard(vec![5; MAX_EVENTS + 1]).await, 0);
+        assert_eq!(heard(vec![MAX_BYTES - 10, 10]).await, 2);
+        assert_eq!(heard(vec![MAX_BYTES - 10, 11]).await, 0);
+        // A deletion counts by its path.
+        let watches = Watches::default();
+        let mut watch = watches.watch("");
+        let path = "p".repeat(1 << 20);
+        for _ in 0..5 {
+            watches.publish(Event::Delete { path: path.clone(), revision: Revision(1) });
+        }
+        assert_eq!(watch.next().await, Some(Event::Lost));
+    }
+
+    #[tokio::test]
     async fn each_watcher_gets_what_it_follows_in_order_and_is_woken() {
         let watches = Watches::default();
         let put = |path: &str, revision| {

@@ -202,6 +202,13 @@ async fn changes_that_change_nothing_keep_the_revision(new: New) {
     // The same value again is a change, like in etcd.
     assert_eq!(store.commit(Transaction::new().put("a", "1")).await.unwrap(), Revision(2));
     assert!(matches!(watch.next().await, Some(Event::Put(entry)) if entry.revision == Revision(2)));
+    // Of several changes only those are told that are any.
+    let several = Transaction::new().delete("b").delete("a").delete("c").put("d", "1").delete("e");
+    let revision = store.commit(several).await.unwrap();
+    assert_eq!(watch.next().await, Some(Event::Delete { path: "a".into(), revision }));
+    assert!(matches!(watch.next().await, Some(Event::Put(entry)) if entry.path == "d"));
+    store.commit(Transaction::new().put("f", "1")).await.unwrap();
+    assert!(matches!(watch.next().await, Some(Event::Put(entry)) if entry.path == "f"));
 }
 
 async fn limits_hold(new: New) {

@@ -110,6 +110,47 @@ mod tests {
         assert_eq!(names, ["server.key", "taken"]);
     }
 
+    /// The machine's file system, which remembers whose names it made durable.
+    #[derive(Debug, Default)]
+    struct Remembering(parking_lot::Mutex<Vec<PathBuf>>);
+
+    impl Disk for Remembering {
+        fn create_directory(&self, path: &Path) -> io::Result<()> {
+            FileSystem.create_directory(path)
+        }
+        fn list(&self, directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+            FileSystem.list(directory)
+        }
+        fn open(
+            &self,
+            path: &Path,
+            access: Access,
+        ) -> io::Result<std::sync::Arc<dyn super::super::DiskFile>> {
+            FileSystem.open(path, access)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            FileSystem.rename(from, to)
+        }
+        fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+            FileSystem.rename_new(from, to)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            FileSystem.remove(path)
+        }
+        fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+            self.0.lock().push(directory.to_owned());
+            FileSystem.sync_directory(directory)
+        }
+    }
+
+    #[test]
+    fn a_files_name_is_made_durable_where_it_is() {
+        let place = tempfile::tempdir().unwrap();
+        let disk = Remembering::default();
+        replace(&disk, &place.path().join("file"), b"content", Readers::Owner).unwrap();
+        assert_eq!(*disk.0.lock(), [place.path()]);
+    }
+
     #[test]
     fn a_file_is_made_once() {
         let place = tempfile::tempdir().unwrap();

@@ -122,3 +122,64 @@ impl State {
         batch
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A transaction of this many bytes, whose answer nobody waits for.
+    fn pending(bytes: usize) -> Pending {
+        let transaction = Transaction::new().put("p", vec![0; bytes - 1]);
+        assert_eq!(transaction.bytes(), bytes);
+        Pending { transaction, answer: oneshot::channel().0 }
+    }
+
+    fn taken(queue: &Queue) -> Vec<usize> {
+        match queue.take(Some(Duration::ZERO), || ()) {
+            Work::Batch(batch) => batch.iter().map(|p| p.transaction.bytes()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_number_and_bytes() {
+        let queue = Queue::new(3, 100);
+        // The first is taken whatever it is, or nobody could ever commit it.
+        assert!(queue.push(pending(500)).is_ok());
+        assert!(matches!(queue.push(pending(10)), Err(CommitError::Busy)));
+        assert_eq!(taken(&queue), [500]);
+        assert!(queue.push(pending(60)).is_ok());
+        assert!(matches!(queue.push(pending(41)), Err(CommitError::Busy)));
+        assert!(queue.push(pending(30)).is_ok());
+        assert!(queue.push(pending(10)).is_ok(), "exactly as many bytes as may wait");
+        assert!(matches!(queue.push(pending(2)), Err(CommitError::Busy)));
+        // What was taken makes room again, all of it.
+        assert_eq!(taken(&queue), [60, 30, 10]);
+        for _ in 0..3 {
+            assert!(queue.push(pending(33)).is_ok());
+        }
+        assert!(matches!(queue.push(pending(1)), Err(CommitError::Busy)), "three wait");
+        queue.close();
+        assert_eq!(taken(&queue), [33; 3]);
+        assert!(matches!(queue.push(pending(1)), Err(CommitError::Closed)));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_number_and_bytes() {
+        let queue = Queue::new(10_000, usize::MAX);
+        for _ in 0..MAX_BATCH + 44 {
+            queue.push(pending(10)).unwrap();
+        }
+        assert_eq!((taken(&queue).len(), taken(&queue).len()), (MAX_BATCH, 44));
+        let half = MAX_BATCH_BYTES / 2;
+        for bytes in [half, half, half, half + 1, 3 * half, 5] {
+            queue.push(pending(bytes)).unwrap();
+        }
+        assert_eq!(taken(&queue), [half, half], "exactly as many bytes as one may have");
+        assert_eq!(taken(&queue), [half]);
+        assert_eq!(taken(&queue), [half + 1]);
+        assert_eq!(taken(&queue), [3 * half], "one that is larger goes alone");
+        assert_eq!(taken(&queue), [5]);
+        assert!(matches!(queue.take(Some(Duration::ZERO), || ()), Work::Idle));
+    }
+}
