@@ -1,7 +1,7 @@
 //! The floor: the same transport, cipher and disk as lastkey's, and no work.
 //!
 //! One process, as `lastkey up` is: HTTPS on loopback, a bare gRPC service on one unix socket, and
-//! on another a gRPC service that asks the HTTPS floor for each Encrypt. Nothing is parsed beyond
+//! on another a gRPC service that asks the HTTPS floor for each call. Nothing is parsed beyond
 //! what hyper and tonic parse by themselves, nobody is authenticated, nothing is looked up.
 
 mod committer;
@@ -51,8 +51,9 @@ async fn serve(options: &FloorOptions) -> Result<(), Error> {
     let https = https::Floor::new(options, committer, keeper)?;
     let (listeners, ready) = https.listen(&options.dir).await?;
     let backend = plugin::Backend::new(ready.address, https.certificate())?;
-    let bare = plugin::listen(&ready.bare_socket, options.ciphertext, None)?;
-    let backed = plugin::listen(&ready.backed_socket, options.ciphertext, Some(backend))?;
+    let sizes = (options.plaintext, options.ciphertext);
+    let bare = plugin::listen(&ready.bare_socket, sizes, None)?;
+    let backed = plugin::listen(&ready.backed_socket, sizes, Some(backend))?;
     if options.count {
         heap::count(&ready.counters)?;
     }

@@ -13,7 +13,9 @@ mod heap;
 mod load;
 mod machine;
 mod options;
+mod plugins;
 mod report;
+mod rotate;
 mod round;
 mod run;
 mod scenario;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Some(Command::Floor(options)) => floor::run(options),
         Some(Command::Worker(options)) => worker::run(options),
+        Some(Command::BareRotate(options)) => rotate::run_bare(options),
         Some(Command::CountedServer(options)) => worker::server::run(options),
         None => run::run(&cli.options),
     };

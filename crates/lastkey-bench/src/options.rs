@@ -24,6 +24,9 @@ pub(crate) enum Command {
     /// Make keys in this process; started by the benchmark itself
     #[command(hide = true)]
     Worker(WorkerOptions),
+    /// Write a cluster's Secrets back; started by the benchmark itself
+    #[command(hide = true)]
+    BareRotate(BareOptions),
     /// Serve as lastkey's server and count allocations; started by the benchmark itself
     #[command(hide = true)]
     CountedServer(CountedOptions),
@@ -65,6 +68,9 @@ pub(crate) struct Options {
     /// MiB of the file that is encrypted
     #[arg(long, default_value_t = 1024)]
     pub(crate) file_mib: usize,
+    /// Secrets of the cluster that is rotated
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) objects: usize,
     /// Make the stores for `start` anew [they are kept in target/bench-stores]
     #[arg(long)]
     pub(crate) fresh_stores: bool,
@@ -190,6 +196,20 @@ impl Job {
             Self::Keep => "keep",
         }
     }
+}
+
+/// Workers that write a cluster's Secrets back and do nothing else.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BareOptions {
+    /// How the cluster is reached
+    #[arg(long)]
+    pub(crate) kubeconfig: PathBuf,
+    /// How many write at once
+    #[arg(long)]
+    pub(crate) workers: usize,
+    /// How many are listed at once
+    #[arg(long)]
+    pub(crate) page: u32,
 }
 
 /// The server whose allocations are counted.

@@ -110,6 +110,31 @@ pub(crate) struct StartLine {
     pub(crate) redb_s: f64,
 }
 
+/// Rotations of a cluster, by three means.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct RotateLine {
+    pub(crate) event: &'static str,
+    /// Secrets.
+    pub(crate) objects: usize,
+    pub(crate) rounds: usize,
+    /// The loop over kubectl, in all.
+    pub(crate) loop_s: f64,
+    /// Secrets that bare workers write anew.
+    pub(crate) bare_per_second: f64,
+    /// Secrets that ours writes anew, in the pass that does so.
+    pub(crate) pass_per_second: f64,
+    /// Ours in all: start, convergence, the pass that writes, the one that verifies, the report.
+    pub(crate) whole_s: f64,
+    /// The rate of our pass over that of the bare workers.
+    pub(crate) to_bare: f64,
+    pub(crate) to_bare_min: f64,
+    pub(crate) to_bare_max: f64,
+    /// The loop's time over that of ours in all.
+    pub(crate) to_loop: f64,
+    pub(crate) to_loop_min: f64,
+    pub(crate) to_loop_max: f64,
+}
+
 fn by_name<S: serde::Serializer>(scenario: &Scenario, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(scenario.name())
 }
@@ -177,6 +202,7 @@ pub(crate) struct Results {
     allocations: Vec<Allocations>,
     files: Vec<FileLine>,
     starts: Vec<StartLine>,
+    rotations: Vec<RotateLine>,
 }
 
 /// Collects lines; in JSON each is printed as soon as it is there.
@@ -204,6 +230,7 @@ impl Reporter {
             allocations: Vec::new(),
             files: Vec::new(),
             starts: Vec::new(),
+            rotations: Vec::new(),
         };
         Self { output: options.output, results }
     }
@@ -246,6 +273,15 @@ impl Reporter {
     pub(crate) fn start(&mut self, line: StartLine) -> Result<(), Error> {
         self.event(&line, || format!("{} keys: ready after {:.2} s", line.keys, line.ready_s))?;
         self.results.starts.push(line);
+        Ok(())
+    }
+
+    pub(crate) fn rotation(&mut self, line: RotateLine) -> Result<(), Error> {
+        self.event(&line, || {
+            let (bare, slow) = (line.to_bare, line.to_loop);
+            format!("rotate: {bare:.2} of the bare workers, {slow:.1} times the loop")
+        })?;
+        self.results.rotations.push(line);
         Ok(())
     }
 

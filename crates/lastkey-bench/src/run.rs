@@ -13,7 +13,9 @@ use crate::{
     load::{Caller, Connection, Plan, PluginCaller, drive},
     machine::{Machine, Noise, NoiseMeter},
     options::{Engine, Options},
+    plugins::Subject,
     report::{Cell, Reporter, say},
+    rotate,
     round::Round,
     scenario::{Kind, Scenario, Side},
     sides::{Floor, FloorPlan, Ours},
@@ -50,7 +52,7 @@ async fn all(
     let meter = NoiseMeter::start();
     let ours = Ours::start(options, dir).await?;
     if let Some(seconds) = options.soak {
-        soak(options, &ours, (seconds, reporter)).await?;
+        soak(options, (&ours, dir), (seconds, reporter)).await?;
         drop(ours);
         return Ok(meter.stop());
     }
@@ -64,6 +66,7 @@ async fn all(
         match scenario {
             Scenario::Allocations => allocations::count(options, &shape, dir, reporter).await?,
             Scenario::Files => files::measure(options, &ours, dir, reporter)?,
+            Scenario::Rotate => rotate::measure(options, &ours, dir, reporter)?,
             Scenario::Start | Scenario::StartMillion => {}
             _ => {
                 let shape = scenario.makes_keys().then_some(&shape);
@@ -116,6 +119,8 @@ struct Bench<'a> {
     scenario: Scenario,
     ours: &'a Ours,
     floor: Floor,
+    /// In a plugin's scenario.
+    subject: Option<Subject>,
     shape: Option<&'a Shape>,
     dir: &'a Path,
 }
@@ -130,7 +135,11 @@ impl<'a> Bench<'a> {
         let sizes = ours.sizes(options, scenario).await?;
         let plan = FloorPlan { scenario, sizes, shape, count: false };
         let floor = Floor::start(options, plan, &dir.join(scenario.name()))?;
-        Ok(Self { options, scenario, ours, floor, shape, dir })
+        let subject = match scenario.kind() {
+            Kind::Plugin => Some(Subject::of(options, ours, scenario, dir).await?),
+            _ => None,
+        };
+        Ok(Self { options, scenario, ours, floor, subject, shape, dir })
     }
 
     /// One number of callers, all rounds and sides.
@@ -156,16 +165,19 @@ impl<'a> Bench<'a> {
             warm_up: Duration::from_secs_f64(self.options.warm_up),
             measure: Duration::from_secs_f64(self.options.seconds),
         };
-        let pid = if side == Side::Ours { self.ours.pid() } else { self.floor.pid() };
+        let ours = self.subject.as_ref().map_or(self.ours.pid(), |subject| subject.pid);
+        let pid = if side == Side::Ours { ours } else { self.floor.pid() };
         match self.scenario.kind() {
             Kind::Https => warm(self.connections(callers, side).await?, plan, pid).await,
             Kind::Plugin => {
+                let none = || Error::Answer { side: "ours", what: "there is no plugin".into() };
+                let subject = self.subject.as_ref().ok_or_else(none)?;
                 let socket = match side {
-                    Side::Ours => self.ours.plugin_socket(),
+                    Side::Ours => &subject.socket,
                     Side::Floor => &self.floor.ready.backed_socket,
                     _ => &self.floor.ready.bare_socket,
                 };
-                let call = self.ours.plugin_call(self.scenario);
+                let call = subject.call.clone();
                 let caller = PluginCaller::open(socket, call, side.name()).await?;
                 warm(vec![caller; callers], plan, pid).await
             }
@@ -206,7 +218,7 @@ async fn warm<C: Caller>(callers: Vec<C>, plan: Plan, pid: u32) -> Result<Round,
 /// Load on ours alone, for somebody who looks at it with a profiler.
 async fn soak(
     options: &Options,
-    ours: &Ours,
+    (ours, dir): (&Ours, &Path),
     (seconds, reporter): (f64, &mut Reporter),
 ) -> Result<(), Error> {
     let plan = Plan { warm_up: Duration::ZERO, measure: Duration::from_secs_f64(seconds) };
@@ -223,9 +235,9 @@ async fn soak(
         }
         drive(connections, plan, ours.pid()).await?
     } else {
-        let call = ours.plugin_call(scenario);
-        let caller = PluginCaller::open(ours.plugin_socket(), call, "ours").await?;
-        drive(vec![caller; callers], plan, ours.pid()).await?
+        let subject = Subject::of(options, ours, scenario, dir).await?;
+        let caller = PluginCaller::open(&subject.socket, subject.call.clone(), "ours").await?;
+        drive(vec![caller; callers], plan, subject.pid).await?
     };
     cell.add(Round::of(&sample));
     reporter.report(&[cell])

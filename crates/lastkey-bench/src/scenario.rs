@@ -17,12 +17,20 @@ pub(crate) enum Scenario {
     CreateKeyHttps,
     /// The plugin's Status over its unix socket
     PluginStatus,
+    /// The same, while the server is away
+    PluginStatusAway,
     /// The plugin's Encrypt over its unix socket
     PluginEncrypt,
+    /// The plugin's Decrypt of what it does not remember
+    PluginDecrypt,
+    /// The plugin's Decrypt of what it remembers
+    PluginDecryptCached,
     /// Allocations of a request
     Allocations,
     /// `lastkey encrypt` and `decrypt` of a large file
     Files,
+    /// A cluster's Secrets written anew; needs an apiserver, etcd and kubectl
+    Rotate,
     /// From exec to ready with 100 000 keys
     Start,
     /// From exec to ready with a million keys
@@ -67,16 +75,20 @@ const PLUGIN_CALLERS: usize = 64;
 impl Scenario {
     /// Those that are measured unless others are asked for.
     pub(crate) const USUAL: [Self; 3] = [Self::Encrypt, Self::PluginStatus, Self::PluginEncrypt];
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Encrypt,
         Self::Decrypt,
         Self::DataKey,
         Self::CreateKey,
         Self::CreateKeyHttps,
         Self::PluginStatus,
+        Self::PluginStatusAway,
         Self::PluginEncrypt,
+        Self::PluginDecrypt,
+        Self::PluginDecryptCached,
         Self::Allocations,
         Self::Files,
+        Self::Rotate,
         Self::Start,
         Self::StartMillion,
     ];
@@ -89,9 +101,13 @@ impl Scenario {
             Self::CreateKey => "create-key",
             Self::CreateKeyHttps => "create-key-https",
             Self::PluginStatus => "plugin-status",
+            Self::PluginStatusAway => "plugin-status-away",
             Self::PluginEncrypt => "plugin-encrypt",
+            Self::PluginDecrypt => "plugin-decrypt",
+            Self::PluginDecryptCached => "plugin-decrypt-cached",
             Self::Allocations => "allocations",
             Self::Files => "files",
+            Self::Rotate => "rotate",
             Self::Start => "start",
             Self::StartMillion => "start-million",
         }
@@ -104,18 +120,28 @@ impl Scenario {
                 &[Side::Null, Side::Floor, Side::Ours]
             }
             Self::CreateKey => &[Side::RedbPair, Side::Redb, Side::Ours],
-            Self::PluginStatus => &[Side::Bare, Side::Ours],
-            Self::PluginEncrypt => &[Side::Bare, Side::Floor, Side::Ours],
-            Self::Allocations | Self::Files | Self::Start | Self::StartMillion => &[],
+            Self::PluginStatus | Self::PluginStatusAway | Self::PluginDecryptCached => {
+                &[Side::Bare, Side::Ours]
+            }
+            Self::PluginEncrypt | Self::PluginDecrypt => &[Side::Bare, Side::Floor, Side::Ours],
+            Self::Allocations | Self::Files | Self::Rotate | Self::Start | Self::StartMillion => {
+                &[]
+            }
         }
     }
 
     pub(crate) fn kind(self) -> Kind {
         match self {
             Self::Encrypt | Self::Decrypt | Self::DataKey | Self::CreateKeyHttps => Kind::Https,
-            Self::PluginStatus | Self::PluginEncrypt => Kind::Plugin,
+            Self::PluginStatus
+            | Self::PluginStatusAway
+            | Self::PluginEncrypt
+            | Self::PluginDecrypt
+            | Self::PluginDecryptCached => Kind::Plugin,
             Self::CreateKey => Kind::Engine,
-            Self::Allocations | Self::Files | Self::Start | Self::StartMillion => Kind::Other,
+            Self::Allocations | Self::Files | Self::Rotate | Self::Start | Self::StartMillion => {
+                Kind::Other
+            }
         }
     }
 
@@ -133,7 +159,7 @@ impl Scenario {
     pub(crate) fn callers(self, asked: &[usize]) -> Vec<usize> {
         let fits = |callers: &usize| match self {
             Self::CreateKey | Self::CreateKeyHttps => [1, 64].contains(callers),
-            Self::PluginStatus | Self::PluginEncrypt => *callers <= PLUGIN_CALLERS,
+            _ if self.kind() == Kind::Plugin => *callers <= PLUGIN_CALLERS,
             _ => true,
         };
         let some: Vec<usize> = asked.iter().copied().filter(fits).collect();
@@ -144,7 +170,8 @@ impl Scenario {
     pub(crate) fn aim(self) -> Option<f64> {
         match self {
             Self::Encrypt | Self::Decrypt | Self::DataKey => Some(0.8),
-            Self::CreateKey => Some(0.7),
+            Self::PluginStatus | Self::PluginStatusAway | Self::PluginDecryptCached => Some(0.9),
+            Self::CreateKey | Self::PluginEncrypt | Self::PluginDecrypt => Some(0.7),
             _ => None,
         }
     }
@@ -153,7 +180,7 @@ impl Scenario {
     pub(crate) fn yardstick(self) -> Side {
         match self {
             Self::CreateKey => Side::Redb,
-            Self::PluginStatus => Side::Bare,
+            Self::PluginStatus | Self::PluginStatusAway | Self::PluginDecryptCached => Side::Bare,
             _ => Side::Floor,
         }
     }

@@ -142,14 +142,6 @@ impl Ours {
         &self.running.ready.plugin_socket
     }
 
-    /// One call of a plugin's scenario.
-    pub(crate) fn plugin_call(&self, scenario: Scenario) -> PluginCall {
-        match scenario {
-            Scenario::PluginStatus => PluginCall::Status,
-            _ => PluginCall::Encrypt(self.account.plaintext.clone().into_bytes()),
-        }
-    }
-
     /// How large the answers of this scenario are.
     pub(crate) async fn sizes(
         &self,
@@ -159,8 +151,8 @@ impl Ours {
         let https = scenario.kind() == Kind::Https;
         let scenario = if https { scenario } else { Scenario::Encrypt };
         let body = self.account.ask(options, scenario).await?.to_string().len();
-        let call = self.plugin_call(Scenario::PluginEncrypt);
-        let mut plugin = PluginCaller::open(self.plugin_socket(), call, "ours").await?;
+        let mut plugin =
+            PluginCaller::open(self.plugin_socket(), PluginCall::Status, "ours").await?;
         let plaintext = self.account.plaintext.clone().into_bytes();
         Ok(Sizes { body, plugin_ciphertext: plugin.encrypt(plaintext).await? })
     }
@@ -183,7 +175,7 @@ impl Floor {
     pub(crate) fn start(options: &Options, plan: FloorPlan<'_>, dir: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(dir)?;
         let job = match plan.scenario {
-            Scenario::Decrypt => Job::Open,
+            Scenario::Decrypt | Scenario::PluginDecrypt => Job::Open,
             Scenario::DataKey => Job::DataKey,
             Scenario::CreateKeyHttps => Job::Keep,
             _ => Job::Seal,

@@ -56,12 +56,14 @@ struct Refusal {
     message: String,
     #[serde(alias = "RequestId", default)]
     request_id: Option<String>,
+    #[serde(default)]
+    dependants: Vec<serde_json::Value>,
 }
 
 impl Refusal {
     fn with(self, status: StatusCode) -> ApiError {
-        let Self { code, message, request_id } = self;
-        ApiError { status, code, message, request_id }
+        let Self { code, message, request_id, dependants } = self;
+        ApiError { status, code, message, request_id, dependants }
     }
 }
 

@@ -68,6 +68,8 @@ pub struct ApiError {
     pub message: String,
     /// Finds the call in the server's audit log.
     pub request_id: Option<String>,
+    /// What stands in the way, as the server lists it.
+    pub dependants: Vec<serde_json::Value>,
 }
 
 fn request_suffix(id: Option<&str>) -> String {
@@ -115,6 +117,11 @@ impl Error {
         self.api().map(|error| error.code.as_str())
     }
 
+    /// What stands in the way, as the server lists it.
+    pub fn dependants(&self) -> &[serde_json::Value] {
+        self.api().map_or(&[], |error| &error.dependants)
+    }
+
     /// Whether no server can have seen the call, so that another may be asked.
     pub(crate) fn is_before_the_call(&self) -> bool {
         match self {
@@ -140,7 +147,9 @@ fn by_code(code: &str) -> Option<Category> {
         "InvalidAccessKeyId.NotFound" | "InvalidAccessKeyId.Inactive" => Category::Denied,
         "SignatureDoesNotMatch" | "IncompleteSignature" | "IllegalTimestamp" => Category::Denied,
         "SignatureNonceUsed" => Category::Denied,
-        "Rejected.HasDependants" | "Rejected.DeletionProtected" => Category::Dependency,
+        "Rejected.HasDependants" | "Rejected.DeletionProtected" | "Rejected.AwaitsSecondPerson" => {
+            Category::Dependency
+        }
         "Throttling" | "Rejected.Throttling" | "ServiceUnavailableTemporary" => {
             Category::Unavailable
         }
@@ -209,6 +218,7 @@ mod tests {
             code: code.into(),
             message: "no".into(),
             request_id: Some("r-1".into()),
+            dependants: Vec::new(),
         }
     }
 

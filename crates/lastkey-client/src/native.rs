@@ -6,6 +6,7 @@
 mod access;
 mod audit;
 mod dependants;
+mod guard;
 mod nodes;
 mod plugin;
 mod rotations;
@@ -20,14 +21,15 @@ use serde_json::Value;
 use crate::{Client, Error};
 
 pub use audit::AuditProgress;
+pub use guard::RetireVersion;
 pub use nodes::{ApproveNode, Enrolment, TrustNodes};
 pub use plugin::{
     CachedAnswers, PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginGeneration, PluginPin,
     PluginRecords, PluginStatus, PluginStatusRequest, Refusal,
 };
 pub use rotations::{
-    Course, FinishRotation, FoundObjects, Rotation, RotationLease, RotationPhase, SaveRotation,
-    StartRotation, Way,
+    Course, FinishRotation, FoundObjects, Rotation, RotationLease, RotationPhase, RotationProblem,
+    RotationProgress, SaveRotation, StartRotation, Way,
 };
 
 /// How much longer than its own waiting time a long poll may take.

@@ -28,8 +28,10 @@ actions! {
     ScheduleKeyDeletion, CancelKeyDeletion, SetDeletionProtection,
     // versions
     CreateKeyVersion, DescribeKeyVersion, ListKeyVersions, UpdateRotationPolicy,
+    RetireKeyVersion, ReinstateKeyVersion, AdvanceRetirement,
     // what needs them
     PutDependant, RemoveDependant, ListDependants, DescribeImpact,
+    DescribeGuard, SetSecondPerson, ConfirmOverride, RejectOverride,
     // rotations of clusters
     StartRotation, ListRotations, ClaimRotation, SaveRotation, PauseRotation, CancelRotation,
     FinishRotation,
@@ -40,7 +42,7 @@ actions! {
     Encrypt, Decrypt, ReEncrypt, GenerateDataKey, GenerateDataKeyWithoutPlaintext,
     // clusters and their plugins
     AddCluster, ListClusters, AddPlugin, PluginStatus, PluginEncrypt, PluginDecrypt,
-    PutClusterAccess, GetClusterAccess,
+    PutClusterAccess, GetClusterAccess, RemoveClusterAccess, ForgetCluster, ConfigureCluster,
     // how plugins get, renew and lose their identities
     TrustNodes, ListNodes, ApproveNode, RevokeNode, EnrolNode, RenewPlugin, ConfirmPlugin,
     PluginCachedDecrypt,

@@ -35,6 +35,17 @@ pub struct Cluster {
     /// Nodes that have come.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<Node>,
+    /// What the server does by itself when one of its keys has a new version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automatic: Option<Automatic>,
+}
+
+/// The server brings a cluster under a new version by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Automatic {
+    /// And has the older versions retired once nothing needs them.
+    #[serde(default)]
+    pub retire: bool,
 }
 
 impl Cluster {
@@ -50,6 +61,7 @@ impl Cluster {
             certificate_life: None,
             approvals: Vec::new(),
             nodes: Vec::new(),
+            automatic: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod aliases;
 mod cluster_access;
+mod cluster_end;
 mod clusters;
 mod crypto;
 mod dependants;
@@ -14,9 +15,11 @@ mod log;
 mod nodes;
 mod plugin;
 mod plugin_records;
+mod retire;
 mod rotation;
 mod rotations;
 pub(crate) mod seal;
+mod second_person;
 mod service;
 mod tags;
 
@@ -26,6 +29,7 @@ pub use aliases::{
     AliasEntry, CreateAlias, DeleteAlias, ListAliases, ListAliasesByKeyId, UpdateAlias,
 };
 pub use cluster_access::{GetClusterAccess, PutClusterAccess};
+pub use cluster_end::{ConfigureCluster, ForgetCluster, RemoveClusterAccess};
 pub use clusters::{AddCluster, AddPlugin, AddedCluster, ListClusters, PluginRequest};
 pub use crypto::{
     DataKey, Decrypt, Decrypted, Encoding, Encrypt, Encrypted, GenerateDataKey,
@@ -45,16 +49,20 @@ pub use nodes::{
     AddClusterOnTerms, ApproveNode, Approved, EnrolNode, Enrolment, ListNodes, NodeTerms,
     Revocation, RevokeNode, TrustNodes,
 };
-pub(crate) use plugin::{LEASE as PLUGIN_LEASE, plugin_state};
+pub(crate) use plugin::{LEASE as PLUGIN_LEASE, SHORTEST_LEASE, plugin_state};
 pub use plugin::{
     PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRefusal, PluginState, PluginStatus,
 };
 pub use plugin_records::{CachedAnswers, DeliverPluginRecord};
+pub use retire::{ReinstateKeyVersion, RetireKeyVersion, Retiring};
 pub(crate) use rotation::RotateDueKey;
 pub use rotation::{CreateKeyVersion, DescribeKeyVersion, ListKeyVersions, UpdateRotationPolicy};
 pub use rotations::{
     CancelRotation, ClaimRotation, FinishRotation, Found, ListRotations, PauseRotation,
     RotationNow, SaveRotation, StartRotation, Which,
+};
+pub use second_person::{
+    ConfirmOverride, Confirmed, DescribeGuard, GuardState, RejectOverride, SetSecondPerson,
 };
 pub use service::{
     CreateAccessKey, DescribeService, QueryAudit, ReadCertificate, RenewCertificate, ServiceStatus,
@@ -85,20 +93,34 @@ const MAX_ATTEMPTS: usize = 32;
 
 /// What a command comes to.
 pub struct Done<T> {
-    output: T,
+    /// What is answered; or why it was refused, once the change is durable.
+    output: Result<T, Error>,
     change: Option<Change>,
 }
 
 impl<T> Done<T> {
     /// Nothing to write.
     pub(crate) fn read(output: T) -> Self {
-        Self { output, change: None }
+        Self { output: Ok(output), change: None }
     }
 
     /// To be answered once this change is durable.
     pub(crate) fn write(output: T, change: Change) -> Self {
-        Self { output, change: Some(change) }
+        Self { output: Ok(output), change: Some(change) }
     }
+
+    /// To be refused once this change is durable.
+    pub(crate) fn refuse(error: Error, change: Change) -> Self {
+        Self { output: Err(error), change: Some(change) }
+    }
+}
+
+/// What became of a command that was not refused before it did anything.
+enum Settled<T> {
+    /// Nothing was written; its record has yet to be.
+    Read(T),
+    /// What it wrote is durable, and its record with it.
+    Committed(Result<T, Error>),
 }
 
 /// Something that can be asked of the engine.
@@ -169,8 +191,8 @@ impl Core {
         let outcome = self.decide_and_act(caller, &command, &mut record, started).await;
         match outcome {
             // A change is committed with its record; the log has it already.
-            Ok((output, true)) => Ok(output),
-            Ok((output, false)) => {
+            Ok(Settled::Committed(output)) => output,
+            Ok(Settled::Read(output)) => {
                 let latency = self.clock.running().saturating_sub(started);
                 self.audit.append(record.finish("ok", latency)).await?;
                 Ok(output)
@@ -190,7 +212,7 @@ impl Core {
         }
     }
 
-    /// Authorises, validates and acts; true when the record was committed with the change.
+    /// Authorises, validates and acts.
     #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
     async fn decide_and_act<C: Command>(
         self: &Arc<Self>,
@@ -198,7 +220,7 @@ impl Core {
         command: &C,
         record: &mut Record,
         started: std::time::Duration,
-    ) -> Result<(C::Output, bool), Error> {
+    ) -> Result<Settled<C::Output>, Error> {
         let resource = command.resource(self, record);
         if !self.policy.allows(&caller.principal, C::ACTION, resource) {
             return Err(Error::Denied);
@@ -214,17 +236,18 @@ impl Core {
             if caller.dry_run {
                 return Err(Error::DryRun);
             }
-            let Some(change) = done.change else { return Ok((done.output, false)) };
+            let Some(change) = done.change else { return Ok(Settled::Read(done.output?)) };
             let latency = self.clock.running().saturating_sub(started);
             let mut changed = record.clone();
             // Tells the next start which records have to be known to the store.
             changed.number("writes", change.len() as u64);
-            let body = changed.finish("ok", latency);
+            let outcome = done.output.as_ref().err().map_or("ok", Error::code);
+            let body = changed.finish(outcome, latency);
             // A caller who hangs up must not leave half of it done.
             let (core, request) = (Arc::clone(self), caller.request_id);
             let committed = Detached::new(async move { core.commit(request, change, body).await });
             if let Ok(()) = committed.await.ok_or(Error::Internal)?? {
-                return Ok((done.output, true));
+                return Ok(Settled::Committed(done.output));
             }
         }
         Err(Error::Busy)
@@ -240,13 +263,18 @@ impl Core {
     ) -> Result<Result<(), Conflict>, Error> {
         // A log that cannot be written must not collect changes that are not in it.
         self.audit.health()?;
+        self.outbox.begin(request, &self.records.barrier, &*self.audit).await?;
         let parcel = Parcel::new(request, body.clone(), self.audit.head());
         match self.records.commit(change, Some(&parcel)).await {
             Ok(Ok(())) => {}
-            Ok(Err(conflict)) => return Ok(Err(conflict)),
+            Ok(Err(conflict)) => {
+                self.outbox.end(request);
+                return Ok(Err(conflict));
+            }
             Err(error) => {
-                if matches!(error, Error::Uncertain(_)) {
-                    self.outbox.doubt(parcel);
+                match error {
+                    Error::Uncertain(_) => self.outbox.doubt(parcel),
+                    _ => self.outbox.end(request),
                 }
                 return Err(error);
             }

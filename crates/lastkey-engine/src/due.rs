@@ -38,7 +38,12 @@ fn due(key: &Key) -> Option<Timestamp> {
     if key.destroying {
         return Some(Timestamp::from_millis(i64::MIN));
     }
-    key.next_rotation().into_iter().chain(key.deletion_at).min()
+    // One that waits until nothing needs it is looked at each time.
+    let retirements = key
+        .retirements
+        .values()
+        .map(|retirement| retirement.destroy_at.unwrap_or(Timestamp::from_millis(i64::MIN)));
+    key.next_rotation().into_iter().chain(key.deletion_at).chain(retirements).min()
 }
 
 impl DueKeys {

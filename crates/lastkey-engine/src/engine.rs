@@ -257,6 +257,11 @@ impl Engine {
         self.core.holders.heard(asks.asks(caller), self.core.clock.running());
     }
 
+    /// Gives plugins shorter leases than the usual 15 minutes from now on, at least 30 seconds.
+    pub fn set_plugin_lease(&self, lease: Duration) {
+        self.core.holders.set_lease(lease);
+    }
+
     /// Waits until the plugins that hold what was taken away know of it, at most so long for those
     /// that are connected. Answers which do not, and until when their leases run.
     ///

@@ -65,6 +65,34 @@ pub enum Error {
         /// The state it is in.
         state: &'static str,
     },
+    /// The version was retired.
+    #[error(
+        "the key version is retired and decrypts no more; `lastkey key versions reinstate` takes \
+         that back until it is destroyed"
+    )]
+    KeyVersionRetired,
+    /// The version is the one that encrypts.
+    #[error("the version is the one that the key encrypts with; rotate the key first")]
+    PrimaryVersion,
+    /// Somebody else has to agree first.
+    #[error(
+        "a second person has to confirm this until {until}: `lastkey key confirm-override {id}`, by \
+         another than {by}"
+    )]
+    AwaitsSecondPerson {
+        /// The request's id.
+        id: String,
+        /// Who asked for it.
+        by: String,
+        /// Until when it can be confirmed.
+        until: crate::Timestamp,
+    },
+    /// One person cannot be two.
+    #[error("{by} has asked for this: another person has to confirm it")]
+    SamePerson {
+        /// Who asked for it.
+        by: String,
+    },
     /// Deletion protection is on.
     #[error("the key has deletion protection; switch it off first")]
     DeletionProtected,
@@ -196,6 +224,10 @@ impl Error {
             Self::KeyDisabled => "Rejected.Disabled",
             Self::KeyPendingDeletion => "Rejected.PendingDeletion",
             Self::StateConflict { .. } => "Rejected.StateModifiedFailed",
+            Self::KeyVersionRetired => "Rejected.KeyVersionRetired",
+            Self::PrimaryVersion => "Rejected.PrimaryVersion",
+            Self::AwaitsSecondPerson { .. } => "Rejected.AwaitsSecondPerson",
+            Self::SamePerson { .. } => "Forbidden.SamePerson",
             Self::DeletionProtected => "Rejected.DeletionProtected",
             Self::Depended(_) => "Rejected.HasDependants",
             Self::Claimed { .. } => "Rejected.ClaimedByAnother",
@@ -218,7 +250,7 @@ impl Error {
     /// The kind of refusal.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Denied | Self::NodeRevoked => ErrorKind::Denied,
+            Self::Denied | Self::NodeRevoked | Self::SamePerson { .. } => ErrorKind::Denied,
             Self::KeyNotFound
             | Self::KeyVersionNotFound
             | Self::AliasNotFound
@@ -227,10 +259,14 @@ impl Error {
             | Self::Exists(_)
             | Self::KeyDisabled
             | Self::KeyPendingDeletion
+            | Self::KeyVersionRetired
+            | Self::PrimaryVersion
             | Self::StateConflict { .. }
             | Self::Claimed { .. }
             | Self::StaleKeyVersion => ErrorKind::Conflict,
-            Self::DeletionProtected | Self::Depended(_) => ErrorKind::Dependency,
+            Self::DeletionProtected | Self::Depended(_) | Self::AwaitsSecondPerson { .. } => {
+                ErrorKind::Dependency
+            }
             Self::MissingParameter(_)
             | Self::InvalidParameter { .. }
             | Self::InvalidCiphertext

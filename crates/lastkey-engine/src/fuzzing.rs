@@ -5,10 +5,10 @@ use lastkey_crypto::{KeyMaterial, KeyVersionId, signing::SigningKey};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    AccessKey, AliasName, Cluster, ClusterName, Dependant, FileSeal, Key, KeyRef, Rotation,
-    Timestamp, audit, outbox,
+    AccessKey, AliasName, Cluster, ClusterName, Dependant, FileSeal, Key, KeyRef, OverrideRequest,
+    Rotation, SecondPerson, Timestamp, audit, outbox,
     records::{AliasRecord, Version},
-    time_guard, verify_report,
+    time_guard, uses, verify_report,
 };
 
 /// A line of the audit log.
@@ -45,6 +45,10 @@ pub fn records(bytes: &[u8]) {
     if let Some(key) = AccessKey::decode(bytes) {
         assert_eq!(&key.encode()[..], bytes, "an access key is written as it was read");
     }
+    if let Some((count, direct)) = uses::decode_of(bytes) {
+        let again = uses::encode_of(count, direct);
+        assert_eq!(uses::decode_of(&again), Some((count, direct)), "a count comes back");
+    }
     outbox::parse(bytes);
 }
 
@@ -56,6 +60,8 @@ pub fn json_records(bytes: &[u8]) {
     reads_as_it_writes::<Cluster>(bytes);
     reads_as_it_writes::<Dependant>(bytes);
     reads_as_it_writes::<Rotation>(bytes);
+    reads_as_it_writes::<OverrideRequest>(bytes);
+    reads_as_it_writes::<SecondPerson>(bytes);
     reads_as_it_writes::<time_guard::Kept>(bytes);
     let nobody = SigningKey::from_seed(KeyMaterial::from_slice(&[7; 32]));
     if let (Ok(line), Some(nobody)) = (str::from_utf8(bytes), nobody) {

@@ -8,7 +8,14 @@
 //! The table lives in memory. For the length of one lease after a start, a plugin that was not heard
 //! since may hold what the process before told it, so it counts as one that has not confirmed.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use lastkey_crypto::{ClusterId, KeyId, SpoolId};
 use parking_lot::Mutex;
@@ -18,8 +25,10 @@ use tokio::{
 };
 
 use crate::{
-    Action, Clock, ClusterName, Error, KeyRef, Principal, Timestamp, command::PLUGIN_LEASE,
-    engine::Core, policy::Resource,
+    Action, Clock, ClusterName, Error, KeyRef, Principal, Timestamp,
+    command::{PLUGIN_LEASE, SHORTEST_LEASE},
+    engine::Core,
+    policy::Resource,
 };
 
 /// Who was heard within this time, or waits for an answer, is waited for.
@@ -84,6 +93,8 @@ pub(crate) struct Holders {
     confirmations: watch::Sender<u64>,
     /// When the engine started, on the running clock.
     started: Duration,
+    /// In seconds.
+    lease: AtomicU64,
 }
 
 /// A plugin's question.
@@ -123,7 +134,20 @@ impl Drop for Waits<'_> {
 
 impl Holders {
     pub(crate) fn new(started: Duration) -> Self {
-        Self { table: Mutex::default(), confirmations: watch::channel(0).0, started }
+        let lease = AtomicU64::new(PLUGIN_LEASE.as_secs());
+        Self { table: Mutex::default(), confirmations: watch::channel(0).0, started, lease }
+    }
+
+    /// How long a plugin may go by what it is told from now on.
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease.load(Ordering::Relaxed))
+    }
+
+    /// Gives shorter leases from now on. Longer than the usual is none: what a process before this one
+    /// gave out is taken to have been the usual.
+    pub(crate) fn set_lease(&self, lease: Duration) {
+        let lease = lease.clamp(SHORTEST_LEASE, PLUGIN_LEASE);
+        self.lease.store(lease.as_secs(), Ordering::Relaxed);
     }
 
     /// A plugin asks; what it knows is confirmed. One that was never answered is no holder yet, so
@@ -219,7 +243,7 @@ impl Core {
         let mut found = self.not_heard_since_the_start(&known, (taken, key), now);
         for (holder, told) in known {
             let Some((at, until)) = told.allowed else { continue };
-            let is_over = now.saturating_sub(at) > PLUGIN_LEASE;
+            let is_over = now.saturating_sub(at) > self.holders.lease();
             if is_over || !self.concerns(&holder, &told, (taken, key)) {
                 continue;
             }

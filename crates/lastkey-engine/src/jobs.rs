@@ -170,9 +170,50 @@ pub struct Rotation {
     pub updated: Timestamp,
     /// Who began it.
     pub by: String,
+    /// Whether the server began it by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
+    /// Whether the older versions are retired after it, once nothing needs them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retire: bool,
+    /// How far it has come, for whoever looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// Why it is at rest although nobody wanted it to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
     /// What came of it, one signed line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<String>,
+}
+
+/// How far a rotation has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// Objects that were looked at in the pass under way.
+    pub done: u64,
+    /// As many as there are, as far as that is known.
+    pub total: u64,
+    /// Written anew, in all passes.
+    pub rewritten: u64,
+    /// Deleted meanwhile, in all passes.
+    pub gone: u64,
+    /// Written by somebody else first, in all passes.
+    pub conflicts: u64,
+    /// Refused, in the pass under way.
+    pub refused: u64,
+}
+
+/// Why a rotation does not go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Since when.
+    pub at: Timestamp,
+    /// In the worker's words.
+    pub why: String,
+    /// How often in a row.
+    pub attempts: u32,
 }
 
 impl Rotation {
@@ -322,6 +363,10 @@ mod tests {
             started: at(0),
             updated: at(0),
             by: "root/x".to_owned(),
+            automatic: false,
+            retire: false,
+            progress: None,
+            problem: None,
             report: None,
         }
     }

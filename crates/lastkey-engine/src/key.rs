@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use lastkey_crypto::{Algorithm, Epoch, KeyId, KeyVersionId, Lineage};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, LastUse, Timestamp};
+use crate::{
+    Error, LastUse, Timestamp,
+    retirement::{Retirement, VersionState},
+};
 
 /// What kind of material a key has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -267,6 +270,9 @@ pub struct Key {
     pub superseded: Option<(Primary, Timestamp)>,
     /// All versions, oldest first.
     pub versions: Vec<KeyVersionId>,
+    /// Those of them that are retired, or will be.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub retirements: BTreeMap<KeyVersionId, Retirement>,
 }
 
 impl Key {
@@ -282,6 +288,22 @@ impl Key {
             (false, _) => "Disabled",
             (true, KeyState::Enabled) => "Enabled",
             (true, _) => "Suspended",
+        }
+    }
+
+    /// Where a version is.
+    pub fn version_state(&self, version: KeyVersionId) -> VersionState {
+        self.retirements.get(&version).map_or(VersionState::Active, |retired| retired.state)
+    }
+
+    /// Allows the use of a version.
+    ///
+    /// # Errors
+    /// [`Error::KeyVersionRetired`].
+    pub fn version_usable(&self, version: KeyVersionId) -> Result<(), Error> {
+        match self.version_state(version) {
+            VersionState::Active | VersionState::Scheduled => Ok(()),
+            VersionState::Retired => Err(Error::KeyVersionRetired),
         }
     }
 
@@ -307,6 +329,23 @@ pub struct KeyVersion {
     pub uses: u64,
     /// When it was used last, as far as that is known.
     pub last_use: Option<LastUse>,
+    /// Whether callers have encrypted under it by themselves, or may have: nobody can say what
+    /// there is of that.
+    pub direct: bool,
+    /// What is recorded of its end.
+    pub retirement: Option<Retirement>,
+}
+
+impl KeyVersion {
+    /// Where it is.
+    pub fn state(&self) -> VersionState {
+        self.retirement.as_ref().map_or(VersionState::Active, |retired| retired.state)
+    }
+
+    /// Whether nobody has ever used it.
+    pub fn never_used(&self) -> bool {
+        self.uses == 0 && self.last_use.is_none()
+    }
 }
 
 /// The name of an alias: `alias/` and 1–249 letters, digits, `-`, `_`, `/`, `.` or `:`.
@@ -516,6 +555,7 @@ pub(crate) mod tests {
             },
             superseded: None,
             versions: vec![id],
+            retirements: BTreeMap::new(),
         }
     }
 

@@ -39,7 +39,10 @@ mod outbox;
 mod policy;
 mod records;
 mod retention;
+mod retirement;
+mod rotation_index;
 mod seal;
+mod second_person;
 mod time;
 mod time_guard;
 mod uses;
@@ -47,7 +50,9 @@ mod uses;
 pub use action::Action;
 pub use anchor::{Anchor, FileAnchor, MemoryAnchor, NoAnchor};
 pub use caller::{Caller, NoncePrint, Principal, RequestId, Source};
-pub use cluster::{Cluster, ClusterName, Identities, LateIdentity, NextIdentity, PluginIdentity};
+pub use cluster::{
+    Automatic, Cluster, ClusterName, Identities, LateIdentity, NextIdentity, PluginIdentity,
+};
 pub use command::Command;
 pub use dependants::{CLUSTER_KIND, Dependant, Label};
 pub use engine::{Engine, Incarnation, OpenAudit, Parts, StartError};
@@ -58,7 +63,9 @@ pub use instance::{
     Attendant, GIVEN_UP, Instance, InstanceStatus, Life, LifeEvent, NewShares, OperatorError,
     Order, Outcome, With,
 };
-pub use jobs::{Course, LEASE, Lease, Phase, ReportError, Rotation, Way, verify_report};
+pub use jobs::{
+    Course, LEASE, Lease, Phase, Problem, Progress, ReportError, Rotation, Way, verify_report,
+};
 pub use key::{
     AliasName, Key, KeyEvent, KeyRef, KeySpec, KeyState, KeyUsage, KeyVersion, Listing, Origin,
     Page, Primary, ProtectionLevel, RotationPolicy,
@@ -70,8 +77,11 @@ pub use node::{
 };
 pub use nonce::{NonceRefusal, SKEW};
 pub use policy::{BuiltinPolicy, Policy, Resource};
+pub use retirement::{Retirement, VersionEvent, VersionState};
+pub use rotation_index::{RotationGauge, RotationWork};
 pub use seal::{
     FileSeal, ROOT_KEY_BYTES, RootPrint, Seal, SealEntry, SealError, SealKind, SealRecord,
     SealSummary, Seals, ShareRefused, Threshold, TokenConfig, TokenEntry, TokenSeal,
 };
+pub use second_person::{OverrideRequest, Proposed, SecondPerson};
 pub use time::{Clock, InvalidTimestamp, ManualClock, SystemClock, Timestamp};

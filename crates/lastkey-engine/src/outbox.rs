@@ -10,12 +10,14 @@
 //! parcel is not in the outbox belongs to a newer store ([`Outbox::newer_changes`]).
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::OnceLock,
+    time::Duration,
 };
 
 use lastkey_store::{CommitError, Transaction};
 use parking_lot::Mutex;
+use serde_json::Value;
 
 use crate::{
     Error,
@@ -33,12 +35,17 @@ const FORMAT: u8 = 2;
 const REMEMBER_AFTER: u64 = 20_000;
 /// Records of the log that are looked at together.
 const LOG_PAGE: usize = 20_000;
+/// A request that makes a second change waits so often, and so long each time, for the first one's
+/// parcel to be gone.
+const MAX_WAITS: usize = 100;
+const WAIT: Duration = Duration::from_millis(10);
 /// Deletions in one sweep, each with its compare, and with room for the mark.
 const SWEEP: usize = Transaction::MAX_OPERATIONS - 1;
 
 /// A record on its way into the store.
 pub(crate) struct Parcel {
     pub(crate) path: String,
+    request: RequestId,
     body: Vec<u8>,
     /// Where the log ended when it was packed: its record is not before.
     after: u64,
@@ -49,7 +56,7 @@ pub(crate) struct Parcel {
 impl Parcel {
     pub(crate) fn new(request: RequestId, body: Vec<u8>, head: Head) -> Self {
         let path = format!("{PREFIX}{request}");
-        Self { path, body, after: head.seq, shards: OnceLock::new() }
+        Self { path, request, body, after: head.seq, shards: OnceLock::new() }
     }
 
     /// Addresses the parcel: what lies in the store for it.
@@ -75,13 +82,15 @@ impl Parcel {
 
     fn addressed(self) -> (Address, Vec<u8>) {
         let shards = self.shards.into_inner().unwrap_or_default();
-        (Address { path: self.path, shards }, self.body)
+        (Address { path: self.path, request: Some(self.request), shards }, self.body)
     }
 }
 
 /// A parcel in the store.
 struct Address {
     path: String,
+    /// Whose it is; nobody's any more after a start.
+    request: Option<RequestId>,
     shards: Vec<u8>,
 }
 
@@ -108,9 +117,41 @@ struct Swept {
 #[derive(Default)]
 pub(crate) struct Outbox {
     swept: Mutex<Swept>,
+    /// Requests whose parcel is in the store, or may be.
+    outstanding: Mutex<HashSet<RequestId>>,
 }
 
 impl Outbox {
+    /// Lets a request begin a change.
+    ///
+    /// A parcel's place is named after its request. Few requests make more than one change; their
+    /// next one waits until the parcel of the one before has left the store.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if that takes too long, and what keeps the store from deleting.
+    pub(crate) async fn begin(
+        &self,
+        request: RequestId,
+        barrier: &Barrier,
+        audit: &dyn AuditSink,
+    ) -> Result<(), Error> {
+        for _ in 0..MAX_WAITS {
+            if self.outstanding.lock().insert(request) {
+                return Ok(());
+            }
+            self.sweep(barrier, audit).await?;
+            if self.outstanding.lock().contains(&request) {
+                tokio::time::sleep(WAIT).await;
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// The request's parcel is not in the store.
+    pub(crate) fn end(&self, request: RequestId) {
+        self.outstanding.lock().remove(&request);
+    }
+
     /// The parcel's record is in the log.
     pub(crate) fn delivered(&self, parcel: Parcel) {
         self.settle(parcel.addressed().0);
@@ -136,7 +177,7 @@ impl Outbox {
         for parcel in doubted {
             match barrier.store().get(&parcel.path).await {
                 Ok(Some(_)) => self.owe(parcel),
-                Ok(None) => {}
+                Ok(None) => self.end(parcel.request),
                 Err(_) => self.doubt(parcel),
             }
         }
@@ -202,11 +243,20 @@ impl Outbox {
         match committed {
             Ok(_) => {
                 swept.remembered = Some(log);
+                let mut outstanding = self.outstanding.lock();
+                for request in parcels.iter().filter_map(|parcel| parcel.request) {
+                    outstanding.remove(&request);
+                }
                 Ok(())
             }
             Err(CommitError::Conflict { path }) if request_of(&path).is_some() => {
                 // Somebody else has swept it.
-                swept.delivered.extend(parcels.into_iter().filter(|to| to.path != path));
+                let (gone, rest): (Vec<_>, Vec<_>) =
+                    parcels.into_iter().partition(|to| to.path == path);
+                gone.iter()
+                    .filter_map(|parcel| parcel.request)
+                    .for_each(|request| self.end(request));
+                swept.delivered.extend(rest);
                 Ok(())
             }
             Err(error) => {
@@ -268,12 +318,16 @@ impl Outbox {
         let page = audit.query(&query).map_err(unreadable)?;
         // A change that was made although its caller was told of a failure has a record of that,
         // too, under the same id.
-        let done = page.records.iter().filter(|record| record["outcome"] == "ok");
-        let known: HashSet<&str> = done.filter_map(|record| record["id"].as_str()).collect();
+        let is_done = |record: &Value| record["outcome"] == "ok" || record["writes"].is_u64();
+        let done = page.records.iter().filter(|record| is_done(record));
+        // A request may have made several changes: its parcel is that of the last.
+        let known: HashMap<&str, u64> = done
+            .filter_map(|record| Some((record["id"].as_str()?, record["seq"].as_u64()?)))
+            .collect();
         let mut delivered = 0;
         for parcel in left {
             let id = request_of(&parcel.address.path).unwrap_or_default();
-            if !known.contains(id) {
+            if known.get(id).is_none_or(|seq| *seq <= parcel.after) {
                 audit.append(parcel.body).await?;
                 delivered += 1;
             }
@@ -316,7 +370,7 @@ fn open(plain: &[u8]) -> Option<(u64, &[u8], &[u8])> {
 fn unpack(path: &str, plain: &[u8]) -> Result<Left, Error> {
     let corrupt = || Error::CorruptRecord { path: path.to_owned() };
     let (after, shards, body) = open(plain).ok_or_else(corrupt)?;
-    let address = Address { path: path.to_owned(), shards: shards.to_vec() };
+    let address = Address { path: path.to_owned(), request: None, shards: shards.to_vec() };
     Ok(Left { address, after, body: body.to_vec() })
 }
 

@@ -26,18 +26,22 @@ use crate::{
     dependants::{self, DEPENDANTS, Dependant, DependantIndex},
     due::DueKeys,
     identity::AccessKey,
+    jobs::ROTATIONS,
     key::{AliasName, Key},
     key_index::KeyIndex,
     last_use,
     outbox::Parcel,
     policy::Policy,
+    rotation_index::RotationIndex,
     uses::{self, Counted, Uses},
 };
 
+mod alias_index;
 mod change;
 mod counting;
 mod trust;
 
+use alias_index::AliasIndex;
 use change::Write;
 pub(crate) use change::{AliasRecord, Change, Version};
 
@@ -49,47 +53,6 @@ const ACCESS_KEYS: &str = "access-key/";
 const CACHED_KEYS: usize = 100_000;
 const CACHED_VERSIONS: usize = 100_000;
 const LIST_PAGE: usize = 1_000;
-
-/// Which key each alias names, and which aliases each key has.
-#[derive(Default)]
-struct AliasIndex {
-    /// With the revision that said so.
-    by_name: BTreeMap<AliasName, (KeyId, Revision)>,
-    by_key: BTreeSet<(KeyId, AliasName)>,
-}
-
-impl AliasIndex {
-    /// Takes in what was read, unless something newer is known.
-    fn insert(&mut self, name: AliasName, key: KeyId, revision: Revision) {
-        if self.by_name.get(&name).is_some_and(|(_, known)| *known > revision) {
-            return;
-        }
-        self.remove(&name);
-        self.by_key.insert((key, name.clone()));
-        self.by_name.insert(name, (key, revision));
-    }
-
-    fn remove(&mut self, name: &AliasName) {
-        if let Some((key, _)) = self.by_name.remove(name) {
-            self.by_key.remove(&(key, name.clone()));
-        }
-    }
-
-    /// Forgets what was known before a new reading, which did not find it.
-    fn forget_unless_changed(&mut self, before: &BTreeMap<AliasName, (KeyId, Revision)>) {
-        for (name, known) in before {
-            if self.by_name.get(name) == Some(known) {
-                self.remove(name);
-            }
-        }
-    }
-
-    fn of(&self, key: KeyId) -> impl Iterator<Item = &AliasName> {
-        let first = (key, AliasName::least());
-        let rest = self.by_key.range(first..);
-        rest.take_while(move |(of, _)| *of == key).map(|(_, name)| name)
-    }
-}
 
 /// How much a key may be used before another takes its place.
 pub(crate) struct Limits {
@@ -117,6 +80,8 @@ pub(crate) struct Records {
     trust: AtomicU64,
     /// What needs which key.
     pub(crate) dependants: DependantIndex,
+    /// What is known of the clusters' rotations.
+    pub(crate) rotations: RotationIndex,
     access_keys: RwLock<HashMap<Arc<str>, Arc<AccessKey>>>,
     /// Versions whose uses were counted ahead, and to which number.
     counted: Mutex<BTreeMap<KeyVersionId, u64>>,
@@ -146,6 +111,7 @@ impl Records {
             clusters: RwLock::default(),
             trust: AtomicU64::default(),
             dependants: DependantIndex::default(),
+            rotations: RotationIndex::default(),
             access_keys: RwLock::default(),
             counted: Mutex::default(),
             low: Mutex::default(),
@@ -168,7 +134,7 @@ impl Records {
         let mut keys: BTreeSet<KeyId> = self.key_ids.read().iter().copied().collect();
         let mut aliases = self.aliases.read().by_name.clone();
         let dependants = self.dependants.places();
-        for prefix in [KEYS, ALIASES, CLUSTERS, DEPENDANTS, ACCESS_KEYS] {
+        for prefix in [KEYS, ALIASES, CLUSTERS, DEPENDANTS, ACCESS_KEYS, ROTATIONS] {
             let mut after = None;
             loop {
                 let page = self.barrier.store().list(prefix, after.as_deref(), LIST_PAGE).await?;
@@ -205,6 +171,8 @@ impl Records {
             self.know_cluster(self.barrier.open_json(entry)?);
         } else if let Some((key, _, _)) = dependants::parse_path(path) {
             self.dependants.learn(key, self.barrier.open_json::<Dependant>(entry)?);
+        } else if path.starts_with(ROTATIONS) {
+            self.rotations.learn(&self.barrier.open_json(entry)?.value);
         } else if path.starts_with(ACCESS_KEYS) {
             let stored = self.barrier.open_entry(entry)?;
             let key = AccessKey::decode(stored.value.expose())
@@ -253,6 +221,7 @@ impl Records {
             }
             Some(("dependant", _)) => dependants::parse_path(path)
                 .and_then(|(key, kind, id)| self.dependants.revision(key, kind, id)),
+            Some(("rotation", _)) => None,
             Some(("access-key", id)) => {
                 self.access_keys.read().contains_key(id).then_some(entry.revision)
             }
@@ -273,8 +242,12 @@ impl Records {
             path.strip_prefix(VERSIONS).and_then(|id| id.parse::<KeyVersionId>().ok())
         {
             self.drop_version(id);
+        } else if path.starts_with(ROTATIONS) {
+            self.rotations.forget(path);
         } else if let Some((key, kind, id)) = dependants::parse_path(path) {
             self.dependants.forget(key, kind, id);
+        } else if let Some(id) = path.strip_prefix(CLUSTERS).and_then(|id| id.parse().ok()) {
+            self.forget_cluster(id);
         } else if let Ok(name) = AliasName::parse(path) {
             self.aliases.write().remove(&name);
         } else {
@@ -316,7 +289,8 @@ impl Records {
             let stored = self.barrier.read(&path).await?.ok_or(Error::KeyVersionNotFound)?;
             let version = Version::decode(id, stored.value.expose());
             let mut version = version.ok_or(Error::CorruptRecord { path })?;
-            version.uses = Uses::from_stored(self.stored_uses(id).await?.0);
+            let stored = self.stored_uses(id).await?;
+            version.uses = Uses::from_stored_of(stored.count, stored.direct);
             Ok::<_, Error>(Arc::new(version))
         };
         self.versions.get_or_insert_async(&id, load).await
@@ -477,6 +451,10 @@ impl Records {
             Write::Cluster(cluster, expect) => {
                 put(&format!("{CLUSTERS}{}", cluster.id), &to_json(cluster)?, *expect)?
             }
+            Write::DropCluster(cluster, expect) => {
+                batch.delete(&format!("{CLUSTERS}{}", cluster.id), *expect);
+                return Ok(Ok(None));
+            }
             Write::Dependant(key, dependant, expect) => {
                 put(&path_of_dependant(*key, dependant), &to_json(dependant)?, *expect)?
             }
@@ -513,7 +491,7 @@ impl Records {
                 if let Some(stored) = barrier.read(&path).await? {
                     batch.delete(&path, stored.expect());
                 }
-                batch.delete(&uses::path_of(*id), self.stored_uses(*id).await?.1);
+                batch.delete(&uses::path_of(*id), self.stored_uses(*id).await?.expect);
                 let path = last_use::path_of(*id);
                 if let Some(stored) = barrier.read(&path).await? {
                     batch.delete(&path, stored.expect());
@@ -547,6 +525,7 @@ impl Records {
             Write::Cluster(value, _) => {
                 self.know_cluster(Stored { value: *value, counter, revision, code });
             }
+            Write::DropCluster(gone, _) => self.forget_cluster(gone.id),
             Write::Dependant(key, value, _) => {
                 self.dependants.learn(key, Stored { value: *value, counter, revision, code });
             }
@@ -565,7 +544,9 @@ impl Records {
                 self.aliases.write().remove(&name);
             }
             Write::Keyring(next) => self.barrier.turn_keyring(*next),
-            Write::Raw { .. } | Write::DropRaw(..) | Write::Clear { .. } => {}
+            Write::Raw { path, value, .. } => self.rotations.learn_json(&path, &value),
+            Write::DropRaw(path, _) => self.rotations.forget(&path),
+            Write::Clear { .. } => {}
         }
     }
 }

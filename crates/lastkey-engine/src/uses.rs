@@ -8,13 +8,15 @@
 //! The hot path is one atomic addition. A block is reserved in the background when half of the one
 //! before is used, so that nobody waits but the first.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The first block that is counted ahead; each next one is four times as large.
 const FIRST_BLOCK: u64 = 1 << 12;
 /// The largest block.
 pub(crate) const LARGEST_BLOCK: u64 = 1 << 20;
 const FORMAT: u8 = 1;
+/// The same of a version that plugins alone have encrypted under.
+const PLUGINS_ALONE: u8 = 2;
 
 /// Where a key version's uses are kept.
 pub(crate) fn path_of(version: lastkey_crypto::KeyVersionId) -> String {
@@ -36,6 +38,22 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(count.try_into().ok()?))
 }
 
+/// A version's count: `format 1 ‖ count 8`, or `format 2 ‖ count 8` while plugins alone have
+/// encrypted under it. Releases before 0.2 wrote format 1 whoever it was.
+pub(crate) fn encode_of(count: u64, direct: bool) -> [u8; 9] {
+    let mut bytes = encode(count);
+    bytes[0] = if direct { FORMAT } else { PLUGINS_ALONE };
+    bytes
+}
+
+/// Reads a version's count, and whether others than plugins may have encrypted.
+pub(crate) fn decode_of(bytes: &[u8]) -> Option<(u64, bool)> {
+    match bytes.strip_prefix(&[PLUGINS_ALONE]) {
+        Some(count) => Some((u64::from_be_bytes(count.try_into().ok()?), false)),
+        None => decode(bytes).map(|count| (count, count > 0)),
+    }
+}
+
 /// Whether a use may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Counted {
@@ -54,6 +72,10 @@ pub(crate) struct Uses {
     /// What the store holds.
     reserved: AtomicU64,
     block: AtomicU64,
+    /// Whether others than plugins have encrypted, as the store holds it.
+    direct: AtomicBool,
+    /// Whether nobody may begin to encrypt any more.
+    closed: AtomicBool,
     /// Held by who reserves.
     pub(crate) reserving: tokio::sync::Mutex<()>,
 }
@@ -62,6 +84,32 @@ impl Uses {
     /// Goes on from what the store holds; nothing is reserved beyond it.
     pub(crate) fn from_stored(count: u64) -> Self {
         Self::new(count, count, FIRST_BLOCK)
+    }
+
+    /// The same of a version that others than plugins have encrypted under, or may have.
+    pub(crate) fn from_stored_of(count: u64, direct: bool) -> Self {
+        Self { direct: AtomicBool::new(direct), ..Self::from_stored(count) }
+    }
+
+    /// Whether others than plugins have encrypted.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::SeqCst)
+    }
+
+    /// The store holds that others than plugins encrypt.
+    pub(crate) fn set_direct(&self) {
+        self.direct.store(true, Ordering::SeqCst);
+    }
+
+    /// Nobody begins to encrypt from now on. Who has begun is seen by [`Uses::is_direct`]: whoever
+    /// encrypts notes that first and looks at this afterwards, so that one of the two sees the other.
+    pub(crate) fn shut(&self, shut: bool) {
+        self.closed.store(shut, Ordering::SeqCst);
+    }
+
+    /// Whether nobody may begin to encrypt.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Counts from `used`, where the store holds `reserved` already, in the largest blocks.
@@ -74,6 +122,8 @@ impl Uses {
             used: AtomicU64::new(used),
             reserved: AtomicU64::new(reserved),
             block: AtomicU64::new(block),
+            direct: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             reserving: tokio::sync::Mutex::new(()),
         }
     }
@@ -167,5 +217,14 @@ mod tests {
         }
         assert_eq!(decode(&[1; 8]), None);
         assert_eq!(decode(&[2; 9]), None);
+        for (count, direct) in [(0, false), (7, false), (7, true), (u64::MAX, true)] {
+            assert_eq!(decode_of(&encode_of(count, direct)), Some((count, direct)));
+        }
+        // Releases that did not tell: whoever used it.
+        assert_eq!(decode_of(&encode(7)), Some((7, true)));
+        assert_eq!(decode_of(&encode(0)), Some((0, false)));
+        for odd in [&[2; 8][..], &[3; 9], &[]] {
+            assert_eq!(decode_of(odd), None);
+        }
     }
 }

@@ -311,6 +311,8 @@ async fn a_rotation_is_claimed_saved_and_finished() {
         keep_version,
         namespace: None,
         course: None,
+        retire: false,
+        automatic: false,
     };
     let begun = engine.execute(&root(&engine), start(false)).await.unwrap();
     assert_ne!(begun.rotation.target, key.primary.version);
@@ -327,6 +329,8 @@ async fn a_rotation_is_claimed_saved_and_finished() {
         phase,
         state: serde_json::json!({ "at": 3 }),
         release: false,
+        progress: None,
+        problem: None,
     };
     let rewriting = lastkey_engine::Phase::Rewriting;
     engine.execute(&root(&engine), save(one.rotation.fence, rewriting)).await.unwrap();

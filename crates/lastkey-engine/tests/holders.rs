@@ -220,3 +220,32 @@ async fn after_a_restart_those_who_were_not_heard_since_may_hold_it() {
     let _ = tokio::time::timeout(Duration::from_millis(50), asks).await;
     assert_eq!(disable(&engine, &key, PATIENCE).await, []);
 }
+
+/// A server may give shorter leases; after a start it knows nothing of the process before, and so
+/// names the usual end for those that were not heard.
+#[tokio::test]
+async fn leases_may_be_shorter() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key).await;
+    let short = Duration::from_secs(60);
+    engine.set_plugin_lease(short);
+    let told = ask(&engine, &cluster, &key, "").await.unwrap();
+    assert_eq!(told.lease, short);
+    let now = engine.clock().now();
+    let unconfirmed = disable(&engine, &key, Duration::ZERO).await;
+    assert_eq!(unconfirmed.len(), 1);
+    assert!(unconfirmed[0].until <= now.after(short), "{unconfirmed:?}");
+    world.clock.advance(short + Duration::from_secs(1));
+    let taken = Taken::Key(by_id(&key));
+    assert_eq!(engine.unconfirmed(&taken, Duration::ZERO).await.unwrap(), [], "it is over");
+    // Out of bounds is brought within them.
+    engine.set_plugin_lease(Duration::ZERO);
+    engine.execute(&root(&engine), EnableKey { key: by_id(&key) }).await.unwrap();
+    let told = ask(&engine, &cluster, &key, "").await.unwrap();
+    assert_eq!(told.lease, Duration::from_secs(30));
+    engine.set_plugin_lease(LEASE * 4);
+    let told = ask(&engine, &cluster, &key, "").await.unwrap();
+    assert_eq!(told.lease, LEASE);
+}

@@ -63,6 +63,7 @@ async fn a_plugin_does_its_work_and_nothing_else() {
     let made = engine.execute(&plugin(), encrypt(cluster.id, &key)).await.unwrap();
     let opened = engine.execute(&plugin(), decrypt(cluster.id, &key, &made)).await.unwrap();
     assert_eq!(opened.expose(), b"seed");
+    assert!(made.opened, "and it was opened before it was answered");
 
     // Not with another key, whether it exists or not; not by any other command.
     let denied = engine.execute(&plugin(), encrypt(cluster.id, &other)).await.err();
@@ -105,8 +106,7 @@ async fn two_clusters_cannot_read_each_other() {
     assert_eq!(asked, Some(Error::InvalidCiphertext));
     let claimed = engine.execute(&as_two, decrypt(one.id, &key, &made)).await.err();
     assert_eq!(claimed, Some(Error::Denied));
-    let forged =
-        PluginEncrypted { key: PluginKey { cluster: two.id, ..made.key }, blob: made.blob.clone() };
+    let forged = PluginEncrypted { key: PluginKey { cluster: two.id, ..made.key }, ..made.clone() };
     let rewritten = engine.execute(&as_two, decrypt(two.id, &key, &forged)).await.err();
     assert_eq!(rewritten, Some(Error::InvalidCiphertext));
     // Nor can root, by the plain command, claim the names that the server binds.

@@ -7,6 +7,7 @@
 //! those were that it has read since it started.
 
 mod counters;
+pub mod in_use;
 mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};

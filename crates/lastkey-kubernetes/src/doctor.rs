@@ -95,7 +95,7 @@ fn has_identity(providers: &[&Provider]) -> bool {
 }
 
 /// Whether a provider opens what is under `under`.
-fn reads(provider: &Provider, under: &Under) -> bool {
+pub(crate) fn reads(provider: &Provider, under: &Under) -> bool {
     match provider.kind() {
         Some(ProviderKind::Identity) => under.is_clear(),
         Some(ProviderKind::Kms(kms)) => {

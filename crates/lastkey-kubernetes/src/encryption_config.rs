@@ -9,14 +9,18 @@
 
 mod advice;
 mod decode;
+mod edit;
 mod finding;
 mod golang;
+mod lines;
 mod local_keys;
 mod rules;
 mod tree;
+mod write;
 
 use zeroize::Zeroizing;
 
+pub use edit::{Draft, DraftRule, EditError, Edited, Item, apply, readable};
 pub use finding::{Finding, Severity};
 
 /// Larger files are refused unread.
@@ -90,7 +94,7 @@ impl Named {
     }
 
     /// Whether it covers a resource of that full name.
-    fn covers(&self, resource: &str, group: &str) -> bool {
+    pub(crate) fn covers(&self, resource: &str, group: &str) -> bool {
         let (own, own_group) = self.parts();
         match own {
             "*" => own_group == "*" || own_group == group,

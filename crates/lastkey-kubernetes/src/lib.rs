@@ -14,3 +14,4 @@ pub mod plugin;
 pub mod proto;
 pub mod rotation;
 pub mod socket;
+pub mod transition;

@@ -16,6 +16,8 @@
 //! What is written under the old key id after step 1 does not exist: the list of step 2 begins
 //! later, so whatever changes meanwhile is under the new one already.
 
+mod change;
+mod clean;
 mod convergence;
 mod gate;
 mod pass;
@@ -32,16 +34,27 @@ use std::{
 
 use lastkey_client::{
     Client,
-    native::{self, FinishRotation, FoundObjects, RotationPhase, SaveRotation},
+    native::{
+        self, FinishRotation, FoundObjects, RotationPhase, RotationProgress, SaveRotation, Way,
+    },
 };
 use lastkey_crypto::KeyVersionId;
 use serde_json::{Value, json};
 
 pub(crate) use self::convergence::{hash_of, told_last};
-pub use self::state::{Counts, Refusal};
+pub use self::{
+    change::ConfigEvent,
+    state::{Counts, Refusal},
+};
 use self::{gate::Gate, state::State};
-use crate::cluster::{ApiError, ApiServer};
+use crate::{
+    cluster::{ApiError, ApiServer, Discovery, EtcdError},
+    encryption_config::EditError,
+    transition::{Hands, PlaceError, PlanError},
+};
 
+/// What a cluster has its own migrations as, from 1.37 on.
+const MIGRATIONS: &str = "storageversionmigrations.storagemigration.k8s.io";
 /// A claim is renewed at least this often.
 const RENEW_EVERY: Duration = Duration::from_secs(8);
 /// What is behind is asked this often.
@@ -54,6 +67,8 @@ const MAX_PASSES: u32 = 10;
 pub struct Options {
     /// Names of resources, as an EncryptionConfiguration has them.
     pub resources: Vec<String>,
+    /// Whether those are all that may be under the key: otherwise nothing becomes free.
+    pub whole: bool,
     /// So many objects are written back at once.
     pub workers: usize,
     /// At most so many a second; `None` for as many as the apiserver takes.
@@ -84,6 +99,13 @@ pub enum Event {
         total: u64,
         /// Of this and all passes before.
         counts: Counts,
+    },
+    /// The apiservers' configuration is changed.
+    Config(ConfigEvent),
+    /// The cluster's own StorageVersionMigration is not used, and why.
+    Migration {
+        /// In a sentence.
+        why: String,
     },
     /// Somebody has paused it.
     Paused,
@@ -116,6 +138,58 @@ pub enum RotateError {
     /// It does not come to an end.
     #[error("after {0} passes there are still objects that an apiserver writes anew")]
     NoEnd(u32),
+    /// There is no way to the goal.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The configuration cannot be changed.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// Somebody else has changed the configuration since the last step.
+    #[error(
+        "{} was changed by somebody else since the last step: put it back as it was, or have it \
+         taken as it is now with --accept-changes", path.display()
+    )]
+    Changed {
+        /// Where it lies.
+        path: std::path::PathBuf,
+    },
+    /// The configuration is on another machine.
+    #[error(
+        "{} is not on this machine: run this on the control-plane node, or give a copy of the file \
+         as it is now with --encryption-config", path.display()
+    )]
+    NotHere {
+        /// Where it lies, there.
+        path: std::path::PathBuf,
+    },
+    /// A key would have to be made, and shown.
+    #[error(
+        "the configuration has no {target}, and a new key is only made in a file that can be \
+         written here: add one with a key of your own behind the present provider"
+    )]
+    NoKeys {
+        /// What is missing.
+        target: String,
+    },
+    /// The plugin does not answer as it should.
+    #[error("the plugin at {socket} cannot be used: {reason}")]
+    Plugin {
+        /// Where it listens.
+        socket: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A worker of mere rotations was given a change of provider.
+    #[error(
+        "this change needs the cluster's configuration file: `lastkey cluster enable` or `disable` goes on with it"
+    )]
+    NoHands,
+    /// The store under the apiservers.
+    #[error(transparent)]
+    Etcd(EtcdError),
     /// The one who started this process wants it to stop.
     #[error("interrupted; the same command goes on from here")]
     Interrupted,
@@ -132,6 +206,8 @@ pub struct Worker {
     pub api: ApiServer,
     /// How.
     pub options: Options,
+    /// What changes of provider need; `None` for mere rotations.
+    pub change: Option<Hands>,
     /// Who watches.
     pub watch: Box<dyn Fn(&Event) + Send + Sync>,
     /// Set by who wants it to stop.
@@ -145,6 +221,23 @@ struct Claim {
     saved: Instant,
     /// Since when this process works on it, beyond what is counted already.
     since: Instant,
+    /// How many objects there are, as far as that is known.
+    total: u64,
+}
+
+impl Claim {
+    fn progress(&self) -> RotationProgress {
+        let (pass, total) = (&self.state.pass, &self.state.total);
+        let done = pass.seen() + pass.gone;
+        RotationProgress {
+            done,
+            total: self.total.max(done),
+            rewritten: total.rewritten,
+            gone: total.gone,
+            conflicts: total.conflicts,
+            refused: pass.refused,
+        }
+    }
 }
 
 impl Worker {
@@ -171,7 +264,7 @@ impl Worker {
                 }
                 Err(Stop::Failed(error)) => {
                     // Whoever goes on need not wait for our lease to run out.
-                    let _ = self.save(&mut claim, None, true).await;
+                    self.give_back(&mut claim, &error).await;
                     return Err(error);
                 }
             }
@@ -197,7 +290,8 @@ impl Worker {
                     Ok(rotation) => {
                         let state = State::read(&rotation.state).ok_or(RotateError::State)?;
                         let (saved, since) = (Instant::now(), Instant::now());
-                        return Ok(Ok(Claim { rotation, state, saved, since }));
+                        let total = rotation.progress.map_or(0, |progress| progress.total);
+                        return Ok(Ok(Claim { rotation, state, saved, since, total }));
                     }
                     Err(error) if error.code() == Some("Rejected.ClaimedByAnother") => {
                         let why = error.to_string();
@@ -216,7 +310,12 @@ impl Worker {
     /// One step after the other.
     async fn work(&self, claim: &mut Claim) -> Result<(), Stop> {
         if claim.state.resources.is_empty() {
-            claim.state.resources = self.resources(&claim.rotation).await?;
+            let served = self.api.discover().await?;
+            claim.state.resources = self.resources(&claim.rotation, &served)?;
+            claim.state.migration = why_not_migrated(&served).to_owned();
+        }
+        if claim.rotation.phase == RotationPhase::Converging {
+            (self.watch)(&Event::Migration { why: claim.state.migration.clone() });
         }
         loop {
             (self.watch)(&Event::Phase(claim.rotation.phase));
@@ -241,18 +340,21 @@ impl Worker {
                         }
                         claim.state.begin_pass();
                         self.save(claim, Some(RotationPhase::Verifying), false).await?;
-                    } else if !self.behind(claim).await?.is_empty() {
+                    } else if claim.rotation.way() != Some(Way::Disable)
+                        && !self.behind(claim).await?.is_empty()
+                    {
                         // An apiserver fell back, or the key was rotated once more.
                         claim.state.begin_pass();
                         self.save(claim, Some(RotationPhase::Converging), false).await?;
+                    } else if claim.rotation.way().is_some() {
+                        self.save(claim, Some(RotationPhase::Removing), false).await?;
                     } else {
                         return self.finish(claim).await;
                     }
                 }
-                // A change of provider; a worker that knows none leaves it to another.
-                RotationPhase::Preparing | RotationPhase::Switching | RotationPhase::Removing => {
-                    return Err(RotateError::State.into());
-                }
+                RotationPhase::Preparing => self.prepare(claim).await?,
+                RotationPhase::Switching => self.switch(claim).await?,
+                RotationPhase::Removing => return self.clean(claim).await,
                 RotationPhase::Finished => return Ok(()),
                 RotationPhase::Cancelled => return Err(RotateError::Cancelled.into()),
             }
@@ -260,15 +362,18 @@ impl Worker {
     }
 
     /// The resources that are gone through, in a fixed order.
-    async fn resources(
+    fn resources(
         &self,
         rotation: &native::Rotation,
+        served: &Discovery,
     ) -> Result<Vec<crate::cluster::Resource>, RotateError> {
-        let served = self.api.discover().await?;
         let mut found = Vec::new();
         for name in &self.options.resources {
             let mut matching = served.matching(name).filter(|found| found.updatable).peekable();
-            if matching.peek().is_none() {
+            // What a configuration names need not be served, as long as anything is; what somebody
+            // has chosen does.
+            let chosen = rotation.course.is_none() && !self.options.whole;
+            if matching.peek().is_none() && chosen {
                 return Err(RotateError::NoSuchResource(name.clone()));
             }
             for resource in matching {
@@ -277,6 +382,9 @@ impl Worker {
                     found.push(resource.clone());
                 }
             }
+        }
+        if found.is_empty() && rotation.course.is_none() {
+            return Err(RotateError::NoSuchResource(self.options.resources.join(", ")));
         }
         Ok(found)
     }
@@ -313,6 +421,9 @@ impl Worker {
     /// What was written has to have gone under the key id.
     async fn check_provider(&self, claim: &Claim) -> Result<(), Stop> {
         let objects = claim.state.pass.rewritten;
+        if claim.rotation.way() == Some(Way::Disable) {
+            return Ok(());
+        }
         let written = convergence::has_written(&self.api, &claim.rotation.plugin_key_id).await;
         match objects > 0 && !written {
             true => Err(RotateError::OtherProvider { objects }.into()),
@@ -331,7 +442,8 @@ impl Worker {
         claim.since = Instant::now();
         let phase = next.unwrap_or(claim.rotation.phase);
         let (fence, state) = (claim.rotation.fence, claim.state.to_json());
-        let save = SaveRotation { fence, phase, state, release };
+        let (progress, problem) = (Some(claim.progress()), None);
+        let save = SaveRotation { fence, phase, state, release, progress, problem };
         let saved = self.client.save_rotation(&claim.rotation, &save).await;
         claim.rotation = saved.map_err(RotateError::from)?;
         claim.saved = Instant::now();
@@ -345,12 +457,34 @@ impl Worker {
             return Err(Stop::Paused);
         }
         let moved = claim.rotation.primary != Some(claim.rotation.target);
-        if moved && claim.rotation.phase != RotationPhase::Converging {
+        let writes =
+            matches!(claim.rotation.phase, RotationPhase::Rewriting | RotationPhase::Verifying);
+        if moved && writes && claim.rotation.way() != Some(Way::Disable) {
             claim.state.begin_pass();
             // As deep as this goes: converging takes the present version for its target.
             return Box::pin(self.save(claim, Some(RotationPhase::Converging), false)).await;
         }
         Ok(())
+    }
+
+    /// Gives the claim back, with why it does not go on for whoever looks.
+    async fn give_back(&self, claim: &mut Claim, error: &RotateError) {
+        let told = match error {
+            RotateError::Interrupted | RotateError::Cancelled => None,
+            error => Some(error.to_string()),
+        };
+        claim.state.seconds += claim.since.elapsed().as_secs_f64();
+        let save = SaveRotation {
+            fence: claim.rotation.fence,
+            phase: claim.rotation.phase,
+            state: claim.state.to_json(),
+            release: true,
+            progress: Some(claim.progress()),
+            problem: told,
+        };
+        if let Err(error) = self.client.save_rotation(&claim.rotation, &save).await {
+            tracing::debug!(%error, "the claim runs out by itself");
+        }
     }
 
     fn go_on(&self) -> Result<(), RotateError> {
@@ -361,7 +495,7 @@ impl Worker {
     }
 
     fn gate(&self) -> Gate {
-        Gate::new(self.options.rate)
+        Gate::new(self.options.rate, self.options.workers)
     }
 
     /// Reports, and with it frees the old versions.
@@ -370,8 +504,8 @@ impl Worker {
         let versions = self.versions(claim).await?;
         let began = claim.state.pass_began.clone();
         let found = match claim.rotation.namespace {
-            None => Some(FoundObjects { began, versions }),
-            Some(_) => None,
+            None if self.options.whole => Some(FoundObjects { began, versions }),
+            _ => None,
         };
         let finish = FinishRotation { fence: claim.rotation.fence, content, found };
         match self.client.finish_rotation(&claim.rotation, &finish).await {
@@ -411,6 +545,7 @@ impl Worker {
             "key_version": rotation.target,
             "plugin_key_id": rotation.plugin_key_id,
             "namespace": rotation.namespace,
+            "whole": self.options.whole && rotation.namespace.is_none(),
             "resources": state.resources.iter().map(|r| r.full_name()).collect::<Vec<_>>(),
             "apiservers": self.api.urls().map(ToString::to_string).collect::<Vec<_>>(),
             "started": rotation.started,
@@ -422,8 +557,21 @@ impl Worker {
             "conflicts": state.total.conflicts,
             "refused": state.pass.refused,
             "refusals": state.refusals,
+            "migration": { "used": false, "why": state.migration },
             "proof": "in the last pass no apiserver wrote an object anew, and all use the key id",
         })
+    }
+}
+
+/// Why the cluster's own StorageVersionMigration is not the better way.
+fn why_not_migrated(served: &Discovery) -> &'static str {
+    match served.matching(MIGRATIONS).next() {
+        None => "the cluster serves no storagemigration.k8s.io",
+        Some(_) => {
+            "it writes the same objects at half the speed, cannot be told to wait for every \
+             apiserver, to keep a rate or to a namespace, names nothing that refuses, and would \
+             have to be looked at by another pass all the same"
+        }
     }
 }
 

@@ -37,6 +37,7 @@ mod native;
 pub mod params;
 mod pki;
 mod room;
+mod rotation_gauges;
 mod sealing;
 mod server;
 mod service;

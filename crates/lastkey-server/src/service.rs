@@ -28,6 +28,7 @@ use crate::{
     metrics::{self, Metrics},
     native,
     room::{Admission, Gate, sized},
+    rotation_gauges::RotationGauges,
     sealing::Sealing,
     stopping::Stopping,
 };
@@ -45,6 +46,7 @@ pub(crate) struct Service {
     /// How the audit log's sinks do, for status.
     sinks: OnceLock<crate::SinkStatus>,
     gauges: EngineGauges,
+    rotations: RotationGauges,
 }
 
 /// What is read from the engine when somebody looks.
@@ -86,6 +88,7 @@ impl Service {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let gauges = EngineGauges::register(&mut registry);
+        let rotations = RotationGauges::register(&mut registry);
         let admission = Admission::new(&limits);
         let doorman = Arc::new(Doorman::new(&limits));
         let (registry, sinks) = (Mutex::new(registry), OnceLock::new());
@@ -100,6 +103,7 @@ impl Service {
             registry,
             sinks,
             gauges,
+            rotations,
         }
     }
 
@@ -251,7 +255,11 @@ impl Service {
     }
 
     fn metrics_page(&self) -> Reply {
-        self.gauges.look_at(self.sealing.open().as_ref().map(|open| &open.engine));
+        let open = self.sealing.open();
+        let engine = open.as_ref().map(|open| &open.engine);
+        self.gauges.look_at(engine);
+        self.rotations.look_at(engine);
+        drop(open);
         self.metrics.look_at(&self.admission);
         match metrics::render(&self.registry.lock()) {
             Ok(text) => Reply {

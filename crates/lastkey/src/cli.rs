@@ -1,12 +1,15 @@
 //! The command line: every command and option, with the words that its help shows.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
 mod audit;
+mod change;
 mod doctor;
+mod drill;
 mod files;
+mod guard;
 mod limits;
 mod memory;
 mod node;
@@ -16,8 +19,14 @@ mod reach;
 mod rotate;
 
 pub(crate) use self::audit::{AuditOptions, VerifyOptions};
+pub(crate) use self::change::{ChangeOptions, DisableOptions, EnableOptions};
 pub(crate) use self::doctor::DoctorOptions;
+pub(crate) use self::drill::{DrillChild, DrillOptions, OutageList, OutageOptions, RestoreOptions};
 pub(crate) use self::files::{DecryptOptions, EncryptOptions, Files, RewrapOptions};
+pub(crate) use self::guard::{
+    ForgetOptions, GuardOptions, RemoveAccessOptions, SetOptions, Switch, VersionAction,
+    VersionsOptions,
+};
 use self::limits::LimitOptions;
 pub(crate) use self::memory::MemoryOptions;
 pub(crate) use self::node::{ApproveOptions, EnrolOptions, NodeAction};
@@ -97,6 +106,9 @@ pub(crate) enum Command {
     /// Look at this control-plane node: apiserver flags, EncryptionConfiguration, the plugin's
     /// socket, certificate and clock, the server. Changes nothing.
     Doctor(NodeDoctorOptions),
+    /// Starts a process of a drill.
+    #[command(hide = true, disable_help_flag = true)]
+    DrillChild(DrillChild),
     /// Print the completions for a shell.
     Completions {
         /// Which shell.
@@ -154,6 +166,11 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) audit: AuditOptions,
+
+    /// How long a plugin that cannot reach the server may go on by what it was told, 30s to 15m: a
+    /// number with s or m. Plugins may be told to stop earlier, never later.
+    #[arg(long, default_value = "15m", value_name = "TIME", value_parser = memory::server_lease)]
+    pub(crate) plugin_lease: Duration,
 
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
@@ -324,10 +341,20 @@ pub(crate) enum KeyAction {
         #[arg(long, value_name = "DAYS")]
         every: String,
     },
-    /// List a key's versions.
-    Versions {
-        /// Its id, or alias/NAME.
-        key: String,
+    /// List a key's versions; or retire one, or take that back.
+    Versions(VersionsOptions),
+    /// List what somebody wants done although something needs it, and what waits for a second
+    /// person.
+    Overrides,
+    /// Confirm, as a second person, what somebody wants done although something needs it.
+    ConfirmOverride {
+        /// The request's id.
+        id: String,
+    },
+    /// Drop what somebody wants done although something needs it.
+    RejectOverride {
+        /// The request's id.
+        id: String,
     },
     /// Change a key's description.
     SetDescription {
@@ -491,10 +518,27 @@ pub(crate) enum ClusterAction {
     Status(StatusOptions),
     /// Find what is wrong, each with what to do about it.
     Doctor(DoctorOptions),
+    /// Set what the server does for a cluster by itself.
+    Set(SetOptions),
+    /// Forget how a cluster is reached; what it needs stays guarded as it was seen last.
+    RemoveAccess(RemoveAccessOptions),
+    /// Forget a cluster: its plugins may nothing any more. Refused while its objects need its keys.
+    Forget(ForgetOptions),
     /// Give its key a new version, and bring every object under it: waits until every apiserver
     /// uses it, writes everything anew, looks that nothing is left, and reports. The same command
     /// goes on with a rotation that is not over.
     Rotate(Box<RotateOptions>),
+    /// Have a cluster's objects encrypted by the KMS, from whatever they are under: changes the
+    /// apiservers' configuration step by step, waits until each has loaded it, writes everything
+    /// anew, and takes out what nothing is under any more. The same command goes on with one that
+    /// is not over.
+    Enable(Box<EnableOptions>),
+    /// The way back: to clear, or over to another provider.
+    Disable(Box<DisableOptions>),
+    /// Try on scratch processes whether a snapshot of etcd can be read with a backup of Lastkey's
+    /// state, and what is seen when something fails. What was given is only read; everything that
+    /// runs ends with the drill.
+    Drill(Box<DrillOptions>),
 }
 
 /// Options of `cluster config`.
@@ -506,9 +550,10 @@ pub(crate) struct ConfigOptions {
     /// The key that the plugin uses: an id, or alias/NAME.
     #[arg(long, default_value = "alias/kubernetes")]
     pub(crate) key: String,
-    /// The server's address as the control plane knows it [default: that of the credentials].
-    #[arg(long, value_name = "URL")]
-    pub(crate) server: Option<String>,
+    /// A server's address as the control plane knows it; may be repeated [default: that of the
+    /// credentials].
+    #[arg(long = "server", value_name = "URL")]
+    pub(crate) servers: Vec<String>,
     /// The plugin's socket on the control plane.
     #[arg(long, default_value = "/run/lastkey/kms.sock", value_name = "PATH")]
     pub(crate) plugin_socket: PathBuf,

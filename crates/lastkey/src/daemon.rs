@@ -9,6 +9,7 @@ mod metrics;
 mod notify;
 mod plugin;
 mod ready;
+mod rotations;
 mod serve;
 mod upgrade;
 
@@ -80,6 +81,22 @@ fn on_signal() -> Result<watch::Receiver<bool>, Failure> {
         let _ = stop.send(true);
     });
     Ok(stopped)
+}
+
+/// SIGUSR2 upgrades a plugin that runs alone. Here it would end the process, so it is only heard.
+fn hear_upgrades() -> Result<(), Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut wanted = signal(SignalKind::user_defined2()).map_err(Failure::failed)?;
+    tokio::spawn(async move {
+        while wanted.recv().await.is_some() {
+            tracing::warn!(
+                "SIGUSR2 upgrades a kms-plugin that runs alone, and does nothing here: to upgrade a \
+                 server, put the new binary in place and restart it (plugins go on meanwhile, by \
+                 what they remember)"
+            );
+        }
+    });
+    Ok(())
 }
 
 /// Resolves once the process is to stop.

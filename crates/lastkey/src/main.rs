@@ -77,6 +77,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Ca(action) => command::ca::run(&cli.connect, action, output),
         Command::Operator(action) => command::operator::run(&cli.connect, action, output),
         Command::Doctor(options) => command::doctor::run(&options, output),
+        Command::DrillChild(options) => Err(command::cluster::become_program(&options)),
         Command::Status => command::status::run(&cli.connect, output),
     }
 }

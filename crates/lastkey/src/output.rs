@@ -189,6 +189,11 @@ impl Output {
         }
     }
 
+    /// A remark while something is under way.
+    pub(crate) fn note(text: &str) {
+        eprintln!("{text}");
+    }
+
     /// Says why, and gives the exit code that goes with it.
     pub(crate) fn fail(&self, failure: &Failure) -> ExitCode {
         let Failure { exit, code, message, dependants } = failure;

@@ -1,4 +1,5 @@
-//! Lane: real kube-apiservers 1.37.0 and 1.31.0 on a real etcd, with Lastkey as their provider.
+//! Lane: real kube-apiservers 1.37.0, 1.31.0 and 1.28.0 on a real etcd, with Lastkey as their
+//! provider.
 //!
 //! 1.31.0 is the last release that sends the socket's path as `:authority`, which stock HTTP/2
 //! servers in Rust refuse; `up`'s own configuration uses the path socket, so it is tried there.
@@ -11,6 +12,8 @@ mod cold_start;
 mod configurations;
 #[path = "apiserver/coverage.rs"]
 mod coverage;
+#[path = "apiserver/drill.rs"]
+mod drill;
 #[path = "apiserver/etcd.rs"]
 mod etcd;
 #[path = "load/grpc.rs"]
@@ -19,6 +22,8 @@ mod grpc;
 mod nodes;
 #[path = "apiserver/outages.rs"]
 mod outages;
+#[path = "apiserver/packaging.rs"]
+mod packaging;
 #[path = "apiserver/restarts.rs"]
 mod restarts;
 #[path = "apiserver/rotate.rs"]
@@ -59,6 +64,12 @@ fn secrets_are_sealed_on_1_37() {
 #[test]
 fn secrets_are_sealed_on_1_31() {
     secrets_are_sealed("secrets_are_sealed_on_1_31", "1.31.0");
+}
+
+/// Takes KMS v2 only from a plugin that calls itself v2beta1.
+#[test]
+fn secrets_are_sealed_on_1_28() {
+    secrets_are_sealed("secrets_are_sealed_on_1_28", "1.28.0");
 }
 
 fn secrets_are_sealed(test: &str, version: &str) {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "process/guard.rs"]
+mod guard;
 mod support;
 
 use lastkey_testbed::{Client, Daemon, Outcome, Ready, Running};

@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "what was measured, and the seed of a run")]
 
+#[path = "rotation/automatic.rs"]
+mod automatic;
 #[path = "rotation/between.rs"]
 mod between;
 #[path = "rotation/big.rs"]

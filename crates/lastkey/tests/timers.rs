@@ -2,13 +2,21 @@
 //! and writes under a seed for three minutes after the last good Status.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "what was measured")]
 
+#[path = "load/grpc.rs"]
+#[allow(dead_code, reason = "each test target uses its own part of it")]
+mod grpc;
+#[path = "timers/many.rs"]
+mod many;
+mod nodes;
 mod support;
 
 use lastkey_testbed::{Encrypted, Error, Peers, eventually};
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use support::{Cluster, KEY, Lab, SOON, Split};
+use support::{Cluster, KEY, Lab, SOON, Split, encryption_config};
 
 /// A new key_id was seen after 19–53 s; the poll is once a minute.
 const NEW_KEY_ID: Duration = Duration::from_secs(100);
@@ -24,6 +32,11 @@ fn rotation_reaches_etcd_on_1_37() {
 #[test]
 fn rotation_reaches_etcd_on_1_31() {
     rotation("rotation_reaches_etcd_on_1_31", "1.31.0");
+}
+
+#[test]
+fn rotation_reaches_etcd_on_1_28() {
+    rotation("rotation_reaches_etcd_on_1_28", "1.28.0");
 }
 
 fn rotation(test: &str, version: &str) {
@@ -203,6 +216,17 @@ fn healthy(cluster: &Cluster) {
 
 fn key_id(cluster: &Cluster, name: &str) -> String {
     Encrypted::parse(&cluster.stored(name).bytes).unwrap().key_id
+}
+
+/// An EncryptionConfiguration with the plugin at `socket` as its only provider; YAML lines of the
+/// provider can be added to the file.
+fn key_config(file: &Path, api: &str, socket: &Path) -> PathBuf {
+    let provider = format!(
+        "  - kms:\n      apiVersion: {api}\n      name: lastkey\n      endpoint: unix://{}\n\
+         \x20     timeout: 3s\n",
+        socket.display()
+    );
+    encryption_config(file, &provider).unwrap()
 }
 
 fn late(last: &str) -> Error {

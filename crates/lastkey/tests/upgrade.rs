@@ -142,6 +142,22 @@ fn restarts_with_a_held_socket_fail_no_call() {
     assert!(plugin.socket.exists(), "it belongs to whoever made it");
 }
 
+/// A server is not upgraded so, and does not end by it either.
+#[test]
+fn a_server_hears_the_signal_and_goes_on() {
+    let lab = Lab::new();
+    let mut up = lab.up();
+    up.process.signal(Signal::USR2);
+    eventually("it says what to do", SOON, || match up.process.log() {
+        log if log.contains("SIGUSR2 upgrades a kms-plugin") => Ok(()),
+        log => Err(log),
+    })
+    .unwrap();
+    up.process.check().unwrap();
+    up.client().unwrap().get("/healthz").unwrap().expect_ok("healthz").unwrap();
+    assert!(up.stop().unwrap().success());
+}
+
 #[test]
 fn an_upgrade_that_fails_changes_nothing() {
     let lab = Lab::new();

@@ -33,7 +33,8 @@ pub(crate) fn build(work: &Work<'_>) -> Result<Vec<Binary>, Error> {
         let places = weave_all(work)?;
         let complaints = complaints(work)?;
         if complaints.is_empty() {
-            return binaries(work);
+            let not = |why| Error::Refused(format!("the tests do not compile: {why}"));
+            return binaries(work)?.map_err(not);
         }
         take_out(work, &complaints, &places)?;
     }
@@ -50,7 +51,7 @@ pub(crate) fn build_alone(
     work.copy.sync(&HashMap::from([(mutant.file.clone(), weave::alone(&source, mutant))]))?;
     match complaints(work)?.first() {
         Some(Complaint { code, text, .. }) => Ok(Err(format!("{code} {text}"))),
-        None => binaries(work).map(Ok),
+        None => binaries(work),
     }
 }
 
@@ -193,8 +194,8 @@ fn blamed<'a>(complaint: &Complaint, places: &'a HashMap<String, Vec<Place>>) ->
         .or_else(|| around(false, false))
 }
 
-/// Builds the test binaries: the package's unit tests and the targets asked for.
-fn binaries(work: &Work<'_>) -> Result<Vec<Binary>, Error> {
+/// Builds the test binaries, the package's unit tests and the targets asked for; or why not.
+fn binaries(work: &Work<'_>) -> Result<Result<Vec<Binary>, String>, Error> {
     let mut command = command(work, &["test", "--no-run"]);
     match work.targets {
         [] => command.arg("--tests"),
@@ -211,11 +212,11 @@ fn binaries(work: &Work<'_>) -> Result<Vec<Binary>, Error> {
         }
         if message["message"]["level"] == "error" {
             let text = message["message"]["rendered"].as_str().unwrap_or_default();
-            return Err(Error::Refused(format!("the tests do not compile: {text}")));
+            return Ok(Err(text.to_owned()));
         }
     }
     if found.is_empty() {
         return Err(Error::Refused(format!("no tests were built: {stderr}")));
     }
-    Ok(found)
+    Ok(Ok(found))
 }

@@ -37,6 +37,7 @@ pub(super) struct Backend {
 }
 
 struct Floor {
+    plaintext: Vec<u8>,
     ciphertext: Vec<u8>,
     backend: Option<Backend>,
 }
@@ -79,16 +80,26 @@ impl Backend {
 /// Serves on `path`.
 pub(super) fn listen(
     path: &Path,
-    ciphertext: usize,
+    (plaintext, ciphertext): (usize, usize),
     backend: Option<Backend>,
 ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
     let listener = UnixListener::bind(path)?;
-    let floor = Arc::new(Floor { ciphertext: vec![b'c'; ciphertext], backend });
+    let (plaintext, ciphertext) = (vec![b'p'; plaintext], vec![b'c'; ciphertext]);
+    let floor = Arc::new(Floor { plaintext, ciphertext, backend });
     let service = KeyManagementServiceServer::from_arc(floor);
     Ok(async move {
         let incoming = UnixListenerStream::new(listener);
         Ok(Server::builder().serve_with_incoming(service, incoming).await?)
     })
+}
+
+impl Floor {
+    async fn ask(&self) -> Result<(), Status> {
+        match &self.backend {
+            Some(backend) => backend.ask().await.map_err(|e| Status::internal(e.to_string())),
+            None => Ok(()),
+        }
+    }
 }
 
 #[async_trait]
@@ -105,9 +116,7 @@ impl KeyManagementService for Floor {
         &self,
         _: Request<EncryptRequest>,
     ) -> Result<Response<EncryptResponse>, Status> {
-        if let Some(backend) = &self.backend {
-            backend.ask().await.map_err(|error| Status::internal(error.to_string()))?;
-        }
+        self.ask().await?;
         Ok(Response::new(EncryptResponse {
             ciphertext: self.ciphertext.clone(),
             key_id: KEY_ID.to_owned(),
@@ -119,6 +128,7 @@ impl KeyManagementService for Floor {
         &self,
         _: Request<DecryptRequest>,
     ) -> Result<Response<DecryptResponse>, Status> {
-        Err(Status::unimplemented("not measured"))
+        self.ask().await?;
+        Ok(Response::new(DecryptResponse { plaintext: self.plaintext.clone() }))
     }
 }

@@ -1,10 +1,18 @@
 //! The apiserver's calls over a unix socket, all in flight on one connection as it makes them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use hyper_util::rt::TokioIo;
 use lastkey_kubernetes::proto::v2::{
-    EncryptRequest, StatusRequest, key_management_service_client::KeyManagementServiceClient,
+    DecryptRequest, EncryptRequest, StatusRequest,
+    key_management_service_client::KeyManagementServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -21,9 +29,40 @@ const UID: &str = "b3a4ee71-6a3e-4b62-8f9b-2d9f6a1c7e55";
 /// What is called.
 #[derive(Clone, Debug)]
 pub(crate) enum Call {
+    /// Which has to be ok.
     Status,
+    /// Whatever it says.
+    AnyStatus,
     /// With this plaintext.
     Encrypt(Vec<u8>),
+    /// Of these in turn, whoever calls.
+    Decrypt(Arc<Turns>),
+}
+
+/// Requests that take turns.
+pub(crate) struct Turns {
+    requests: Vec<DecryptRequest>,
+    next: AtomicUsize,
+}
+
+impl fmt::Debug for Turns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} requests", self.requests.len())
+    }
+}
+
+impl Call {
+    /// Decrypts these in turn.
+    pub(crate) fn decrypt(requests: Vec<DecryptRequest>) -> Self {
+        Self::Decrypt(Arc::new(Turns { requests, next: AtomicUsize::new(0) }))
+    }
+}
+
+impl Turns {
+    fn next(&self) -> DecryptRequest {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        self.requests[turn % self.requests.len()].clone()
+    }
 }
 
 /// One of those who share a connection.
@@ -46,8 +85,38 @@ impl Caller {
         let channel =
             Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
         let mut caller = Self { client: KeyManagementServiceClient::new(channel), call, side };
-        caller.status().await?;
+        match caller.call {
+            Call::AnyStatus => drop(caller.healthz().await?),
+            _ => caller.status().await?,
+        }
         Ok(caller)
+    }
+
+    /// Encrypts once: what an apiserver would ask to have decrypted.
+    pub(crate) async fn seal(&mut self, plaintext: Vec<u8>) -> Result<DecryptRequest, Error> {
+        let request = EncryptRequest { plaintext, uid: UID.to_owned() };
+        let answer = self.client.encrypt(request).await.map_err(|s| self.refusal(&s))?;
+        let answer = answer.into_inner();
+        Ok(DecryptRequest {
+            ciphertext: answer.ciphertext,
+            uid: UID.to_owned(),
+            key_id: answer.key_id,
+            annotations: answer.annotations,
+        })
+    }
+
+    /// What Status says.
+    pub(crate) async fn healthz(&mut self) -> Result<String, Error> {
+        let answer = self.client.status(StatusRequest {}).await.map_err(|s| self.refusal(&s))?;
+        Ok(answer.into_inner().healthz)
+    }
+
+    async fn decrypt(&mut self, request: DecryptRequest) -> Result<(), Error> {
+        let answer = self.client.decrypt(request).await.map_err(|s| self.refusal(&s))?;
+        match answer.into_inner().plaintext.is_empty() {
+            false => Ok(()),
+            true => Err(Error::Answer { side: self.side, what: "an empty plaintext".into() }),
+        }
     }
 
     /// Makes the call once; the ciphertext's length.
@@ -58,8 +127,7 @@ impl Caller {
     }
 
     async fn status(&mut self) -> Result<(), Error> {
-        let answer = self.client.status(StatusRequest {}).await.map_err(|s| self.refusal(&s))?;
-        match answer.into_inner().healthz {
+        match self.healthz().await? {
             healthz if healthz == "ok" => Ok(()),
             other => Err(Error::Answer { side: self.side, what: other }),
         }
@@ -74,7 +142,9 @@ impl AnyCaller for Caller {
     async fn call(&mut self) -> Result<(), Error> {
         match &self.call {
             Call::Status => self.status().await,
+            Call::AnyStatus => self.healthz().await.map(drop),
             Call::Encrypt(plaintext) => self.encrypt(plaintext.clone()).await.map(|_| ()),
+            Call::Decrypt(turns) => self.decrypt(turns.next()).await,
         }
     }
 }

@@ -25,6 +25,7 @@ pub(super) fn all(results: &Results) -> Vec<Section> {
         Section { name: "plugin", title: "KMS plugin", grid: plugin(results) },
         Section { name: "files", title: "Files", grid: files(results) },
         Section { name: "start", title: "Start", grid: starts(results) },
+        Section { name: "rotate", title: "Rotation", grid: rotations(results) },
     ];
     sections.into_iter().filter(|section| !section.grid.is_empty()).collect()
 }
@@ -208,6 +209,7 @@ fn plugin(results: &Results) -> Grid {
         "that /s",
         "ours /s",
         "ours ÷ that",
+        "aim",
         "that p50 / p99 µs",
         "ours p50 / p99 µs",
         "cpu µs that → ours",
@@ -220,6 +222,7 @@ fn plugin(results: &Results) -> Grid {
             per_second(row.floor.per_second),
             per_second(row.ours.per_second),
             ratio(row.floor),
+            aim(row.floor),
             latency(row.floor),
             latency(row.ours),
             cpu_change(&row),
@@ -299,6 +302,41 @@ fn starts(results: &Results) -> Grid {
             number(line.store_mib),
             format!("{} / {}", number(line.ready_mib), number(line.listed_mib)),
             number(line.list_s),
+        ]);
+    }
+    grid
+}
+
+fn rotations(results: &Results) -> Grid {
+    let mut grid = Grid::new(&[
+        "Secrets",
+        "loop s",
+        "ours in all s",
+        "loop ÷ ours",
+        "aim",
+        "bare workers /s",
+        "our pass /s",
+        "ours ÷ bare",
+        "aim",
+    ]);
+    let aim = |value: f64, aim: f64| match value >= aim {
+        true => format!("{aim} met"),
+        false => format!("{aim} missed"),
+    };
+    for line in &results.rotations {
+        let spread = |[middle, least, most]: [f64; 3]| {
+            format!("{} ({}–{})", number(middle), number(least), number(most))
+        };
+        grid.row(vec![
+            line.objects.to_string(),
+            number(line.loop_s),
+            number(line.whole_s),
+            spread([line.to_loop, line.to_loop_min, line.to_loop_max]),
+            aim(line.to_loop, 8.0),
+            number(line.bare_per_second),
+            number(line.pass_per_second),
+            spread([line.to_bare, line.to_bare_min, line.to_bare_max]),
+            aim(line.to_bare, 0.9),
         ]);
     }
     grid

@@ -1,7 +1,7 @@
 //! What needs a key.
 
 use http::Method;
-use lastkey_crypto::KeyId;
+use lastkey_crypto::{ClusterId, KeyId};
 use serde_json::{Value, json};
 
 use super::Page;
@@ -36,5 +36,12 @@ impl Client {
         let query = version.map(|version| ("version".to_owned(), version.to_owned()));
         let request = self.request(Method::GET, format!("/v1/keys/{key}/impact"));
         request.query(query.into_iter().collect()).send().await?.json()
+    }
+
+    /// The same of all versions, with the key ids that the apiservers of a cluster are told.
+    pub async fn key_impact_in(&self, key: KeyId, cluster: ClusterId) -> Result<Value, Error> {
+        let query = vec![("cluster".to_owned(), cluster.to_string())];
+        let request = self.request(Method::GET, format!("/v1/keys/{key}/impact"));
+        request.query(query).send().await?.json()
     }
 }

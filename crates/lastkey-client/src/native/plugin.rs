@@ -62,6 +62,9 @@ pub struct PluginStatus {
     /// The keys of which what was opened may be kept; `None` from a server that names none.
     #[serde(default)]
     pub usable_lineages: Option<Vec<Lineage>>,
+    /// Changes whenever a version of these is retired, or that is taken back.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub retired: String,
     /// For the log, never for healthz.
     #[serde(default)]
     pub warnings: Vec<String>,

@@ -59,6 +59,36 @@ pub struct RotationLease {
     pub until: String,
 }
 
+/// How far a rotation has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RotationProgress {
+    /// Objects that were looked at in the pass under way.
+    pub done: u64,
+    /// As many as there are, as far as that is known.
+    pub total: u64,
+    /// Written anew, in all passes.
+    pub rewritten: u64,
+    /// Deleted meanwhile, in all passes.
+    pub gone: u64,
+    /// Written by somebody else first, in all passes.
+    pub conflicts: u64,
+    /// Refused, in the pass under way.
+    pub refused: u64,
+}
+
+/// Why a rotation does not go on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RotationProblem {
+    /// Since when (RFC 3339).
+    pub at: String,
+    /// In the worker's words.
+    pub why: String,
+    /// How often in a row.
+    #[serde(default)]
+    pub attempts: u32,
+}
+
 /// A rotation as the server keeps it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Rotation {
@@ -81,6 +111,18 @@ pub struct Rotation {
     /// Whether to rest.
     #[serde(default)]
     pub paused: bool,
+    /// Whether the server began it by itself.
+    #[serde(default)]
+    pub automatic: bool,
+    /// Whether the older versions are retired after it.
+    #[serde(default)]
+    pub retire: bool,
+    /// How far it has come.
+    #[serde(default)]
+    pub progress: Option<RotationProgress>,
+    /// Why it does not go on.
+    #[serde(default)]
+    pub problem: Option<RotationProblem>,
     /// The newest claim.
     #[serde(default)]
     pub fence: u64,
@@ -134,6 +176,12 @@ pub struct StartRotation {
     /// What it changes besides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub course: Option<Course>,
+    /// Have the older versions retired after it, once nothing needs them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub retire: bool,
+    /// The server begins it by itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
 }
 
 /// A step of a worker.
@@ -147,6 +195,12 @@ pub struct SaveRotation {
     pub state: Value,
     /// Whether it stops here.
     pub release: bool,
+    /// How far that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<RotationProgress>,
+    /// Why it stops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// The end.

@@ -190,12 +190,12 @@ mod tests {
         let whole = found(&[first.clone(), second.clone()], false);
         assert_eq!((whole.problems, whole.statements.len()), (vec![], 2));
         // Another signed one with the right number, but behind something else.
-        let other = found(&[first.clone(), line(2, [7; 32], 2)], false);
+        let other = found(&[first, line(2, [7; 32], 2)], false);
         assert_eq!((other.problems[0].kind, other.problems[0].line), ("missing", 2));
         // The first of all is behind nothing; a later one may be the first that is left.
         let made_up = found(&[line(1, [7; 32], 2)], false);
         assert_eq!((made_up.problems[0].kind, made_up.problems[0].line), ("missing", 1));
-        assert_eq!(found(&[second.clone()], false).problems, []);
+        assert_eq!(found(std::slice::from_ref(&second), false).problems, []);
         assert_eq!(found(&[second.clone(), line(3, link(&second), 2)], false).problems, []);
     }
 

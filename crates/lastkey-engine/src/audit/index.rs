@@ -432,7 +432,7 @@ mod tests {
         let mut short = index.clone();
         short.file -= 1;
         assert_eq!(read(&short), None);
-        let mut large = index.clone();
+        let mut large = index;
         large.blocks[1].raw = u32::try_from(MAX_BLOCK).unwrap();
         assert_eq!(read(&large), Some(large.clone()));
         large.blocks[1].raw += 1;

@@ -20,7 +20,8 @@ const FORMAT: u8 = 1;
 /// Certificates and keys of a cluster and its etcd are a tenth of it.
 const MAX_ACCESS: usize = 256 * 1024;
 
-fn path(cluster: ClusterId) -> String {
+/// Where it is kept.
+pub(super) fn path(cluster: ClusterId) -> String {
     format!("cluster-access/{cluster}")
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use lastkey_crypto::{Algorithm, EncryptionContext, KeyId, KeyVersionId, SecretBytes, blob};
+use lastkey_crypto::{
+    Algorithm, EncryptionContext, KeyId, KeyVersionId, SecretBytes, blob, mac::equal,
+};
 
 use super::{Command, Done, Scope};
 use crate::{
@@ -207,7 +209,7 @@ impl Command for GenerateDataKeyWithoutPlaintext {
 
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<Encrypted>, Error> {
         let made = self.0.act(core, scope).await?;
-        Ok(Done::read(made.output.encrypted))
+        Ok(Done::read(made.output?.encrypted))
     }
 }
 
@@ -233,8 +235,18 @@ async fn seal(
     let key = core.records.key(core.require(key)?).await?;
     let key = &key.value;
     scope.used(key.id, Some(key.primary.version));
-    let blob = seal_under(core, scope, key, key.primary.version, context, plaintext).await?;
+    let by = By::Caller;
+    let blob = seal_under(core, scope, (key, key.primary.version, by), context, plaintext).await?;
     Ok(Encrypted { key_id: key.id, key_version: key.primary.version, blob })
+}
+
+/// Who encrypts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// Whoever calls: nobody else knows what becomes of it.
+    Caller,
+    /// A plugin, for a cluster that can be looked at.
+    Plugin,
 }
 
 /// Encrypts under one version of a usable key.
@@ -242,21 +254,44 @@ async fn seal(
 pub(super) async fn seal_under(
     core: &Core,
     scope: &Scope<'_>,
-    key: &Key,
-    version: KeyVersionId,
+    (key, version, by): (&Key, KeyVersionId, By),
     context: &EncryptionContext,
     plaintext: &[u8],
 ) -> Result<Vec<u8>, Error> {
     key.state.usable()?;
+    key.version_usable(version)?;
     match key.usage {
         KeyUsage::EncryptDecrypt => {}
     }
     let version = core.records.version(version).await?;
-    core.records.count_use(&version).await?;
+    core.records.count_use(&version, by == By::Caller).await?;
+    // It is being retired, and who does that may not have seen us.
+    if version.uses.is_shut() {
+        return Err(Error::StaleKeyVersion);
+    }
     core.key_uses.encrypted.fetch_add(1, Ordering::Relaxed);
     let used = (core.clock.now(), &scope.caller.principal);
     core.records.note_use(&version, used, Action::Encrypt);
     Ok(blob::seal(&version.material, &version.id, context, plaintext, &*core.entropy))
+}
+
+/// Opens what was just made, so that nothing is stored that does not open; no use of the key, as
+/// nobody is shown anything.
+///
+/// # Errors
+/// [`Error::Internal`] when it does not: a fault of this machine.
+pub(super) async fn check_opens(
+    core: &Core,
+    blob: &[u8],
+    (context, plaintext): (&EncryptionContext, &[u8]),
+) -> Result<(), Error> {
+    let parsed = blob::Blob::parse(blob).map_err(|_| Error::Internal)?;
+    let version = core.records.version(parsed.key_version_id()).await?;
+    let opened = parsed.open(&version.material, context).map_err(|_| Error::Internal)?;
+    match equal(opened.expose(), plaintext) {
+        true => Ok(()),
+        false => Err(Error::Internal),
+    }
 }
 
 /// Opens a blob under whatever version made it.
@@ -283,6 +318,7 @@ pub(super) async fn open(
     let plaintext =
         parsed.open(&version.material, context).map_err(|_| Error::InvalidCiphertext)?;
     key.value.state.usable()?;
+    key.value.version_usable(version.id)?;
     core.key_uses.decrypted.fetch_add(1, Ordering::Relaxed);
     let used = (core.clock.now(), &scope.caller.principal);
     core.records.note_use(&version, used, Action::Decrypt);

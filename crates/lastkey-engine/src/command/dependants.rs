@@ -7,7 +7,7 @@ use std::{
 
 use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};
 
-use super::{Command, Done, Scope, guard::MAX_REASON};
+use super::{Command, Done, Scope, guard::MAX_REASON, second_person};
 use crate::{
     Error, Timestamp,
     action::Action,
@@ -19,6 +19,7 @@ use crate::{
     key::{Key, KeyRef, KeyVersion},
     policy::Resource,
     records::Change,
+    second_person::Proposed,
 };
 
 /// At most this many dependants of one key.
@@ -80,8 +81,9 @@ fn note(record: &mut Record, kind: &Label, id: &Label) {
     record.field("dependant", format_args!("{kind}/{id}"));
 }
 
-/// Puts `new` in place of `old`. One that begins to need the key touches the key's record too, so
-/// that a change which makes the key unusable meanwhile loses the race, and sees it.
+/// Puts `new` in place of `old`. One that begins to need the key, or a version of it, touches the
+/// key's record too, so that a change which makes that unusable meanwhile loses the race, and sees
+/// it.
 pub(super) fn write_down(
     core: &Core,
     key: &Stored<Key>,
@@ -89,7 +91,10 @@ pub(super) fn write_down(
     new: Dependant,
 ) -> Change {
     let now = core.clock.now();
-    let begins = new.is_live(now) && !old.is_some_and(|old| old.value.is_live(now));
+    let needed = |version: &KeyVersionId| old.is_some_and(|old| old.value.needs(*version, now));
+    let mut versions = key.value.versions.iter();
+    let begins = versions.any(|version| new.needs(*version, now) && !needed(version))
+        || new.is_live(now) && !old.is_some_and(|old| old.value.is_live(now));
     let change = Change::new().put_dependant(key.value.id, old, new);
     if begins { change.update_key(key, key.value.clone()) } else { change }
 }
@@ -172,12 +177,29 @@ impl Command for RemoveDependant {
         scope.used(key, None);
         scope.record.field("reason", &self.reason);
         let old = core.records.dependants.find(key, self.kind.as_str(), self.id.as_str());
-        let old = old.ok_or(Error::NotFound("dependant"))?;
-        if let Some(objects) = old.value.objects() {
-            scope.record.number("objects", objects);
+        let live = old.is_some_and(|old| old.value.is_live(core.clock.now()));
+        // Otherwise one person could take away what stands in the way, and then the key.
+        if live && second_person::is_needed(core).await? {
+            let (kind, id) = (self.kind.clone(), self.id.clone());
+            let proposed = Proposed::RemoveDependant { key, kind, id };
+            return second_person::ask(core, scope, (proposed, &self.reason)).await;
         }
-        Ok(Done::write((), Change::new().delete_dependant(key, &old)))
+        Ok(Done::write((), remove(core, scope, (key, &self.kind, &self.id))?))
     }
+}
+
+/// What has to be written for a dependant to be forgotten.
+pub(super) fn remove(
+    core: &Core,
+    scope: &mut Scope<'_>,
+    (key, kind, id): (KeyId, &Label, &Label),
+) -> Result<Change, Error> {
+    let old = core.records.dependants.find(key, kind.as_str(), id.as_str());
+    let old = old.ok_or(Error::NotFound("dependant"))?;
+    if let Some(objects) = old.value.objects() {
+        scope.record.number("objects", objects);
+    }
+    Ok(Change::new().delete_dependant(key, &old))
 }
 
 /// Lists what needs a key, and what has needed it.
@@ -250,7 +272,9 @@ impl Command for DescribeImpact {
         let mut versions = Vec::with_capacity(wanted.len());
         for version in wanted {
             let version = core.records.version(version).await?;
-            versions.push(core.records.describe(&version).await?);
+            let retirement = key.retirements.get(&version.id).cloned();
+            let described = core.records.describe(&version).await?;
+            versions.push(KeyVersion { retirement, ..described });
         }
         let now = core.clock.now();
         let mut dependants = all_of(core, key.id);

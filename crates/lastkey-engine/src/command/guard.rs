@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Command, Done, Scope};
+use super::{Command, Done, Scope, second_person};
 use crate::{
     Error,
     action::Action,
@@ -13,6 +13,7 @@ use crate::{
     key::{Key, KeyEvent, KeyRef, KeyState},
     policy::Resource,
     records::Change,
+    second_person::Proposed,
 };
 
 /// The fewest days a deletion may be scheduled ahead.
@@ -44,7 +45,7 @@ impl Override {
     }
 
     /// Whether it names this very key.
-    fn names(&self, core: &Core, key: &Key) -> Result<(), Error> {
+    pub(super) fn names(&self, core: &Core, key: &Key) -> Result<(), Error> {
         let named = KeyRef::parse(&self.key).ok().and_then(|named| core.resolve(&named));
         if named != Some(key.id) {
             return Err(Error::invalid("Override", "it must name this very key: its id, or alias"));
@@ -59,6 +60,7 @@ impl Override {
 /// 2. Without an override, anything live refuses the change, with the whole list.
 /// 3. An override has to name this very key; it goes into the audit record with its reason and the
 ///    number of those who are passed over.
+/// 4. Where that is set, a second person has to confirm it ([`second_person`]).
 fn guard(
     core: &Core,
     scope: &mut Scope<'_>,
@@ -111,9 +113,30 @@ impl Command for DisableKey {
         if new == old.value {
             return Ok(Done::read(()));
         }
-        guard(core, scope, &old.value, self.overriding.as_ref())?;
-        Ok(Done::write((), Change::new().update_key(&old, new)))
+        let forced = guard(core, scope, &old.value, self.overriding.as_ref())?;
+        if let Some(overriding) = self.overriding.as_ref().filter(|_| forced)
+            && second_person::is_needed(core).await?
+        {
+            let proposed = Proposed::DisableKey { key: old.value.id };
+            return second_person::ask(core, scope, (proposed, &overriding.reason)).await;
+        }
+        Ok(Done::write((), disable(&old)?))
     }
+}
+
+/// What has to be written for a key to be disabled.
+pub(super) fn disable(old: &Stored<Key>) -> Result<Change, Error> {
+    let mut new = old.value.clone();
+    new.state = new.state.apply(KeyEvent::Disable)?;
+    Ok(Change::new().update_key(old, new))
+}
+
+/// Notes what a second person passes over. Answers whether that is anything.
+pub(super) fn note_forced(core: &Core, scope: &mut Scope<'_>, key: &Key) -> bool {
+    scope.used(key.id, None);
+    let live = core.records.dependants.live(key.id, core.clock.now());
+    scope.record.number("dependants", live.len() as u64);
+    !live.is_empty()
 }
 
 /// Begins the deletion window of a key.
@@ -145,17 +168,37 @@ impl Command for ScheduleKeyDeletion {
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
         let old: Arc<Stored<Key>> = core.records.key(core.require(&self.key)?).await?;
         scope.used(old.value.id, None);
-        let mut new = old.value.clone();
-        if new.deletion_protection {
-            return Err(Error::DeletionProtected);
+        // What cannot be done at all is said before anybody is asked.
+        let possible = schedule_deletion(core, &old, (self.window_days, false))?;
+        let forced = guard(core, scope, &old.value, self.overriding.as_ref())?;
+        let Some(overriding) = self.overriding.as_ref().filter(|_| forced) else {
+            return Ok(Done::write((), possible));
+        };
+        if second_person::is_needed(core).await? {
+            let (key, window_days) = (old.value.id, self.window_days);
+            let proposed = Proposed::ScheduleKeyDeletion { key, window_days };
+            return second_person::ask(core, scope, (proposed, &overriding.reason)).await;
         }
-        new.state = new.state.apply(KeyEvent::ScheduleDeletion)?;
-        new.deletion_overrides = guard(core, scope, &old.value, self.overriding.as_ref())?;
-        let window = Duration::from_secs(u64::from(self.window_days) * 86_400);
-        new.deletion_at = Some(core.clock.now().after(window));
-        new.deletion_window_days = Some(self.window_days);
-        Ok(Done::write((), Change::new().update_key(&old, new)))
+        Ok(Done::write((), schedule_deletion(core, &old, (self.window_days, true))?))
     }
+}
+
+/// What has to be written for a key to be deleted, although something needs it if so `forced`.
+pub(super) fn schedule_deletion(
+    core: &Core,
+    old: &Stored<Key>,
+    (window_days, forced): (u16, bool),
+) -> Result<Change, Error> {
+    let mut new = old.value.clone();
+    if new.deletion_protection {
+        return Err(Error::DeletionProtected);
+    }
+    new.state = new.state.apply(KeyEvent::ScheduleDeletion)?;
+    new.deletion_overrides = forced;
+    let window = Duration::from_secs(u64::from(window_days) * 86_400);
+    new.deletion_at = Some(core.clock.now().after(window));
+    new.deletion_window_days = Some(window_days);
+    Ok(Change::new().update_key(old, new))
 }
 
 impl Core {

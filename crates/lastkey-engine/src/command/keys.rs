@@ -106,6 +106,7 @@ impl Command for CreateKey {
             },
             superseded: None,
             versions: vec![version.id],
+            retirements: BTreeMap::new(),
         };
         scope.used(id, Some(version.id));
         let mut change = Change::new().create_version(version).create_key(key.clone());

@@ -10,7 +10,11 @@ use lastkey_crypto::{
     plugin_blob::PluginKey,
 };
 
-use super::{Command, Done, Scope, crypto, dependants};
+use super::{
+    Command, Done, Scope,
+    crypto::{self, By},
+    dependants,
+};
 use crate::{
     Caller, Error, Timestamp,
     action::Action,
@@ -19,13 +23,17 @@ use crate::{
     holders::Asks,
     key::{Key, KeyRef},
     policy::Resource,
+    retirement::VersionState,
 };
 
 /// A superseded version is still encrypted under, by who pinned it before, for this long: an
 /// apiserver that was told the old key id just before a rotation gets what it was told.
 const PIN_GRACE: Duration = Duration::from_secs(60);
-/// A plugin may go on for this long with what it was told last.
+/// A plugin may go on for this long with what it was told last, at most and unless the server was
+/// told otherwise.
 pub(crate) const LEASE: Duration = Duration::from_secs(15 * 60);
+/// The shortest: a plugin asks three times in each, and may be late.
+pub(crate) const SHORTEST_LEASE: Duration = Duration::from_secs(30);
 /// The longest wait for something new.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// The most bytes a plugin may have encrypted: far more than any apiserver's key.
@@ -65,6 +73,9 @@ pub struct PluginState {
     pub lease: Duration,
     /// The keys of which it may keep what it opened: the cluster's, as far as they can be used.
     pub usable: Vec<Lineage>,
+    /// Changes whenever a version of these is retired, or that is taken back: what was opened before
+    /// is to be forgotten then. Empty while none is retired.
+    pub retired: String,
     /// What an operator should know.
     pub warnings: Vec<String>,
 }
@@ -115,7 +126,7 @@ impl Command for PluginStatus {
             }
             let state = plugin_state(core, id, self.cluster).await?;
             if !state.usable.is_empty() {
-                let until = core.clock.now().after(LEASE);
+                let until = core.clock.now().after(core.holders.lease());
                 core.holders.allowed(asks, (core.clock.running(), until));
             }
             let over = tokio::time::timeout_at(deadline, async {
@@ -138,7 +149,34 @@ pub(crate) async fn plugin_state(
 ) -> Result<PluginState, Error> {
     let key = core.records.key(id).await?;
     let usable = usable_keys(core, cluster, id).await?;
-    state_of(core, &key.value, cluster, usable)
+    let mut state = state_of(core, &key.value, cluster, usable)?;
+    state.retired = retired_mark(core, cluster, id).await?;
+    if !state.retired.is_empty() {
+        let token = mac::sha256(&[state.token.as_bytes(), b" ", state.retired.as_bytes()]);
+        state.token = hex::encode(&token[..16]);
+    }
+    Ok(state)
+}
+
+/// Names the retired versions of the cluster's keys, and of the one it asks about.
+async fn retired_mark(core: &Core, cluster: ClusterId, asked: KeyId) -> Result<String, Error> {
+    let granted = core.records.cluster(cluster).map(|known| known.value.keys.clone());
+    let mut retired = Vec::new();
+    for id in granted.into_iter().flatten().chain([asked]) {
+        let key = match core.records.key(id).await {
+            Err(Error::KeyNotFound) => continue,
+            other => other?,
+        };
+        let of = key.value.retirements.iter();
+        let of = of.filter(|(_, known)| known.state == VersionState::Retired);
+        retired.extend(of.map(|(version, _)| *version.as_bytes()));
+    }
+    if retired.is_empty() {
+        return Ok(String::new());
+    }
+    retired.sort_unstable();
+    retired.dedup();
+    Ok(hex::encode(&mac::sha256(&[retired.as_flattened()])[..16]))
 }
 
 /// The lineages of the cluster's keys, and of the one it asks about, that can be used now; sorted,
@@ -190,8 +228,9 @@ fn state_of(
         epoch: key.primary.epoch,
         plugin_key_id,
         server_time: core.clock.now(),
-        lease: LEASE,
+        lease: core.holders.lease(),
         usable,
+        retired: String::new(),
         warnings: Vec::new(),
     })
 }
@@ -203,6 +242,8 @@ pub struct PluginEncrypted {
     pub key: PluginKey,
     /// The ciphertext blob, in binary.
     pub blob: Vec<u8>,
+    /// Whether it was opened again, for a caller who may decrypt it: so it need not ask for that.
+    pub opened: bool,
 }
 
 /// Encrypts for a cluster.
@@ -243,9 +284,14 @@ impl Command for PluginEncrypt {
         scope.used(key.id, Some(version));
         let plugin_key = plugin_key(key, self.cluster, version, epoch);
         let plaintext = self.plaintext.expose();
-        let blob =
-            crypto::seal_under(core, scope, key, version, &plugin_key.context(), plaintext).await?;
-        let made = PluginEncrypted { key: plugin_key, blob };
+        let context = plugin_key.context();
+        let blob = crypto::seal_under(core, scope, (key, version, By::Plugin), &context, plaintext)
+            .await?;
+        // What does not open must never be stored.
+        crypto::check_opens(core, &blob, (&context, plaintext)).await?;
+        let made_by = Resource::ClusterKey { key: Some(key.id), cluster: self.cluster };
+        let opened = core.policy.allows(&scope.caller.principal, Action::PluginDecrypt, made_by);
+        let made = PluginEncrypted { key: plugin_key, blob, opened };
         // Durable before the answer: from then on something may be stored under this version.
         Ok(match dependants::mark_use(core, &stored, self.cluster, version) {
             Some(change) => Done::write(made, change),

@@ -72,7 +72,7 @@ impl Command for RotateDueKey {
             return Ok(Done::read(()));
         }
         let rotated = rotate(core, scope, &old)?;
-        Ok(Done { output: (), change: rotated.change })
+        Ok(Done { output: Ok(()), change: rotated.change })
     }
 }
 
@@ -93,8 +93,7 @@ fn rotate(
     let now = core.clock.now();
     let version = new_version(core, key.id, key.spec, now);
     scope.record.field("new_key_version", version.id);
-    let answer =
-        KeyVersion { key_id: key.id, id: version.id, created: now, uses: 0, last_use: None };
+    let answer = version.describe();
     let mut new = key.clone();
     new.promote(version.id, Epoch::random(&*core.entropy), now);
     Ok(Done::write(answer, Change::new().create_version(version).update_key(old, new)))
@@ -156,7 +155,10 @@ impl Command for DescribeKeyVersion {
         if version.key_id != key {
             return Err(Error::KeyVersionNotFound);
         }
-        Ok(Done::read(core.records.describe(&version).await?))
+        let key = core.records.key(key).await?;
+        let retirement = key.value.retirements.get(&version.id).cloned();
+        let described = core.records.describe(&version).await?;
+        Ok(Done::read(KeyVersion { retirement, ..described }))
     }
 }
 
@@ -188,7 +190,9 @@ impl Command for ListKeyVersions {
         let mut items = Vec::with_capacity(ids.items.len());
         for id in ids.items {
             let version = core.records.version(id).await?;
-            items.push(core.records.describe(&version).await?);
+            let retirement = key.value.retirements.get(&id).cloned();
+            let described = core.records.describe(&version).await?;
+            items.push(KeyVersion { retirement, ..described });
         }
         Ok(Done::read(Listing { items, page: ids.page, total: ids.total }))
     }
@@ -327,6 +331,7 @@ impl Core {
             tracing::warn!(key = %id, "a key is not destroyed yet: something came to need it");
             return Ok(());
         }
+        self.advance_retirements(&key.value, (may_rotate, may_destroy)).await?;
         if key.value.destroying || due {
             while !self.execute(&caller(), DestroyKey { key: id }).await? {}
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lastkey_crypto::{ClusterId, Epoch, KeyId, KeyVersionId, plugin_blob::PluginKey};
 use serde_json::Value;
 
-use super::{Command, Done, Scope, dependants::write_down, keys::new_version};
+use super::{Command, Done, Scope, dependants::write_down, keys::new_version, retire};
 use crate::{
     CLUSTER_KIND, Error, Timestamp,
     action::Action,
@@ -13,12 +13,16 @@ use crate::{
     barrier::{Expect, Stored, to_json},
     dependants::{Dependant, Label},
     engine::Core,
-    jobs::{self, Course, KEPT, MAX_REPORT, MAX_STATE, Phase, Rotation},
+    jobs::{self, Course, KEPT, MAX_REPORT, MAX_STATE, Phase, Problem, Progress, Rotation},
     key::{Key, KeyRef},
     policy::Resource,
     records::Change,
 };
 
+/// The most characters of why a worker stops.
+const MAX_PROBLEM: usize = 1024;
+/// So many rotations go in one transaction with their cluster.
+const DELETED: usize = 20;
 /// The longest name of a namespace, or of a worker.
 const MAX_NAME: usize = 253;
 
@@ -47,8 +51,14 @@ pub struct StartRotation {
     pub namespace: Option<String>,
     /// What it changes besides. No new version is made then, and all namespaces are meant.
     pub course: Option<Course>,
+    /// Have the older versions retired after it, once nothing needs them.
+    pub retire: bool,
+    /// Nobody has asked for it: the server begins it by itself.
+    pub automatic: bool,
 }
 
+/// For so many days a retirement that follows a rotation can be taken back.
+const RETIRE_DAYS: u16 = 30;
 /// The most bytes of what a worker is told to do.
 const MAX_GOAL: usize = 16 * 1024;
 
@@ -113,6 +123,10 @@ impl Command for StartRotation {
             started: now,
             updated: now,
             by: scope.caller.principal.to_string(),
+            automatic: self.automatic,
+            retire: self.retire,
+            progress: None,
+            problem: None,
             report: None,
         };
         let answer = now_of(&new, rotation.clone());
@@ -250,6 +264,10 @@ rotation_command! {
         state: Value,
         /// Whether it stops here, and the lease with it.
         release: bool,
+        /// How far that is, for whoever looks.
+        progress: Option<Progress>,
+        /// Why it stops.
+        problem: Option<String>,
     }
     validate(self) {
         let size = serde_json::to_vec(&self.state).map_or(usize::MAX, |bytes| bytes.len());
@@ -260,16 +278,31 @@ rotation_command! {
         }
     }
     act(self, core, rotation) {
+        let before = (rotation.phase, rotation.progress);
         rotation.step(self.fence, self.phase, core.clock.now())?;
         // A new target is what the key is now, never something that a worker names.
         if self.phase == Phase::Converging {
             rotation.target = core.records.key(rotation.key).await?.value.primary.version;
         }
         rotation.state = self.state.clone();
+        let moved = before != (self.phase, self.progress.or(before.1));
+        rotation.progress = self.progress.or(rotation.progress);
+        rotation.problem = match &self.problem {
+            Some(why) => Some(again(rotation.problem.as_ref(), why, core.clock.now())),
+            // Who has claimed it has not got any further yet.
+            None => rotation.problem.take().filter(|_| !moved),
+        };
         if self.release {
             rotation.lease = None;
         }
     }
+}
+
+/// A worker stops, once more perhaps.
+fn again(before: Option<&Problem>, why: &str, now: Timestamp) -> Problem {
+    let attempts = before.map_or(0, |before| before.attempts);
+    let why = why.chars().filter(|c| !c.is_control()).take(MAX_PROBLEM).collect();
+    Problem { at: now, why, attempts: attempts.saturating_add(1) }
 }
 
 rotation_command! {
@@ -351,13 +384,39 @@ impl Command for FinishRotation {
         }
         rotation.lease = None;
         rotation.state = Value::Null;
-        rotation.report = Some(sign(core, &rotation, &self.content, now)?);
-        let mut change = Change::new();
+        rotation.problem = None;
+        let (mut change, mut content) = (Change::new(), self.content.clone());
         if let Some(found) = self.found.as_ref().filter(|_| rotation.namespace.is_none()) {
             change = release(core, &key, &rotation, found)?;
+            if rotation.retire {
+                change = self.retire(core, scope, (&key, &rotation, change, &mut content)).await?;
+            }
         }
+        rotation.report = Some(sign(core, &rotation, &content, now)?);
         let change = put(change, &rotation, old.expect())?;
         Ok(Done::write(now_of(&key.value, rotation), change))
+    }
+}
+
+impl FinishRotation {
+    /// Has the older versions retired once nothing needs them, and says so in the report.
+    async fn retire(
+        &self,
+        core: &Core,
+        scope: &Scope<'_>,
+        (key, rotation, change, content): (&Stored<Key>, &Rotation, Change, &mut Value),
+    ) -> Result<Change, Error> {
+        let by = scope.caller.principal.to_string();
+        let mut new = key.value.clone();
+        let schedule = (rotation.target, &*by, RETIRE_DAYS);
+        let (retiring, kept) = retire::schedule_others(core, &mut new, schedule).await?;
+        content["retiring"] = serde_json::json!(retiring);
+        content["kept_for_callers"] = serde_json::json!(kept);
+        // Whoever came to need a version has written the key's record already.
+        Ok(match new == key.value {
+            true => change,
+            false => change.without_key(key.value.id).update_key(key, new),
+        })
     }
 }
 
@@ -425,6 +484,29 @@ fn now_of(key: &Key, rotation: Rotation) -> RotationNow {
     let (key_version, epoch) = (key.primary.version, key.primary.epoch);
     let of = PluginKey { lineage: key.lineage, cluster: rotation.cluster, key_version, epoch };
     RotationNow { rotation, primary: key_version, key_id: of.key_id() }
+}
+
+/// Refuses while one is not over.
+pub(super) async fn refuse_under_way(core: &Core, cluster: ClusterId) -> Result<(), Error> {
+    let known = stored(core, cluster).await?;
+    match known.iter().all(|known| known.value.phase.is_over()) {
+        true => Ok(()),
+        false => {
+            Err(Error::Exists("rotation that is not over (`lastkey cluster rotate --cancel`)"))
+        }
+    }
+}
+
+/// Adds that all of a cluster are deleted, as many as fit: what is left is nobody's.
+pub(super) async fn delete_all(
+    core: &Core,
+    cluster: ClusterId,
+    change: Change,
+) -> Result<Change, Error> {
+    let known = stored(core, cluster).await?;
+    let delete =
+        |change: Change, one: &Stored<Rotation>| change.delete_raw(path(&one.value), one.expect());
+    Ok(known.iter().take(DELETED).fold(change, delete))
 }
 
 /// All of a cluster, oldest first: their ids begin with the time.

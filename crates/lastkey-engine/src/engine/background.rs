@@ -17,6 +17,13 @@ const COUNTING_PATIENCE: Duration = Duration::from_secs(1);
 /// Refused callers are summed up this often.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 
+impl Engine {
+    /// What all commands work on.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+}
+
 impl Core {
     pub(super) async fn flush_refusals(&self) {
         let refusals = std::mem::take(&mut *self.refusals.lock());

@@ -58,6 +58,8 @@ impl Version {
             created: self.created,
             uses: self.uses.used(),
             last_use: self.latest.get(),
+            direct: self.uses.is_direct(),
+            retirement: None,
         }
     }
 
@@ -97,6 +99,7 @@ pub(super) enum Write {
     Version(Version),
     Alias(AliasRecord, Expect),
     Cluster(Box<Cluster>, Expect),
+    DropCluster(Box<Cluster>, Expect),
     Dependant(KeyId, Box<Dependant>, Expect),
     DropDependant(KeyId, Box<Dependant>, Expect),
     AccessKey(AccessKey),
@@ -142,6 +145,12 @@ impl Change {
         self.with(Write::Key(Box::new(new), old.expect()))
     }
 
+    /// Without what was to be written of that key, for another write to take its place.
+    pub(crate) fn without_key(mut self, id: KeyId) -> Self {
+        self.writes.retain(|write| !matches!(write, Write::Key(key, _) if key.id == id));
+        self
+    }
+
     pub(crate) fn create_version(self, version: Version) -> Self {
         self.with(Write::Version(version))
     }
@@ -165,6 +174,10 @@ impl Change {
 
     pub(crate) fn update_cluster(self, old: &Stored<Cluster>, new: Cluster) -> Self {
         self.with(Write::Cluster(Box::new(new), old.expect()))
+    }
+
+    pub(crate) fn delete_cluster(self, old: &Stored<Cluster>) -> Self {
+        self.with(Write::DropCluster(Box::new(old.value.clone()), old.expect()))
     }
 
     /// In place of `old`, if there is one.

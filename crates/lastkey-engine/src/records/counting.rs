@@ -8,24 +8,44 @@ const MAX_NOTED: usize = 4096;
 /// A reservation of uses that lost a race is tried again this often.
 const MAX_RESERVATIONS: usize = 8;
 
+/// A version's uses as the store holds them, and what a change of that expects.
+pub(super) struct StoredUses {
+    pub(super) count: u64,
+    /// Whether others than plugins have encrypted, or may have.
+    pub(super) direct: bool,
+    pub(super) expect: Expect,
+}
+
 impl Records {
-    /// How often a version was used, as the store holds it, and what a change of that expects.
-    pub(super) async fn stored_uses(&self, id: KeyVersionId) -> Result<(u64, Expect), Error> {
+    /// How often a version was used, as the store holds it.
+    pub(super) async fn stored_uses(&self, id: KeyVersionId) -> Result<StoredUses, Error> {
         let path = uses::path_of(id);
-        let Some(stored) = self.barrier.read(&path).await? else { return Ok((0, Expect::Absent)) };
-        let count = uses::decode(stored.value.expose()).ok_or(Error::CorruptRecord { path })?;
-        Ok((count, stored.expect()))
+        let Some(stored) = self.barrier.read(&path).await? else {
+            return Ok(StoredUses { count: 0, direct: false, expect: Expect::Absent });
+        };
+        let read = uses::decode_of(stored.value.expose());
+        let (count, direct) = read.ok_or(Error::CorruptRecord { path })?;
+        Ok(StoredUses { count, direct, expect: stored.expect() })
     }
 
-    /// Counts a use of a version, before it is used.
-    pub(crate) async fn count_use(&self, version: &Arc<Version>) -> Result<(), Error> {
-        match version.uses.count() {
+    /// Counts a use of a version, before it is used. That somebody else than a plugin uses it is
+    /// durable before the first time.
+    pub(crate) async fn count_use(
+        &self,
+        version: &Arc<Version>,
+        direct: bool,
+    ) -> Result<(), Error> {
+        let counted = version.uses.count();
+        if direct && !version.uses.is_direct() {
+            return self.reserve_uses(version, true).await;
+        }
+        match counted {
             Counted::Ahead => Ok(()),
             Counted::RunningLow => {
                 self.low.lock().push(Arc::clone(version));
                 Ok(())
             }
-            Counted::Beyond => self.reserve_uses(version).await,
+            Counted::Beyond => self.reserve_uses(version, direct).await,
         }
     }
 
@@ -34,7 +54,7 @@ impl Records {
         self.barrier.reserve_seals(false).await?;
         let low = std::mem::take(&mut *self.low.lock());
         for version in low {
-            self.reserve_uses(&version).await?;
+            self.reserve_uses(&version, false).await?;
         }
         Ok(())
     }
@@ -114,17 +134,22 @@ impl Records {
     }
 
     /// Counts uses of a version ahead, durably.
-    async fn reserve_uses(&self, version: &Version) -> Result<(), Error> {
+    async fn reserve_uses(&self, version: &Version, direct: bool) -> Result<(), Error> {
         let _alone = version.uses.reserving.lock().await;
         // Whoever was before us may have reserved enough for both.
-        if !version.uses.runs_low() {
+        if !version.uses.runs_low() && (!direct || version.uses.is_direct()) {
             return Ok(());
         }
         for _ in 0..MAX_RESERVATIONS {
-            let (stored, expect) = self.stored_uses(version.id).await?;
-            let count = version.uses.next().max(stored);
-            if self.write_uses(version.id, count, expect).await? {
+            let stored = self.stored_uses(version.id).await?;
+            let count = version.uses.next().max(stored.count);
+            let direct = direct || stored.direct || version.uses.is_direct();
+            let new = StoredUses { count, direct, expect: stored.expect };
+            if self.write_uses(version.id, new).await? {
                 version.uses.reserved(count);
+                if direct {
+                    version.uses.set_direct();
+                }
                 self.counted.lock().insert(version.id, count);
                 if self.is_worn(version) {
                     self.worn.lock().insert(version.key_id);
@@ -136,14 +161,10 @@ impl Records {
     }
 
     /// False if somebody else was faster.
-    async fn write_uses(
-        &self,
-        id: KeyVersionId,
-        count: u64,
-        expect: Expect,
-    ) -> Result<bool, Error> {
+    async fn write_uses(&self, id: KeyVersionId, new: StoredUses) -> Result<bool, Error> {
         let mut batch = Batch::default();
-        batch.put(&self.barrier, &uses::path_of(id), &uses::encode(count), expect)?;
+        let value = uses::encode_of(new.count, new.direct);
+        batch.put(&self.barrier, &uses::path_of(id), &value, new.expect)?;
         match self.barrier.commit(&batch).await {
             Ok(_) => Ok(true),
             Err(CommitError::Conflict { .. }) => Ok(false),
@@ -163,9 +184,9 @@ impl Records {
             // What was evicted from the cache meanwhile has no exact count any more.
             let Some(version) = self.versions.peek(&id) else { continue };
             let used = version.uses.close();
-            let (stored, expect) = self.stored_uses(id).await?;
-            if stored == reserved && used < stored {
-                self.write_uses(id, used, expect).await?;
+            let stored = self.stored_uses(id).await?;
+            if stored.count == reserved && used < stored.count {
+                self.write_uses(id, StoredUses { count: used, ..stored }).await?;
             }
         }
         Ok(())

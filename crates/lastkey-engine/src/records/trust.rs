@@ -18,6 +18,15 @@ impl Records {
         }
     }
 
+    /// A cluster is gone: its plugins may nothing any more.
+    pub(super) fn forget_cluster(&self, id: ClusterId) {
+        let Some(gone) = self.clusters.write().remove(&id) else { return };
+        self.policy.learn(&Cluster::new(id, gone.value.created));
+        if !gone.value.node_roots.is_empty() {
+            self.trust.fetch_add(1, Ordering::Release);
+        }
+    }
+
     /// A number that changes whenever a cluster's roots do.
     pub(crate) fn trust(&self) -> u64 {
         self.trust.load(Ordering::Acquire)

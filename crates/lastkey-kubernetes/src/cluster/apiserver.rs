@@ -228,6 +228,24 @@ impl ApiServer {
         self.send(&Call { method, body, content_type, ..Call::get(target) }).await
     }
 
+    /// What one apiserver answers, whatever its status. Its words may quote what was sent or what is
+    /// stored: only for objects that are no secrets, such as those that a drill has made.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn answer(
+        &self,
+        server: usize,
+        method: Method,
+        (target, body): (&str, Option<&serde_json::Value>),
+    ) -> Result<(StatusCode, Bytes), ApiError> {
+        let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+        let call = Call { method, body, ..Call::get(target) };
+        let server = self.server(server)?;
+        let (status, _, body) = server.answer(&call, self.authorization.as_ref()).await?;
+        Ok((status, body))
+    }
+
     /// What one apiserver measures, as Prometheus' text.
     ///
     /// # Errors

@@ -21,7 +21,8 @@ pub struct Flags {
 }
 
 impl Flags {
-    fn get(&self, name: &str) -> Option<&str> {
+    /// The value of a flag.
+    pub fn get(&self, name: &str) -> Option<&str> {
         // the last one counts
         self.flags.iter().rev().find_map(|flag| {
             let flag = flag.trim_start_matches('-');

@@ -66,8 +66,11 @@ pub(super) struct Stored<'a> {
     /// The apiserver's name of the call; v1 has none.
     pub(super) uid: &'a str,
     pub(super) ciphertext: &'a [u8],
-    pub(super) identity: Option<(&'a str, &'a HashMap<String, Vec<u8>>)>,
+    pub(super) identity: Option<Identity<'a>>,
 }
+
+/// A key id as an apiserver stored it, and the annotations beside it.
+type Identity<'a> = (&'a str, &'a HashMap<String, Vec<u8>>);
 
 impl Core {
     /// Answers from memory; never waits.
@@ -132,7 +135,7 @@ impl Core {
     /// Remembers what the server has opened before it answered, for who will ask for it so.
     fn learn(
         &self,
-        (sealed, identity): (&Sealed, Option<(&str, &HashMap<String, Vec<u8>>)>),
+        (sealed, identity): (&Sealed, Option<Identity<'_>>),
         trust: Option<Ticket>,
         plaintext: &SecretBytes,
     ) {

@@ -194,7 +194,10 @@ impl Memory {
         if let Standing::Refused(_) = new.standing {
             return self.forget("refused", |_| false);
         }
-        if old.usable_lineages != new.usable_lineages {
+        if old.retired != new.retired {
+            // What was opened under such a version is not told from the rest.
+            self.forget("refused", |_| false);
+        } else if old.usable_lineages != new.usable_lineages {
             self.forget("refused", |lineage| new.usable_lineages.contains(lineage));
         }
     }

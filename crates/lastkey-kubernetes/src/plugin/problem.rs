@@ -203,6 +203,7 @@ mod tests {
             code: code.into(),
             message: String::new(),
             request_id: None,
+            dependants: Vec::new(),
         }))
     }
 

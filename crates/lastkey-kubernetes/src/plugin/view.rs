@@ -44,6 +44,8 @@ pub(super) struct View {
     pub(super) last_contact: Option<Uptime>,
     /// The keys of which what was opened may be used again; sorted.
     pub(super) usable_lineages: Vec<Lineage>,
+    /// Changes whenever a version of these is retired, or that is taken back.
+    pub(super) retired: String,
     /// When the server was asked what it last answered: the answer is no younger than that.
     leased_from: Option<Uptime>,
     lease: Duration,
@@ -97,6 +99,7 @@ impl View {
             token: String::new(),
             last_contact: None,
             usable_lineages: Vec::new(),
+            retired: String::new(),
             leased_from: None,
             lease: DEFAULT_LEASE,
             wanted,
@@ -206,6 +209,7 @@ impl View {
             token: status.token,
             last_contact: Some(now),
             usable_lineages,
+            retired: status.retired,
             leased_from: Some(asked),
             lease,
             wanted: self.wanted,
@@ -270,6 +274,7 @@ mod tests {
             plugin_key_id: Some(key.key_id()),
             lease_seconds: 60,
             usable_lineages: None,
+            retired: String::new(),
             warnings: vec![],
             server_time: String::new(),
         }
@@ -290,6 +295,7 @@ mod tests {
             code: "Forbidden.NoPermission".into(),
             message: "no".into(),
             request_id: None,
+            dependants: Vec::new(),
         })
     }
 

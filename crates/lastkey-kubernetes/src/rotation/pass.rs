@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::join_all, stream};
 use lastkey_client::native::RotationPhase;
 
 use super::{
@@ -17,6 +17,8 @@ const MAX_TRIES: u32 = 8;
 /// An object that somebody else writes all the time is left alone after so many conflicts: what
 /// they write is under the new key id.
 const MAX_CONFLICTS: u64 = 5;
+/// A refusal of an apiserver that is ready is believed after so many repetitions.
+const SURE_AFTER: u32 = 3;
 /// The first pause before a repeated call; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
@@ -36,12 +38,14 @@ impl Worker {
             claim.state.pass_began.clone_from(&claim.rotation.now);
         }
         let mut total = self.count(claim).await?;
+        claim.total = total;
         while let Some(resource) = claim.state.resources.get(claim.state.at).cloned() {
             let page = self.page(claim, &resource).await?;
             let Some(page) = page else { continue };
             let done = claim.state.pass.seen() + claim.state.pass.gone;
             let known = done + page.objects.len() as u64 + page.remaining.unwrap_or(0);
             total = total.max(known);
+            claim.total = total;
             let next = page.next.clone();
             let (counts, refusals) = self.rewrite(claim, (&resource, page), &gate).await?;
             claim.state.page(counts, refusals, next);
@@ -155,8 +159,10 @@ impl Worker {
         let mut object = listed.clone();
         let mut tries = 0;
         loop {
-            gate.turn().await;
-            let error = match self.api.put_back(of, &object).await {
+            let turn = gate.turn().await;
+            let answer = self.api.put_back(of, &object).await;
+            drop(turn);
+            let error = match answer {
                 Ok(after) if after.meta().resource_version == object.meta().resource_version => {
                     return Ok(Outcome::Current);
                 }
@@ -188,12 +194,13 @@ impl Worker {
                 ApiError::Refused { .. } | ApiError::Invalid { .. } => {
                     return Ok(Outcome::Refused(error.to_string()));
                 }
-                error if error.is_transient() && tries < MAX_TRIES => {
+                error if !gate.has_given_up(&error) && self.may_change(&error, tries).await => {
                     self.go_on()?;
                     tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(tries)).await;
                     tries += 1;
                 }
                 ApiError::WebhookDown { .. } | ApiError::Failed { .. } => {
+                    gate.give_up(&error);
                     return Ok(Outcome::Refused(error.to_string()));
                 }
                 error => return Err(error.into()),
@@ -212,12 +219,28 @@ impl Worker {
                 Err(ApiError::TooMany { retry_after }) if tries < 8 * MAX_TRIES => {
                     tokio::time::sleep(retry_after.unwrap_or(FIRST_PAUSE)).await;
                 }
-                Err(error) if error.is_transient() && tries < MAX_TRIES => {
+                Err(error) if self.may_change(&error, tries).await => {
                     tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(tries)).await;
                 }
                 outcome => return outcome,
             }
             tries += 1;
         }
+    }
+
+    /// Whether the same call may be answered otherwise a moment later. An apiserver that has just
+    /// started serves before it has read who may do what: it knows no account then, or no role.
+    async fn may_change(&self, error: &ApiError, tries: u32) -> bool {
+        match error {
+            ApiError::Forbidden { .. } | ApiError::Unauthorized => {
+                tries < SURE_AFTER || (tries < MAX_TRIES && !self.all_are_ready().await)
+            }
+            error => error.is_transient() && tries < MAX_TRIES,
+        }
+    }
+
+    async fn all_are_ready(&self) -> bool {
+        let asked = (0..self.api.urls().len()).map(|server| self.api.readyz(server));
+        join_all(asked).await.iter().all(|answer| matches!(answer, Ok(Ok(()))))
     }
 }

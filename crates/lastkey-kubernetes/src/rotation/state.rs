@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::change::Change;
 use crate::cluster::Resource;
 
 /// So many refusals are named; the others are counted.
@@ -74,6 +75,10 @@ pub(super) struct State {
     pub(super) total: Counts,
     /// How long was worked on it.
     pub(super) seconds: f64,
+    /// Why the cluster's own migration is not used.
+    pub(super) migration: String,
+    /// Of a change of provider.
+    pub(super) change: Change,
 }
 
 impl State {

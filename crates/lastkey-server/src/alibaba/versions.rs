@@ -40,6 +40,11 @@ fn write(answer: &mut Document, version: &KeyVersion) {
         answer.text("LastUsedBy", &last.by);
         answer.plain("LastUsedFor", &last.action);
     }
+    answer.plain("NeverUsed", version.never_used());
+    answer.plain("State", version.state().name());
+    if let Some(at) = version.retirement.as_ref().and_then(|retired| retired.destroy_at) {
+        answer.plain("DestroyDate", at.to_seconds_text());
+    }
 }
 
 pub(super) async fn update_rotation_policy(call: &Call<'_>) -> Answer {

@@ -36,6 +36,10 @@ struct ClusterJson {
     plugins: Vec<PluginJson>,
     /// Whether its nodes may ask to enrol.
     trusts_nodes: bool,
+    /// Whether the server brings it under a new version of its key by itself.
+    rotate_automatically: bool,
+    /// And has the older versions retired.
+    retire: bool,
 }
 
 #[derive(Serialize)]
@@ -59,6 +63,8 @@ impl From<Cluster> for ClusterJson {
         Self {
             id: cluster.id,
             trusts_nodes: !cluster.node_roots.is_empty(),
+            rotate_automatically: cluster.automatic.is_some(),
+            retire: cluster.automatic.is_some_and(|automatic| automatic.retire),
             name: cluster.name.map(Into::into),
             keys: cluster.keys,
             created_at: cluster.created,

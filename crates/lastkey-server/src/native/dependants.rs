@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use http::Method;
-use lastkey_crypto::{KeyId, KeyVersionId};
+use lastkey_crypto::{ClusterId, KeyId, KeyVersionId, plugin_blob::PluginKey};
 use lastkey_engine::{
-    Dependant, Error, KeyRef, Label, LastUse, Timestamp,
+    Dependant, Error, KeyRef, Label, LastUse, Retirement, Timestamp, VersionState,
     command::{DescribeImpact, Impact, ListDependants, PutDependant, RemoveDependant},
 };
 use serde::{Deserialize, Serialize};
@@ -131,9 +131,17 @@ struct VersionJson {
     created_at: Timestamp,
     /// How often it has encrypted, at least.
     encryptions: u64,
-    /// When it was used last, by whom, for what.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// When it was used last, by whom, for what, as far as that is known.
     last_use: Option<LastUse>,
+    /// Whether nobody has ever used it.
+    never_used: bool,
+    /// Whether callers have encrypted under it by themselves, or may have: files, SDKs.
+    used_by_callers: bool,
+    /// `active`, `scheduled` or `retired`.
+    state: VersionState,
+    /// What is recorded of its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retirement: Option<Retirement>,
     /// Objects that would become unreadable without it, as far as somebody has looked.
     objects: u64,
     /// Of these, objects in what ends by itself, such as backups.
@@ -143,14 +151,25 @@ struct VersionJson {
     /// When the last of what ends by itself has ended, if nothing else needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     needed_until: Option<Timestamp>,
+    /// The key id that the apiservers of the cluster that was asked about are told of it, where
+    /// that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin_key_id: Option<String>,
 }
 
 pub(super) async fn impact(call: &Call<'_>, path: &str) -> Answer {
     let version = call.params.non_empty("version");
     let version =
         version.map(|text| text.parse().map_err(|_| Error::KeyVersionNotFound)).transpose()?;
+    let cluster = call.params.non_empty("cluster");
+    let cluster = cluster.map(|text| text.parse().map_err(|_| Error::NotFound("cluster")));
+    let cluster: Option<ClusterId> = cluster.transpose()?;
     let found = call.execute(DescribeImpact { key: key(path)?, version }).await?;
-    let versions = found.versions.iter().map(|version| version_json(&found, version)).collect();
+    let versions = found.versions.iter().map(|version| {
+        let plugin_key_id = cluster.and_then(|cluster| plugin_key_id(&found, cluster, version.id));
+        VersionJson { plugin_key_id, ..version_json(&found, version) }
+    });
+    let versions = versions.collect();
     let dependants = found.dependants.iter().map(|one| Shown::new(one, found.now)).collect();
     json(&ImpactJson {
         key_id: found.key.id,
@@ -159,6 +178,17 @@ pub(super) async fn impact(call: &Call<'_>, path: &str) -> Answer {
         versions,
         dependants,
     })
+}
+
+/// The key id that apiservers of `cluster` are told of a version, while it is primary and after;
+/// what comes before those two is not kept.
+fn plugin_key_id(found: &Impact, cluster: ClusterId, version: KeyVersionId) -> Option<String> {
+    let key = &found.key;
+    let before = key.superseded.as_ref().map(|(primary, _)| primary);
+    let mut known = [Some(&key.primary), before].into_iter().flatten();
+    let primary = known.find(|primary| primary.version == version)?;
+    let (key_version, epoch) = (primary.version, primary.epoch);
+    Some(PluginKey { lineage: key.lineage, cluster, key_version, epoch }.key_id())
 }
 
 fn version_json(found: &Impact, version: &lastkey_engine::KeyVersion) -> VersionJson {
@@ -175,9 +205,14 @@ fn version_json(found: &Impact, version: &lastkey_engine::KeyVersion) -> Version
         created_at: version.created,
         encryptions: version.uses,
         last_use: version.last_use.clone(),
+        never_used: version.never_used(),
+        used_by_callers: version.direct,
+        state: version.state(),
+        retirement: version.retirement.clone(),
         objects: count(false),
         objects_until: count(true),
         needed: needing().next().is_some(),
         needed_until: needing().filter_map(|one| one.until).max().filter(|_| all_end),
+        plugin_key_id: None,
     }
 }

@@ -15,13 +15,16 @@ use serde::{Serialize, de::DeserializeOwned};
 
 mod access;
 mod audit;
+mod cluster_end;
 mod clusters;
 mod dependants;
+mod guard;
 mod nodes;
 pub(crate) mod operator;
 mod plugin;
 mod rotations;
 mod service;
+mod versions;
 
 use crate::{
     alibaba::{Refusal, Told},
@@ -69,8 +72,13 @@ struct Call<'a> {
 
 impl Call<'_> {
     async fn execute<C: Command>(&self, command: C) -> Result<C::Output, Refusal> {
-        self.asked.store(true, Ordering::Relaxed);
-        Ok(self.context.engine.execute(&self.caller, command).await?)
+        let engine = self.context.engine;
+        if !self.asked.swap(true, Ordering::Relaxed) {
+            return Ok(engine.execute(&self.caller, command).await?);
+        }
+        // What a command changes is known by its request's id: each of several has one of its own.
+        let caller = Caller { request_id: engine.new_request_id(), ..self.caller.clone() };
+        Ok(engine.execute(&caller, command).await?)
     }
 
     /// The body as JSON.
@@ -151,12 +159,30 @@ enum Route {
     ListRotations,
     StartRotation,
     StepRotation(rotations::Step),
+    RetireKeyVersion,
+    ReinstateKeyVersion,
+    DescribeGuard,
+    SetSecondPerson,
+    ConfirmOverride,
+    RejectOverride,
+    RemoveClusterAccess,
+    ForgetCluster,
+    ConfigureCluster,
 }
 
 impl Route {
     fn find(method: &Method, path: &str) -> Result<Self, Refusal> {
+        if let Some(of_a_version) = versions::route(method, path) {
+            return of_a_version;
+        }
         if let Some(of_a_key) = dependants::route(method, path) {
             return of_a_key;
+        }
+        if let Some(of_the_guard) = guard::route(method, path) {
+            return of_the_guard;
+        }
+        if let Some(end) = cluster_end::route(method, path) {
+            return end;
         }
         if let Some(of_a_cluster) = rotations::route(method, path) {
             return of_a_cluster;
@@ -223,6 +249,15 @@ impl Route {
             Self::ListRotations => "ListRotations",
             Self::StartRotation => "StartRotation",
             Self::StepRotation(step) => step.name(),
+            Self::RetireKeyVersion => "RetireKeyVersion",
+            Self::ReinstateKeyVersion => "ReinstateKeyVersion",
+            Self::DescribeGuard => "DescribeGuard",
+            Self::SetSecondPerson => "SetSecondPerson",
+            Self::ConfirmOverride => "ConfirmOverride",
+            Self::RejectOverride => "RejectOverride",
+            Self::RemoveClusterAccess => "RemoveClusterAccess",
+            Self::ForgetCluster => "ForgetCluster",
+            Self::ConfigureCluster => "ConfigureCluster",
         }
     }
 
@@ -259,6 +294,15 @@ impl Route {
             Self::ListRotations => rotations::list(call, path).await,
             Self::StartRotation => rotations::start(call, path).await,
             Self::StepRotation(step) => rotations::step(call, (step, path)).await,
+            Self::RetireKeyVersion => versions::retire(call, path).await,
+            Self::ReinstateKeyVersion => versions::reinstate(call, path).await,
+            Self::DescribeGuard => guard::describe(call).await,
+            Self::SetSecondPerson => guard::set(call).await,
+            Self::ConfirmOverride => guard::confirm(call, path).await,
+            Self::RejectOverride => guard::reject(call, path).await,
+            Self::RemoveClusterAccess => cluster_end::remove_access(call, path).await,
+            Self::ForgetCluster => cluster_end::forget(call, path).await,
+            Self::ConfigureCluster => cluster_end::configure(call, path).await,
         }
     }
 }
@@ -273,7 +317,10 @@ pub(crate) fn parse_path(method: &Method, path: &str) {
 
 /// For the fuzz target: reads a body as every route would.
 pub(crate) fn parse_body(bytes: &[u8]) {
+    cluster_end::parse_body(bytes);
     clusters::parse_body(bytes);
+    guard::parse_body(bytes);
+    versions::parse_body(bytes);
     dependants::parse_body(bytes);
     rotations::parse_body(bytes);
     nodes::parse_body(bytes);
@@ -338,14 +385,23 @@ pub(crate) fn refused(request_id: RequestId, action: &'static str, told: &Told) 
         code: &'a str,
         message: &'a str,
         request_id: String,
-        #[serde(skip_serializing_if = "<[_]>::is_empty")]
-        dependants: &'a [Dependant],
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        dependants: Vec<Needing<'a>>,
     }
+    #[derive(Serialize)]
+    struct Needing<'a> {
+        #[serde(flatten)]
+        dependant: &'a Dependant,
+        objects: Option<u64>,
+    }
+    let needing = told.dependants.iter().take(dependants::NAMED);
+    let needing =
+        needing.map(|dependant| Needing { dependant, objects: dependant.objects() }).collect();
     let refused = Refused {
         code: told.code,
         message: &told.message,
         request_id: request_id.to_string(),
-        dependants: &told.dependants[..told.dependants.len().min(dependants::NAMED)],
+        dependants: needing,
     };
     Reply {
         status: told.status,

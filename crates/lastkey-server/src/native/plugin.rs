@@ -67,6 +67,9 @@ struct Status {
     server_time: Timestamp,
     lease_seconds: u64,
     usable_lineages: Vec<Lineage>,
+    /// Changes whenever a version of these is retired, or that is taken back.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    retired: String,
     warnings: Vec<String>,
 }
 
@@ -93,6 +96,7 @@ impl From<PluginState> for Status {
             server_time: state.server_time,
             lease_seconds: state.lease.as_secs(),
             usable_lineages: state.usable,
+            retired: state.retired,
             warnings: state.warnings,
         }
     }
@@ -132,6 +136,7 @@ struct Encrypted {
     epoch: Epoch,
     plugin_key_id: String,
     blob: String,
+    opened: bool,
 }
 
 pub(super) async fn encrypt(call: &Call<'_>) -> Answer {
@@ -159,6 +164,7 @@ pub(super) async fn encrypt(call: &Call<'_>) -> Answer {
         key_version: key.key_version,
         epoch: key.epoch,
         blob: STANDARD.encode(&encrypted.blob),
+        opened: encrypted.opened,
     })
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::Method;
 use lastkey_crypto::{ClusterId, KeyVersionId};
 use lastkey_engine::{
-    Course, Error, KeyRef, Label, Phase, Rotation, Timestamp,
+    Course, Error, KeyRef, Label, Phase, Progress, Rotation, Timestamp,
     command::{
         CancelRotation, ClaimRotation, FinishRotation, Found, ListRotations, PauseRotation,
         RotationNow, SaveRotation, StartRotation, Which,
@@ -118,13 +118,17 @@ struct Start {
     keep_version: bool,
     namespace: Option<String>,
     course: Option<Course>,
+    #[serde(default)]
+    retire: bool,
+    #[serde(default)]
+    automatic: bool,
 }
 
 pub(super) async fn start(call: &Call<'_>, path: &str) -> Answer {
-    let Start { key, keep_version, namespace, course } = call.read()?;
+    let Start { key, keep_version, namespace, course, retire, automatic } = call.read()?;
     let key = key.as_deref().map(KeyRef::parse).transpose()?;
     let cluster = cluster_of(path)?;
-    let start = StartRotation { cluster, key, keep_version, namespace, course };
+    let start = StartRotation { cluster, key, keep_version, namespace, course, retire, automatic };
     let begun = call.execute(start).await?;
     shown(call, begun)
 }
@@ -143,6 +147,8 @@ struct Save {
     state: Value,
     #[serde(default)]
     release: bool,
+    progress: Option<Progress>,
+    problem: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -174,8 +180,9 @@ pub(super) async fn step(call: &Call<'_>, (step, path): (Step, &str)) -> Answer 
             call.execute(ClaimRotation { which, holder }).await?
         }
         Step::Save => {
-            let Save { fence, phase, state, release } = call.read()?;
-            call.execute(SaveRotation { which, fence, phase, state, release }).await?
+            let Save { fence, phase, state, release, progress, problem } = call.read()?;
+            let save = SaveRotation { which, fence, phase, state, release, progress, problem };
+            call.execute(save).await?
         }
         Step::Pause => {
             let Pause { paused } = call.read()?;

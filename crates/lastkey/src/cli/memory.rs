@@ -56,9 +56,26 @@ fn lease(text: &str) -> Result<Duration, String> {
     if lease < SHORTEST { Err(wrong()) } else { Ok(lease) }
 }
 
+/// What a server may give its plugins: what a process before this one gave out was no longer.
+const SERVERS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(30)..=Duration::from_secs(15 * 60);
+
+pub(super) fn server_lease(text: &str) -> Result<Duration, String> {
+    let lease = lease(text)?;
+    let wrong = || "give 30s to 15m: for longer outages, run a second server".to_owned();
+    SERVERS.contains(&lease).then_some(lease).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_servers_leases_are_bounded() {
+        assert_eq!(server_lease("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(server_lease("15m"), Ok(Duration::from_secs(900)));
+        assert!(server_lease("29s").is_err() && server_lease("16m").is_err());
+    }
 
     #[test]
     fn leases() {

@@ -65,6 +65,8 @@ pub(crate) enum OperatorAction {
     Seal,
     /// Show whether the server is sealed, and by what.
     Status,
+    /// Show whether an override needs a second person, and set it.
+    Guard(super::GuardOptions),
     /// Make new shares in place of the old ones; enter one of the old ones, as many times as it
     /// takes.
     Rekey(MaybeSplitting),

@@ -14,6 +14,11 @@ pub(crate) struct AccessOptions {
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
 
+    /// Have the server bring the cluster under each new version of its key by itself, as `cluster
+    /// rotate --keep-version` does. It writes every object anew; without this, somebody has to.
+    #[arg(long, requires = "kubeconfig")]
+    pub(crate) rotate_automatically: bool,
+
     /// Each apiserver's own address, instead of the kubeconfig's; may be given several times.
     #[arg(long = "apiserver", value_name = "URL", requires = "kubeconfig")]
     pub(crate) apiservers: Vec<String>,

@@ -17,6 +17,10 @@ pub(crate) struct RotateOptions {
     /// itself.
     #[arg(long)]
     pub(crate) keep_version: bool,
+    /// Have the older versions retired once nothing needs them any more: no cluster, and no backup
+    /// within its retention. The server does that by itself; `lastkey key versions` shows it.
+    #[arg(long, conflicts_with = "namespace")]
+    pub(crate) retire: bool,
     /// Only this namespace; no version becomes free by it.
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,

@@ -18,14 +18,20 @@ use crate::{
 };
 
 pub(crate) use config::encryption_config;
+pub(crate) use drill::become_program;
+pub(crate) use rotate::{Resources, holder, reach as reach_to_rotate};
 
 use access::{Known, Prepared};
 
 mod access;
+mod change;
 mod config;
 mod doctor;
+mod drill;
+mod end;
 mod node;
 mod rotate;
+mod rotation_state;
 mod status;
 
 pub(crate) fn run(
@@ -54,7 +60,17 @@ pub(crate) fn run(
             block_on(status::run(&client(connect)?, &options, output))
         }
         ClusterAction::Doctor(options) => doctor::run(connect, &options, output),
+        ClusterAction::Set(options) => block_on(end::set(&client(connect)?, &options, output)),
+        ClusterAction::RemoveAccess(options) => {
+            block_on(end::remove_access(&client(connect)?, &options, output))
+        }
+        ClusterAction::Forget(options) => {
+            block_on(end::forget(&client(connect)?, &options, output))
+        }
         ClusterAction::Rotate(options) => rotate::run(connect, &options, output),
+        ClusterAction::Enable(options) => change::enable(connect, &options, output),
+        ClusterAction::Disable(options) => change::disable(connect, &options, output),
+        ClusterAction::Drill(options) => drill::run(&options, output),
     }
 }
 

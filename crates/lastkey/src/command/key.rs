@@ -1,6 +1,8 @@
 //! `lastkey key …`: keys over the Alibaba wire, as any other client would.
 
 mod impact;
+mod overrides;
+mod versions;
 
 use std::collections::BTreeMap;
 
@@ -81,7 +83,10 @@ async fn act(client: &Client, action: KeyAction, output: &Output) -> Result<(), 
             let call = ("UpdateRotationPolicy", &parameters[..]);
             change(client, output, call, &format!("rotates {}", rotation.said())).await
         }
-        KeyAction::Versions { key } => versions(client, &key, output).await,
+        KeyAction::Versions(options) => versions::run(client, options, output).await,
+        KeyAction::Overrides => overrides::list(client, output).await,
+        KeyAction::ConfirmOverride { id } => overrides::confirm(client, &id, output).await,
+        KeyAction::RejectOverride { id } => overrides::reject(client, &id, output).await,
         KeyAction::SetDescription { key, description } => {
             let call =
                 ("UpdateKeyDescription", &[("KeyId", &*key), ("Description", &description)][..]);
@@ -302,35 +307,6 @@ async fn alias_names(client: &Client) -> Result<BTreeMap<String, Vec<Value>>, Fa
         names.entry(key).or_default().push(alias["AliasName"].clone());
     }
     Ok(names)
-}
-
-async fn versions(client: &Client, key: &str, output: &Output) -> Result<(), Failure> {
-    let described = client.alibaba("DescribeKey", &[("KeyId", key)]).await?;
-    let id = described["KeyMetadata"]["KeyId"].as_str().unwrap_or_default().to_owned();
-    let primary = described["KeyMetadata"]["PrimaryKeyVersion"].clone();
-    let parameters = [("KeyId", &*id)];
-    let found =
-        pages(client, "ListKeyVersions", &parameters, ("KeyVersions", "KeyVersion")).await?;
-    let items: Vec<Value> = found
-        .into_iter()
-        .map(|version| {
-            let is_primary = version["KeyVersionId"] == primary;
-            let mut item = snake(version);
-            item["primary"] = json!(is_primary);
-            item
-        })
-        .collect();
-    let columns = [
-        Column("VERSION", "key_version_id"),
-        Column("CREATED", "creation_date"),
-        Column("PRIMARY", "primary"),
-        Column("ENCRYPTIONS", "encryptions"),
-        Column("LAST USED", "last_used_date"),
-        Column("BY", "last_used_by"),
-        Column("FOR", "last_used_for"),
-    ];
-    output.list(&items, &Value::Null, &columns);
-    Ok(())
 }
 
 async fn aliases(client: &Client, action: AliasAction, output: &Output) -> Result<(), Failure> {

@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     cli::{
-        Connect, MaybeSplitting, OperatorAction, RotateWhat, SealChoice, Splitting, TokenOptions,
+        Connect, GuardOptions, MaybeSplitting, OperatorAction, RotateWhat, SealChoice, Splitting,
+        Switch, TokenOptions,
     },
     connect::{self, block_on, default_data_dir},
     output::{Column, Exit, Failure, Output, fields},
@@ -32,6 +33,7 @@ pub(crate) fn run(
     let call = Call { client: &client, output };
     match action {
         OperatorAction::Status => call.status(),
+        OperatorAction::Guard(options) => call.guard(&options),
         OperatorAction::Init(Splitting { shares, threshold }) => {
             let made = call.post("init", &json!({ "shares": shares, "threshold": threshold }))?;
             call.show_shares(&made, "lastkey operator unseal");
@@ -105,6 +107,28 @@ impl Call<'_> {
     fn status(&self) -> Result<(), Failure> {
         let status = self.get_status()?;
         self.output.object(&status, || fields(&status));
+        Ok(())
+    }
+
+    /// Shows the guard's setting, after it was set if that is wanted.
+    fn guard(&self, options: &GuardOptions) -> Result<(), Failure> {
+        let guard = block_on(async {
+            if let Some(switch) = options.second_person {
+                let reason = options.reason.as_deref().unwrap_or_default();
+                self.client.set_second_person(switch == Switch::On, reason).await?;
+            }
+            Ok(self.client.guard().await?)
+        })?;
+        self.output.object(&guard, || {
+            let waiting = guard["requests"].as_array().map_or(0, Vec::len);
+            match guard["second_person"]["on"] == true {
+                true => format!(
+                    "an override needs a second person; {waiting} wait for one (`lastkey key \
+                     overrides`)"
+                ),
+                false => "an override needs one person".to_owned(),
+            }
+        });
         Ok(())
     }
 
@@ -241,7 +265,7 @@ fn sentence(status: &Value) -> String {
 }
 
 /// One share, from the terminal or standard input; what is mistyped is found out here already.
-fn read_share(status: &Value) -> Result<Zeroizing<String>, Failure> {
+pub(crate) fn read_share(status: &Value) -> Result<Zeroizing<String>, Failure> {
     let entered = status["progress"]["entered"].as_u64().unwrap_or(0);
     let threshold = status["progress"]["threshold"]
         .as_u64()

@@ -3,7 +3,7 @@
 //! A server under a seal that opens by itself is unsealed before a port opens. Under any other it
 //! opens its doors sealed, and what a first start makes is made when it is unsealed.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use lastkey_client::{Client, Config};
 use lastkey_crypto::SystemEntropy;
@@ -24,11 +24,11 @@ use super::{
     audit::Audit,
     data_dir::{DataDir, replace},
     first_start::{self, KUBERNETES, failed},
-    identity,
+    hear_upgrades, identity,
     keeper::{IdentityFiles, Keeper},
     on_signal,
     ready::Ready,
-    stopped,
+    rotations, stopped,
 };
 use crate::{
     cli::{MemoryOptions, SealChoice, SealOptions, ServerOptions, TokenOptions, UpOptions},
@@ -57,12 +57,14 @@ struct Made {
 /// Runs the server alone.
 pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<(), Failure> {
     let stop = on_signal()?;
+    hear_upgrades()?;
     let opened = open(options, false).await?;
     let Opened { data, audit, instance, bound, made } = opened;
     let ready = Ready::of(&data, &bound, made.borrow().as_ref());
     announce(output, (&ready, &instance), &data, None);
     audit.start_sinks();
-    bound.run(stopped(stop)).await;
+    let worker = rotations::run(instance.clone(), data.admin_socket(), stop.clone());
+    serve_beside(bound, stop, worker).await;
     instance.shutdown().await;
     audit.stop_sinks().await;
     Ok(())
@@ -79,6 +81,7 @@ pub(super) async fn up(options: UpOptions, output: &Output) -> Result<(), Failur
         ));
     }
     let stop = on_signal()?;
+    hear_upgrades()?;
     let Opened { data, audit, instance, bound, made } = open(options, true).await?;
     let ended =
         with_plugin((&data, &audit, &memory), (&instance, made), (bound, stop), output).await;
@@ -105,7 +108,8 @@ async fn with_plugin(
         plugin = Some(bind_plugin(data, &url, memory)?);
         ready = ready.with_plugin(data);
     }
-    let server = bound.run(stopped(stop.clone()));
+    let worker = rotations::run(instance.clone(), data.admin_socket(), stop.clone());
+    let server = serve_beside(bound, stop.clone(), worker);
     let serve_plugin = async {
         let (plugin, mut keeper) = match plugin {
             Some(plugin) => plugin,
@@ -145,6 +149,21 @@ async fn with_plugin(
     };
     let ((), served) = tokio::join!(server, serve_plugin);
     served
+}
+
+/// Serves until the server is to stop, and for as long as the worker that is its client takes to
+/// save where it is.
+async fn serve_beside(bound: Bound, stop: watch::Receiver<bool>, worker: impl Future<Output = ()>) {
+    let (done, worked) = oneshot::channel();
+    let worker = async {
+        worker.await;
+        let _ = done.send(());
+    };
+    let end = async {
+        stopped(stop).await;
+        let _ = worked.await;
+    };
+    tokio::join!(bound.run(end), worker);
 }
 
 /// Everything up to the open doors, in the order in which it can fail harmlessly.
@@ -230,6 +249,7 @@ async fn open_doors(
     options: ServerOptions,
     with_plugin: bool,
 ) -> Result<(Bound, watch::Receiver<Option<Made>>), Failure> {
+    let lease = options.plugin_lease;
     let certificate = match (options.tls_cert, options.tls_key) {
         (Some(certificate), Some(key)) => {
             CertificateSource::Files { certificate, key, ca: options.tls_ca }
@@ -245,7 +265,7 @@ async fn open_doors(
     };
     let bound = Server::bind(config, instance.clone()).await.map_err(failed)?;
     let (tell, made) = watch::channel(None);
-    let prepare = on_open(data.clone(), bound.url(), with_plugin, tell);
+    let prepare = on_open(data.clone(), (bound.url(), lease), with_plugin, tell);
     bound.on_open(prepare).await.map_err(Failure::failed)?;
     Ok((bound, made))
 }
@@ -254,7 +274,7 @@ async fn open_doors(
 /// what is there.
 fn on_open(
     data: DataDir,
-    url: String,
+    (url, lease): (String, Duration),
     with_plugin: bool,
     tell: watch::Sender<Option<Made>>,
 ) -> OnOpen {
@@ -263,6 +283,8 @@ fn on_open(
         let shared = Arc::clone(&shared);
         Box::pin(async move {
             let (data, url, tell) = &*shared;
+            // before anybody is answered
+            opening.engine.set_plugin_lease(lease);
             let made = make(data, url, &opening, with_plugin).await;
             tell.send_replace(Some(made.map_err(|failure| failure.to_string())?));
             Ok(())

@@ -3,10 +3,13 @@
 
 use std::path::PathBuf;
 
+use lastkey_testbed::eventually;
+
 use crate::{
     Cluster, assert_stored, kms_config,
     nodes::{Town, encrypt},
     peers,
+    support::{Lab, SOON, Split},
 };
 
 #[test]
@@ -43,4 +46,39 @@ fn a_node_enrols_and_then_its_apiserver_starts() {
     cluster.apiserver.restart().unwrap();
     cluster.assert_readable(&names);
     encrypt(&plugin.socket).unwrap();
+}
+
+/// A plugin that is itself a pod of the cluster is no cycle: an apiserver that waits for its KMS
+/// tells the kubelet which pods there are.
+#[test]
+fn an_apiserver_that_waits_for_its_plugin_gives_out_pods() {
+    let test = "an_apiserver_that_waits_for_its_plugin_gives_out_pods";
+    let Some(peers) = peers(test, "1.37.0") else { return };
+    let lab = Lab::new();
+    let mut split = Split::start(&lab);
+    let config = split.ready.encryption_config_file.clone();
+    let mut cluster = Cluster::start(&peers, &lab.folder("cluster"), "1.37.0", &config);
+    let names = cluster.create_secrets("kept", 3);
+    let pods = "/api/v1/namespaces/kube-system/pods";
+    let pod = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lastkey-kms-plugin"},
+        "spec": {"containers": [{"name": "kms-plugin", "image": "lastkey"}]},
+    });
+    let made = cluster.apiserver.client().send("POST", pods, Some(&pod)).unwrap();
+    made.expect_ok("a pod").unwrap();
+    // The whole control plane stops; the apiserver comes back first.
+    cluster.apiserver.kill();
+    split.kill_plugin();
+    cluster.apiserver.launch().unwrap();
+    let listed = eventually("pods are given out", SOON * 3, || {
+        cluster.apiserver.client().get(pods)?.expect_ok("pods")
+    })
+    .unwrap();
+    assert_eq!(listed.json()["items"][0]["metadata"]["name"], "lastkey-kms-plugin");
+    let secrets = cluster.apiserver.get_secret("kept-0").unwrap();
+    assert!(secrets.status >= 500, "it has no plugin: {}", secrets.text());
+    // The kubelet starts the plugin.
+    split.start_plugin();
+    cluster.apiserver.wait_until_serving().unwrap();
+    cluster.assert_readable(&names);
 }

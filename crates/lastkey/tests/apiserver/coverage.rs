@@ -171,6 +171,7 @@ fn what_rests_under_which_key_is_counted() {
         cluster.apiserver.client().get("/readyz")?.expect_ok("readyz")
     })
     .unwrap();
+    what_the_apiserver_uses(&lab, &up.ready);
     let (code, found) = doctor(&lab, &up.ready);
     assert_eq!(code, 0, "{found:?}");
     for expected in ["identity-last", "provider-weak", "objects-in-clear", "etcd-without-tls"] {
@@ -208,6 +209,24 @@ fn what_rests_under_which_key_is_counted() {
     // Of a snapshot only etcd can say what it holds.
     let credentials = Some(up.ready.credentials_file.as_path());
     assert_eq!(lab.lastkey.cli(credentials, &snapshot).unwrap().code, 1);
+}
+
+/// The apiserver says what it writes under: the version that was superseded a moment ago is settled
+/// by a look, although less than twenty minutes have passed.
+fn what_the_apiserver_uses(lab: &Lab, ready: &Ready) {
+    let status = lab.cli(ready, &["cluster", "status", "prod"]);
+    let impact = lab.cli(ready, &["key", "impact", KEY]);
+    let versions = impact["versions"].as_array().unwrap();
+    let primary = versions.iter().find(|version| version["primary"] == true).unwrap();
+    let primary = &primary["key_version_id"];
+    assert_eq!(status["items"][0]["in_use"], json!([primary]), "{status}");
+    assert_eq!(status["items"][0]["apiservers"][0]["key_version_ids"], json!([primary]));
+    let dependants = lab.cli(ready, &["key", "dependants", KEY]);
+    let mut items = dependants["items"].as_array().unwrap().iter();
+    let cluster = items.find(|one| one["kind"] == "cluster").unwrap();
+    let used: Vec<&String> =
+        cluster["used"].as_object().into_iter().flat_map(|u| u.keys()).collect();
+    assert!(used.iter().all(|version| *version == primary), "{cluster} {primary}");
 }
 
 /// How the doctor ends, and the codes of what it finds.

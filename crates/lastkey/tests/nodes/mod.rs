@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use lastkey_testbed::{Authority, Client, Daemon, Error, Pair, Response, Running, eventually};
+use lastkey_testbed::{
+    Authority, Client, Daemon, Error, Pair, Response, Running, eventually, free_port,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -133,12 +135,14 @@ impl Town {
         ] {
             options.extend([option.into(), value.to_owned()]);
         }
+        let port = free_port().unwrap();
+        options.extend(["--metrics-listen".into(), format!("127.0.0.1:{port}").into()]);
         options.extend(more);
         let identity = state.join("identity.pem");
         let files = files.unwrap_or([identity.clone(), identity]);
         let lastkey = self.lab.lastkey.clone();
         let process = start(&lastkey, name, &options);
-        Plugin { name: name.to_owned(), socket, files, options, lastkey, process }
+        Plugin { name: name.to_owned(), socket, port, files, options, lastkey, process }
     }
 }
 
@@ -150,6 +154,8 @@ fn start(lastkey: &lastkey_testbed::Lastkey, name: &str, options: &[OsString]) -
 pub(crate) struct Plugin {
     name: String,
     pub(crate) socket: PathBuf,
+    /// Of its metrics.
+    port: u16,
     files: [PathBuf; 2],
     options: Vec<OsString>,
     lastkey: lastkey_testbed::Lastkey,
@@ -184,6 +190,12 @@ impl Plugin {
             encrypt(&self.socket).map_err(|error| format!("{error}\n{}", self.process.log()))
         })
         .unwrap();
+    }
+
+    /// Its page of metrics, if it answers.
+    pub(crate) fn metrics(&self) -> Option<String> {
+        let page = Client::plain(&format!("127.0.0.1:{}", self.port));
+        Some(page.get("/metrics").ok()?.text())
     }
 
     pub(crate) fn until_log(&mut self, text: &str) {

@@ -217,7 +217,12 @@ fn nothing_that_comes_in_between_does_harm() {
     let options = ApiserverOptions {
         version: VERSION,
         encryption_config: config,
-        flags: &["--watch-cache-sizes=secrets#0"],
+        flags: &[
+            "--watch-cache-sizes=secrets#0",
+            // one write at a time: the others are asked to wait (administrators are not)
+            "--enable-priority-and-fairness=false",
+            "--max-mutating-requests-inflight=1",
+        ],
     };
     let cluster = Arc::new(Cluster::with_flags(&peers, &lab.folder("cluster"), &options));
     populate(&cluster);

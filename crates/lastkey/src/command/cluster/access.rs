@@ -41,6 +41,7 @@ pub(super) struct Prepared {
     access: Access,
     role: Role,
     own_credential: bool,
+    rotate_automatically: bool,
 }
 
 /// A cluster as the server lists it.
@@ -48,6 +49,8 @@ pub(super) struct Known {
     pub(super) id: ClusterId,
     pub(super) name: String,
     pub(super) keys: Vec<KeyId>,
+    /// Whether the server rotates it by itself.
+    pub(super) automatic: bool,
 }
 
 impl Known {
@@ -63,6 +66,7 @@ impl Known {
             id: item["id"].as_str()?.parse().ok()?,
             name: item["name"].as_str().unwrap_or_default().to_owned(),
             keys: keys.filter_map(|key| key.as_str()?.parse().ok()).collect(),
+            automatic: item["rotate_automatically"] == true,
         })
     }
 
@@ -95,7 +99,8 @@ impl Prepared {
         }
         ApiServer::new(&access).map_err(|error| wrong(&error))?;
         let role = Role::new(&access.resources);
-        Ok(Self { access, role, own_credential: options.own_credential })
+        let AccessOptions { own_credential, rotate_automatically, .. } = *options;
+        Ok(Self { access, role, own_credential, rotate_automatically })
     }
 
     /// Makes the account, tries everything, and has the server keep it.
@@ -120,6 +125,9 @@ impl Prepared {
             client.put_dependant(*key, &nobody_looked(of)).await?;
         }
         client.put_cluster_access(of.id, &self.access).await?;
+        if self.rotate_automatically {
+            client.configure_cluster(of.id, (true, false)).await?;
+        }
         Ok(self.said(remark))
     }
 
@@ -163,6 +171,7 @@ impl Prepared {
         let said = json!({
             "servers": servers, "etcd": etcd, "account": account, "remark": remark,
             "resources": self.access.resources, "role": role,
+            "rotate_automatically": self.rotate_automatically,
         });
         let who = account.unwrap_or_else(|| "the kubeconfig's own account".to_owned());
         let mut text = format!("it is reached at {} as {who}", servers.join(" and "));

@@ -88,9 +88,9 @@ impl Pieces {
     fn new(connect: &Connect, options: &ConfigOptions) -> Result<Self, Failure> {
         let socket: SocketAddress =
             options.plugin_socket.to_string_lossy().parse().map_err(wrong)?;
-        let server = match &options.server {
-            Some(server) => server.clone(),
-            None => connect::credentials(connect)?.endpoint.to_string(),
+        let servers = match options.servers.is_empty() {
+            false => options.servers.clone(),
+            true => vec![connect::credentials(connect)?.endpoint.to_string()],
         };
         Ok(Self {
             encryption: EncryptionConfig {
@@ -104,7 +104,7 @@ impl Pieces {
             },
             command: PluginCommand {
                 key: options.key.clone(),
-                servers: vec![server],
+                servers,
                 socket: socket.clone(),
                 identity: match &options.enrol {
                     None => Identity::Files(options.identity_dir.clone()),

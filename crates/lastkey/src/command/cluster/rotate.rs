@@ -1,6 +1,6 @@
 //! `lastkey cluster rotate`: works a rotation off, or tells the worker of one what to do.
 
-mod progress;
+pub(super) mod progress;
 
 use std::{
     fs,
@@ -76,6 +76,8 @@ pub(super) fn run(
                     keep_version: options.keep_version,
                     namespace: options.namespace.clone(),
                     course: None,
+                    retire: options.retire,
+                    automatic: false,
                 };
                 client.start_rotation(cluster, &start).await?
             }
@@ -100,12 +102,11 @@ async fn find(client: &Client, name: &str) -> Result<ClusterId, Failure> {
 }
 
 /// How the cluster is reached, once its apiservers have been.
-async fn reach(client: &Client, cluster: ClusterId) -> Result<(Access, ApiServer), Failure> {
-    let access: Access = client.cluster_access(cluster).await.map_err(|error| {
-        let advice = "register how it is reached: `lastkey cluster add NAME --kubeconfig FILE`";
-        Failure::from(error).and(advice)
-    })?;
-    let api = ApiServer::new(&access).map_err(|error| Failure::failed(chain(&error)))?;
+pub(crate) async fn reach(
+    client: &Client,
+    cluster: ClusterId,
+) -> Result<(Access, ApiServer), Failure> {
+    let (access, api) = super::access::reach(client, cluster).await?;
     for server in 0..api.urls().len() {
         let asked = api.metrics(server).await;
         asked.map_err(|error| Failure::new(Exit::Unavailable, chain(&error)))?;
@@ -113,21 +114,40 @@ async fn reach(client: &Client, cluster: ClusterId) -> Result<(Access, ApiServer
     Ok((access, api))
 }
 
-/// What the registered configuration encrypts by a KMS, if it can be read here.
-fn resources(options: &RotateOptions, access: &Access) -> Vec<String> {
-    if !options.resources.is_empty() {
-        return options.resources.clone();
+/// What is written anew, and whether that is all that may be under the key.
+pub(crate) struct Resources {
+    pub(crate) names: Vec<String>,
+    pub(crate) whole: bool,
+}
+
+impl Resources {
+    /// Those that were chosen; else what the registered configuration encrypts by a KMS, if it can be
+    /// read here; else what was registered.
+    pub(crate) fn of(access: &Access, chosen: &[String]) -> Self {
+        let text = access.encryption_config.as_ref().and_then(|path| fs::read_to_string(path).ok());
+        let config = text.map(|text| examine(&zeroize::Zeroizing::new(text)).config);
+        let named = |first: bool| -> Vec<String> {
+            let rules = config.iter().flat_map(|config| &config.rules);
+            let by_kms = rules.filter(|rule| {
+                let asked = if first { 1 } else { rule.providers.len() };
+                let mut kinds = rule.providers.iter().take(asked);
+                kinds.any(|one| matches!(one.kind(), Some(ProviderKind::Kms(_))))
+            });
+            by_kms.flat_map(|rule| &rule.resources).map(|named| named.name.clone()).collect()
+        };
+        let (written, read) = (named(true), named(false));
+        let registered = if read.is_empty() { &access.resources } else { &read };
+        let names = match (chosen.is_empty(), written.is_empty()) {
+            (false, _) => chosen.to_vec(),
+            (true, false) => written,
+            (true, true) if access.resources.is_empty() => vec!["secrets".to_owned()],
+            (true, true) => access.resources.clone(),
+        };
+        // What is not looked at may be under any version.
+        let whole =
+            registered.iter().all(|one| names.contains(one) || names.iter().any(|n| n == "*.*"));
+        Self { names, whole }
     }
-    let text = access.encryption_config.as_ref().and_then(|path| fs::read_to_string(path).ok());
-    let config = text.map(|text| examine(&zeroize::Zeroizing::new(text)).config);
-    let rules = config.iter().flat_map(|config| &config.rules);
-    let by_kms = rules.filter(|rule| {
-        let first = rule.providers.first().and_then(|provider| provider.kind());
-        matches!(first, Some(ProviderKind::Kms(_)))
-    });
-    let names: Vec<String> =
-        by_kms.flat_map(|rule| &rule.resources).map(|named| named.name.clone()).collect();
-    if names.is_empty() { vec!["secrets".to_owned()] } else { names }
 }
 
 async fn work(
@@ -137,22 +157,45 @@ async fn work(
     output: &Output,
 ) -> Result<(), Failure> {
     let (access, api) = reach(&client, rotation.cluster).await?;
+    let resources = Resources::of(&access, &options.resources);
+    if !resources.whole && rotation.namespace.is_none() {
+        output.hint(
+            "not all that is registered is written anew: no older version becomes free by this",
+        );
+    }
+    if options.retire && !rotation.retire {
+        output.hint("this rotation was begun without --retire, and ends without");
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let progress = Progress::new(output, name);
     let worker = Worker {
         client,
         api,
         options: Options {
-            resources: resources(options, &access),
+            resources: resources.names,
+            whole: resources.whole,
             workers: options.workers.into(),
             rate: options.rate,
             page: options.page,
             holder: holder(),
         },
+        change: None,
         watch: Box::new(move |event| progress.tell(event)),
         stop: Arc::clone(&stop),
     };
     drop(access);
+    stop_on_signals(&stop);
+    let over = worker.run(rotation).await.map_err(|error| Failure::failed(chain(&error)))?;
+    drop(worker);
+    match over.phase {
+        RotationPhase::Finished => reported(name, &over, output),
+        _ => Err(Failure::failed(format_args!("the rotation of {name} was cancelled"))),
+    }
+}
+
+/// Has a worker stop at its next step once somebody interrupts this process.
+pub(super) fn stop_on_signals(stop: &Arc<AtomicBool>) {
+    let stop = Arc::clone(stop);
     tokio::spawn(async move {
         let (Ok(mut interrupt), Ok(mut terminate)) =
             (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -165,16 +208,10 @@ async fn work(
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let over = worker.run(rotation).await.map_err(|error| Failure::failed(chain(&error)))?;
-    drop(worker);
-    match over.phase {
-        RotationPhase::Finished => reported(name, &over, output),
-        _ => Err(Failure::failed(format_args!("the rotation of {name} was cancelled"))),
-    }
 }
 
 /// What a worker calls itself: nobody else at the same time.
-fn holder() -> String {
+pub(crate) fn holder() -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
     let mut random = [0; 8];
@@ -210,7 +247,11 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
     Ok(())
 }
 
-fn newest_report(name: &str, known: &[Rotation], output: &Output) -> Result<(), Failure> {
+pub(super) fn newest_report(
+    name: &str,
+    known: &[Rotation],
+    output: &Output,
+) -> Result<(), Failure> {
     let report = known.iter().rev().find_map(|rotation| rotation.report.as_deref());
     let missing = || Failure::new(Exit::NotFound, format_args!("{name} has no report yet"));
     let report = report.ok_or_else(missing)?;
@@ -220,7 +261,7 @@ fn newest_report(name: &str, known: &[Rotation], output: &Output) -> Result<(), 
     Ok(())
 }
 
-async fn tell(
+pub(super) async fn tell(
     client: &Client,
     (name, active): (&str, &Rotation),
     pause: bool,
@@ -231,14 +272,33 @@ async fn tell(
         false => client.cancel_rotation(active).await?,
     };
     let said = json!({ "rotation": now.id, "phase": now.phase, "paused": now.paused });
-    output.object(&said, || match pause {
-        true => format!("the rotation of {name} rests after the page that is under way"),
-        false => format!("the rotation of {name} is given up; no version has become free"),
+    output.object(&said, || match (pause, active.way()) {
+        (true, None) => format!("the rotation of {name} rests after the page that is under way"),
+        (false, None) => {
+            format!("the rotation of {name} is given up; no version has become free")
+        }
+        (true, Some(_)) => format!("the change of {name} rests after the step that is under way"),
+        (false, Some(way)) => {
+            let (on, back) = match way {
+                Way::Enable => ("enable", "disable"),
+                Way::Disable => ("disable", "enable"),
+            };
+            format!(
+                "the change of {name} is given up in the phase {:?}: the configuration stays as \
+                 it is now, and reads everything; `lastkey cluster {back} {name}` goes back, \
+                 `lastkey cluster {on} {name}` on",
+                active.phase
+            )
+        }
     });
     Ok(())
 }
 
-fn verify(report: &std::path::Path, key: &std::path::Path, output: &Output) -> Result<(), Failure> {
+pub(super) fn verify(
+    report: &std::path::Path,
+    key: &std::path::Path,
+    output: &Output,
+) -> Result<(), Failure> {
     let read = |path: &std::path::Path| {
         fs::read_to_string(path).map_err(|error| Failure::file(path, &error))
     };

@@ -9,12 +9,19 @@ use lastkey_client::Client;
 use lastkey_crypto::{KeyId, KeyVersionId};
 use lastkey_kubernetes::{
     cluster::{Access, ApiServer, Etcd},
-    coverage::{self, Coverage, Share, resources_of},
+    coverage::{
+        self, Coverage, Share,
+        in_use::{self, KnownIds, ServerUse},
+        resources_of,
+    },
     encryption_config::examine,
 };
 use serde_json::{Value, json};
 
-use super::access::{Known, reach, resources, unreachable};
+use super::{
+    access::{Known, reach, resources, unreachable},
+    rotation_state,
+};
 use crate::{
     cli::StatusOptions,
     output::{Exit, Failure, Output, chain},
@@ -39,18 +46,29 @@ pub(super) async fn run(
     let mut items = Vec::with_capacity(known.len());
     let mut failed = None;
     for cluster in &known {
+        let rotation = rotation_state::of(client, cluster).await?;
         match look(client, cluster, options).await {
-            Ok(item) => items.push(item),
+            Ok(mut item) => {
+                item["rotation"] = rotation;
+                item["rotate_automatically"] = json!(cluster.automatic);
+                items.push(item);
+            }
             // of several, what can be seen is shown
             Err(failure) if options.name.is_none() => {
                 items.push(json!({
                     "name": cluster.name, "id": cluster.id, "problem": failure.to_string(),
+                    "rotation": rotation, "rotate_automatically": cluster.automatic,
                 }));
                 if failure.exit() != Exit::NotFound {
                     failed = Some(failure.about(cluster.shown()));
                 }
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => {
+                // also what waits for the cluster to be reached
+                let lines = rotation_state::lines(&rotation, false);
+                lines.iter().for_each(|line| output.hint(line));
+                return Err(failure);
+            }
         }
     }
     let list = json!({ "items": items, "next": null });
@@ -63,11 +81,16 @@ async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Resu
     let (access, api) = reach(client, cluster.id).await?;
     // the server's clock: it compares this with when its plugins encrypted
     let began = client.status().await?["now"].clone();
+    // before counting: what is written later is under what they use now, or newer
+    let asked = in_use::ask(&api).await;
     let coverage = cover(&access, &api).await?;
-    let versions = Versions::of(client, &cluster.keys).await?;
+    let versions = Versions::of(client, cluster).await?;
+    let uses = versions.known_ids(&coverage).settle(&asked);
+    let in_use = in_use::all(&uses);
     let own = Own { client, cluster, coverage: &coverage, versions: &versions };
     let now = json!({
         "kind": "cluster", "id": cluster.id, "name": cluster.name, "seen_at": began,
+        "in_use": in_use,
     });
     let backup = backup(cluster, options, &began)?;
     match (coverage.exact, backup) {
@@ -109,8 +132,11 @@ async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Resu
             "key_version_id": id, "objects": objects,
             "key_id": versions.0.get(id).map(|version| version.key),
         })).collect::<Vec<_>>(),
+        "apiservers": uses,
+        "in_use": in_use,
         "unknown": coverage.unknown,
         "remarks": coverage.remarks,
+        "encryption": super::change::state(client, cluster.id, !coverage.versions().is_empty()).await?,
     }))
 }
 
@@ -140,13 +166,14 @@ struct Version {
     key: KeyId,
     primary: bool,
     created_at: String,
+    plugin_key_id: Option<String>,
 }
 
 impl Versions {
-    async fn of(client: &Client, keys: &[KeyId]) -> Result<Self, Failure> {
+    async fn of(client: &Client, cluster: &Known) -> Result<Self, Failure> {
         let mut all = HashMap::new();
-        for key in keys {
-            let impact = client.key_impact(*key, None).await?;
+        for key in &cluster.keys {
+            let impact = client.key_impact_in(*key, cluster.id).await?;
             for version in impact["versions"].as_array().into_iter().flatten() {
                 let id = version["key_version_id"].as_str().and_then(|id| id.parse().ok());
                 let Some(id) = id else { continue };
@@ -156,11 +183,23 @@ impl Versions {
                         key: *key,
                         primary: version["primary"] == true,
                         created_at: version["created_at"].as_str().unwrap_or_default().to_owned(),
+                        plugin_key_id: version["plugin_key_id"].as_str().map(str::to_owned),
                     },
                 );
             }
         }
         Ok(Self(all))
+    }
+
+    /// The key ids that apiservers may use: by what the server tells them, and by what rests.
+    fn known_ids(&self, coverage: &Coverage) -> KnownIds {
+        let mut known = KnownIds::of(coverage);
+        for (id, version) in &self.0 {
+            if let Some(key_id) = &version.plugin_key_id {
+                known.learn(key_id, *id);
+            }
+        }
+        known
     }
 }
 
@@ -253,12 +292,19 @@ fn shown(item: &Value) -> String {
         name if name.is_empty() => text(&item["id"]),
         name => name,
     };
+    let automatic = item["rotate_automatically"] == true;
+    let rotation = rotation_state::lines(&item["rotation"], automatic);
     if let Some(problem) = item["problem"].as_str() {
-        return format!("{name}: {problem}");
+        let mut lines = vec![format!("{name}: {problem}")];
+        lines.extend(rotation);
+        return lines.join("\n");
     }
     let how = if item["exact"] == true { "every object, in etcd" } else { "by counters" };
     let mut lines = vec![format!("{name}: {how}, at {}", text(&item["seen_at"]))];
+    lines.extend(super::change::shown(&item["encryption"]));
     lines.extend(rows(item).iter().map(layout));
+    lines.extend(users(item));
+    lines.extend(rotation);
     for remark in item["remarks"].as_array().into_iter().flatten() {
         lines.push(format!("note: {}", text(remark)));
     }
@@ -266,6 +312,34 @@ fn shown(item: &Value) -> String {
         lines.push(format!("note: {} is configured, and served by nobody", text(unknown)));
     }
     lines.join("\n")
+}
+
+/// What each apiserver writes under.
+fn users(item: &Value) -> Vec<String> {
+    let uses: Vec<ServerUse> = item["apiservers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|one| serde_json::from_value(one.clone()).ok())
+        .collect();
+    let mut lines: Vec<String> = uses.iter().map(user).collect();
+    if uses.iter().any(|one| one.problem.is_some()) {
+        lines.push(
+            "note: while this is not known of every apiserver, a version counts as used until 20 \
+             minutes after another took its place"
+                .to_owned(),
+        );
+    }
+    lines
+}
+
+fn user(of: &ServerUse) -> String {
+    let ids: Vec<String> = of.key_version_ids.iter().map(ToString::to_string).collect();
+    match (&of.problem, ids.is_empty()) {
+        (Some(problem), _) => format!("note: {}: {problem}", of.server),
+        (None, true) => format!("{} writes under no version of its keys", of.server),
+        (None, false) => format!("{} writes under {}", of.server, ids.join(", ")),
+    }
 }
 
 /// Resource, what it is under, version, age, objects and the bar.

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use crate::output::{Column, DEPENDANTS, Exit, Failure, Output, cell, table};
 
 /// The server's code for a key that something needs.
-const REFUSED: &str = "Rejected.HasDependants";
+pub(super) const REFUSED: &str = "Rejected.HasDependants";
 
 /// The id of the key that was named.
-async fn id_of(client: &Client, key: &str) -> Result<KeyId, Failure> {
+pub(super) async fn id_of(client: &Client, key: &str) -> Result<KeyId, Failure> {
     if let Ok(id) = key.parse() {
         return Ok(id);
     }
@@ -74,10 +74,13 @@ pub(super) async fn show(
     Ok(())
 }
 
-const VERSIONS: [Column; 7] = [
+const VERSIONS: [Column; 10] = [
     Column("VERSION", "key_version_id"),
     Column("PRIMARY", "primary"),
+    Column("STATE", "state"),
     Column("ENCRYPTIONS", "encryptions"),
+    Column("LAST USED", "used"),
+    Column("BY", "used_by"),
     Column("OBJECTS", "objects"),
     Column("IN BACKUPS", "objects_until"),
     Column("NEEDED", "needed"),
@@ -88,12 +91,26 @@ const VERSIONS: [Column; 7] = [
 fn describe(key: &str, impact: &Value) -> String {
     let empty = Vec::new();
     let dependants = impact["dependants"].as_array().unwrap_or(&empty);
-    let versions = table(impact["versions"].as_array().unwrap_or(&empty), &VERSIONS);
+    let mut versions = impact["versions"].as_array().unwrap_or(&empty).clone();
+    versions.iter_mut().for_each(show_use);
+    let versions = table(&versions, &VERSIONS);
     if dependants.is_empty() {
         return format!("{versions}\n\nnothing that is known of needs {key}");
     }
     let unreadable = dependants.iter().map(sentence).collect::<Vec<_>>().join("\n");
     format!("{versions}\n\nwithout {key}:\n{unreadable}")
+}
+
+/// When a version was used last, and by whom; also that it never was.
+fn show_use(version: &mut Value) {
+    let last = version["last_use"].clone();
+    let used = match (last["at"].as_str(), version["never_used"] == true) {
+        (Some(at), _) => at.to_owned(),
+        (None, true) => "never".to_owned(),
+        (None, false) => "unknown".to_owned(),
+    };
+    version["used"] = json!(used);
+    version["used_by"] = last["by"].clone();
 }
 
 /// When a dependant's objects become unreadable.

@@ -8,7 +8,10 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lastkey_client::native::RotationPhase;
-use lastkey_kubernetes::rotation::Event;
+use lastkey_kubernetes::{
+    rotation::{ConfigEvent, Event},
+    transition::Stage,
+};
 use serde_json::json;
 
 use crate::output::{Output, line};
@@ -18,15 +21,16 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 const BAR: &str = "{msg} {wide_bar} {pos} of {len}, {per_sec}, {eta} left";
 
 /// A bar on a terminal; lines elsewhere.
-pub(super) struct Progress {
+pub(in super::super) struct Progress {
     name: String,
+    verb: &'static str,
     json: bool,
     bar: Option<ProgressBar>,
     told: Mutex<Option<Instant>>,
 }
 
 impl Progress {
-    pub(super) fn new(output: &Output, name: &str) -> Self {
+    pub(in super::super) fn new(output: &Output, name: &str) -> Self {
         let json = output.is_json();
         let shown = !json && std::io::stderr().is_terminal();
         let bar = shown.then(|| {
@@ -35,10 +39,16 @@ impl Progress {
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
-        Self { name: name.to_owned(), json, bar, told: Mutex::default() }
+        Self { name: name.to_owned(), verb: "rotate", json, bar, told: Mutex::default() }
     }
 
-    pub(super) fn tell(&self, event: &Event) {
+    /// The same for another command than `rotate`.
+    pub(in super::super) fn of(mut self, verb: &'static str) -> Self {
+        self.verb = verb;
+        self
+    }
+
+    pub(in super::super) fn tell(&self, event: &Event) {
         match event {
             Event::Phase(phase) => self.phase(*phase),
             Event::Claimed { why } => {
@@ -48,10 +58,18 @@ impl Progress {
                 &json!({ "event": "waiting", "behind": behind }),
                 &format!("waiting for every apiserver: {}", behind.join("; ")),
             ),
+            Event::Migration { why } => self.say(
+                &json!({ "event": "migration", "used": false, "why": why }),
+                &format!("migration: not used, because {why}"),
+            ),
             Event::Paused => self.say(
                 &json!({ "event": "paused" }),
-                &format!("{} rests; `lastkey cluster rotate {0} --resume` goes on", self.name),
+                &format!(
+                    "{0} rests; `lastkey cluster {1} {0} --resume` goes on",
+                    self.name, self.verb
+                ),
             ),
+            Event::Config(config) => self.config(config),
             Event::Progress { done, total, counts } => {
                 if let Some(bar) = &self.bar {
                     bar.set_length(*total);
@@ -69,6 +87,42 @@ impl Progress {
                     line(&event.to_string());
                 }
             }
+        }
+    }
+
+    /// A step of a change of provider. The file itself is printed where somebody has to put it in
+    /// place.
+    fn config(&self, event: &ConfigEvent) {
+        let stage = match event.stage {
+            Stage::Readable => "the new provider can be read",
+            Stage::Writing => "the new provider writes",
+            Stage::Clean => "what nothing is under any more is gone",
+        };
+        let path = event.path.display();
+        let mut said = match (&event.by_hand, &event.kept) {
+            (Some((why, _)), _) => {
+                format!("{why}: put this in place as {path} for every apiserver, so that {stage}:")
+            }
+            (None, Some(kept)) => format!(
+                "{path} is replaced, so that {stage}; its predecessor is {}",
+                kept.display()
+            ),
+            (None, None) => format!("{path} is written, so that {stage}"),
+        };
+        if event.comments_lost {
+            said += " (comments are lost: it was not written in lines that can be moved)";
+        }
+        let content = event.by_hand.as_ref().map(|(_, content)| content.as_str());
+        self.say(
+            &json!({
+                "event": "config", "stage": event.stage, "path": event.path, "hash": event.hash,
+                "predecessor": event.kept, "by_hand": event.by_hand.as_ref().map(|(why, _)| why),
+                "comments_lost": event.comments_lost, "content": content,
+            }),
+            &said,
+        );
+        if let (Some(content), false) = (content, self.json) {
+            line(content.trim_end());
         }
     }
 

@@ -1,0 +1,169 @@
+//! The directory in which a drill happens, and what is to be had on the loopback.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write as _},
+    net::TcpListener,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use lastkey_crypto::{Entropy as _, SystemEntropy};
+use rustix::fs::{FlockOperation, flock, statvfs};
+
+use crate::DrillError;
+
+const PREFIX: &str = "lastkey-drill-";
+const LOCK: &str = "lock";
+/// Larger files hold no key of ours; they are removed as they are.
+const OVERWRITTEN: u64 = 16 << 20;
+
+/// A directory of our own, mode 0700. It goes when this is dropped, what may be a key overwritten
+/// first. One that a killed drill left behind is removed by the next drill.
+#[derive(Debug)]
+pub struct Scratch {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl Scratch {
+    /// Makes one below `place`.
+    ///
+    /// # Errors
+    /// When it cannot be made there.
+    pub fn new(place: &Path) -> Result<Self, DrillError> {
+        let place = fs::canonicalize(place).map_err(DrillError::file(place))?;
+        clear_up(&place);
+        let mut random = [0; 6];
+        SystemEntropy.fill(&mut random);
+        let name = format!("{PREFIX}{}", hex::encode(random));
+        let root = place.join(&name);
+        // it has its name once it is locked: another drill's clearing up may come at any moment
+        let unlocked = place.join(format!(".{name}"));
+        let mut made = Self::lock(&unlocked, true).map_err(DrillError::file(&root))?;
+        fs::rename(&unlocked, &root).map_err(DrillError::file(&root))?;
+        made.root = root;
+        Ok(made)
+    }
+
+    fn lock(root: &Path, new: bool) -> io::Result<Self> {
+        if new {
+            DirBuilder::new().mode(0o700).create(root)?;
+        }
+        let lock = root.join(LOCK);
+        let lock = OpenOptions::new().write(true).create(new).mode(0o600).open(lock)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A directory inside.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, DrillError> {
+        let path = self.root.join(name);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(DrillError::file(&path)).map(|()| path)
+    }
+
+    /// Fails unless so many bytes can be written.
+    pub(crate) fn needs(&self, bytes: u64) -> Result<(), DrillError> {
+        let Ok(there) = statvfs(&self.root) else { return Ok(()) };
+        let there = there.f_bavail.saturating_mul(there.f_frsize);
+        let directory = self.root.parent().unwrap_or(&self.root).to_owned();
+        match there < bytes {
+            true => Err(DrillError::NoRoom {
+                directory,
+                needed: bytes.div_ceil(1 << 20),
+                there: there >> 20,
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        overwrite(&self.root);
+        if let Err(error) = fs::remove_dir_all(&self.root) {
+            tracing::error!(path = %self.root.display(), %error, "remove this yourself");
+        }
+    }
+}
+
+/// Removes what drills left that were killed: nobody holds their lock.
+fn clear_up(place: &Path) {
+    let Ok(entries) = fs::read_dir(place) else { return };
+    let us = rustix::process::geteuid().as_raw();
+    for entry in entries.flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX))
+            && fs::symlink_metadata(entry.path()).is_ok_and(|it| it.is_dir() && it.uid() == us);
+        if ours && let Ok(left) = Scratch::lock(&entry.path(), false) {
+            drop(left);
+        }
+    }
+}
+
+fn overwrite(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() {
+            overwrite(&entry.path());
+        } else if kind.is_file() && entry.metadata().is_ok_and(|it| it.len() <= OVERWRITTEN) {
+            let zeros = |path: &Path| {
+                let mut file = OpenOptions::new().write(true).open(path)?;
+                let length = file.metadata()?.len();
+                io::copy(&mut io::Read::take(io::repeat(0), length), &mut file)?;
+                file.flush()
+            };
+            zeros(&entry.path()).ok();
+        }
+    }
+}
+
+/// Writes a file that only we can read.
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), DrillError> {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(content)).map_err(DrillError::file(path))
+}
+
+/// A port of the loopback that nobody listens on.
+pub(crate) fn free_port() -> Result<u16, DrillError> {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).map(|it| it.port());
+    port.map_err(|source| DrillError::Start { program: "a listener on 127.0.0.1".into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn it_goes_with_its_value_and_what_was_left_goes_with_the_next() {
+        let place = tempfile::tempdir().unwrap();
+        let first = Scratch::new(place.path()).unwrap();
+        let mode = fs::metadata(first.root()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        fs::write(first.folder("inside").unwrap().join("key"), "secret").unwrap();
+        let second = Scratch::new(place.path()).unwrap();
+        assert!(first.root().exists(), "a drill that runs is left alone");
+        let gone = first.root().to_owned();
+        drop(first);
+        assert!(!gone.exists());
+        drop(second);
+        // killed: nobody holds the lock
+        fs::create_dir(place.path().join("lastkey-drill-0")).unwrap();
+        fs::write(place.path().join("lastkey-drill-0/lock"), "").unwrap();
+        fs::create_dir(place.path().join("lastkey-drill-of-somebody-else")).unwrap();
+        let third = Scratch::new(place.path()).unwrap();
+        assert!(!place.path().join("lastkey-drill-0").exists());
+        assert!(place.path().join("lastkey-drill-of-somebody-else").exists());
+        assert!(matches!(third.needs(u64::MAX), Err(DrillError::NoRoom { .. })));
+        third.needs(1).unwrap();
+    }
+}

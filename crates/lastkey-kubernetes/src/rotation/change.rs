@@ -1,0 +1,485 @@
+//! A change of provider: what comes before the objects are written anew, and what after it.
+//!
+//! Each step is stored before it is taken, with the file's hash before and after it, so that who
+//! goes on after a crash knows whether it was taken. A file that has neither hash was changed by
+//! somebody else: then nothing more is written ([`RotateError::Changed`]).
+
+use std::{path::PathBuf, time::Instant};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use lastkey_client::native::{RotationPhase, Way};
+use lastkey_crypto::{Entropy as _, SystemEntropy};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::{ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker, convergence};
+use crate::{
+    encryption_config::{
+        Edited, EncryptionConfiguration, Item, Provider, Rule, apply, examine, readable,
+    },
+    transition::{
+        Goal, Hands, Stage, Target, bare, hash,
+        loaded::{self, Seen},
+        next,
+    },
+};
+
+/// A file that somebody is just copying looks odd for a moment; this many looks in a row it may.
+const ODD_LOOKS: u32 = 5;
+/// After so long without a sign, an apiserver will not load anything by itself.
+const RELOADS_WITHIN: std::time::Duration = std::time::Duration::from_secs(90);
+
+/// What is kept of a change, beside what is kept of a rotation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Change {
+    /// The hash of the file as the last step has left it; empty before the first.
+    pub(super) base: String,
+    /// The step that is being taken.
+    step: Option<Step>,
+    /// What was taken out of the configuration.
+    pub(super) removed: Vec<String>,
+    /// What could not be, because something is still under it.
+    pub(super) left: Vec<String>,
+    /// Where the predecessors of the file are.
+    pub(super) kept: Vec<PathBuf>,
+    /// Whether comments of the file were lost.
+    pub(super) comments_lost: bool,
+    /// How often objects were written anew because something was left.
+    pub(super) rounds: u32,
+}
+
+/// One change of the file, on its way to every apiserver.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Step {
+    stage: Stage,
+    /// The file's hash; empty if there was none.
+    before: String,
+    after: String,
+    /// What the apiservers said before the file was replaced.
+    seen: Vec<Seen>,
+}
+
+/// What becomes of the configuration, for whoever watches.
+#[derive(Clone, PartialEq)]
+pub struct ConfigEvent {
+    /// How far it is then.
+    pub stage: Stage,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// As the apiservers' metrics name it.
+    pub hash: String,
+    /// Where its predecessor is, if it was replaced here.
+    pub kept: Option<PathBuf>,
+    /// Why it has to be put in place by somebody else, and its content, which may hold keys.
+    pub by_hand: Option<(String, Zeroizing<String>)>,
+    /// Whether comments were lost.
+    pub comments_lost: bool,
+}
+
+impl std::fmt::Debug for ConfigEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigEvent").field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// What is wanted, and the means; an error where this is a mere rotation.
+    pub(super) fn goal(&self, claim: &Claim) -> Result<(Goal, Way, &Hands), RotateError> {
+        let course = claim.rotation.course.as_ref().ok_or(RotateError::State)?;
+        let goal = serde_json::from_value(course.goal.clone()).map_err(|_| RotateError::State)?;
+        Ok((goal, course.way, self.change.as_ref().ok_or(RotateError::NoHands)?))
+    }
+
+    /// The new provider is made readable everywhere.
+    pub(super) async fn prepare(&self, claim: &mut Claim) -> Result<(), Stop> {
+        let (goal, way, hands) = self.goal(claim)?;
+        if let (Target::Kms { endpoint, .. }, Way::Enable) = (&goal.target, way) {
+            check_plugin(endpoint, &claim.rotation.plugin_key_id).await?;
+        }
+        if hands.accept && !claim.state.change.accepted(hands)? {
+            claim.state.change.base.clear();
+            claim.state.change.step = None;
+        }
+        self.step(claim, Stage::Readable).await?;
+        match (way, &goal.target) {
+            (Way::Enable, _) => self.until_none_behind(claim, true).await?,
+            (Way::Disable, Target::Kms { .. }) => self.until_none_behind(claim, false).await?,
+            (Way::Disable, _) => {}
+        }
+        self.save(claim, Some(RotationPhase::Switching), false).await
+    }
+
+    /// The new provider is made the one that writes.
+    pub(super) async fn switch(&self, claim: &mut Claim) -> Result<(), Stop> {
+        let (_, way, _) = self.goal(claim)?;
+        self.step(claim, Stage::Writing).await?;
+        let next = match way {
+            Way::Enable => RotationPhase::Converging,
+            Way::Disable => {
+                claim.state.begin_pass();
+                RotationPhase::Rewriting
+            }
+        };
+        self.save(claim, Some(next), false).await
+    }
+
+    /// Waits until every apiserver can work with its KMS providers, and with our key if `ours`.
+    async fn until_none_behind(&self, claim: &mut Claim, ours: bool) -> Result<(), Stop> {
+        let mut told = Vec::new();
+        loop {
+            let behind = match ours {
+                true => convergence::behind(&self.api, &claim.rotation.plugin_key_id).await,
+                false => self.unhealthy().await,
+            };
+            if behind.is_empty() {
+                return Ok(());
+            }
+            self.wait(claim, &mut told, behind).await?;
+        }
+    }
+
+    async fn unhealthy(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (server, url) in self.api.urls().enumerate() {
+            match self.api.readyz(server).await {
+                Err(error) => found.push(format!("{url} cannot be asked: {error}")),
+                Ok(Err(failed)) if failed.iter().any(|name| name.starts_with("kms-provider")) => {
+                    found.push(format!("{url} cannot work with its KMS provider"));
+                }
+                Ok(_) => {}
+            }
+        }
+        found
+    }
+
+    /// One pause of waiting; keeps the claim, and says what is waited for if that is news.
+    async fn wait(
+        &self,
+        claim: &mut Claim,
+        told: &mut Vec<String>,
+        behind: Vec<String>,
+    ) -> Result<(), Stop> {
+        if behind != *told {
+            (self.watch)(&Event::Behind(behind.clone()));
+            *told = behind;
+        }
+        if claim.saved.elapsed() >= RENEW_EVERY {
+            self.save(claim, None, false).await?;
+        }
+        self.go_on()?;
+        tokio::time::sleep(ASK_EVERY).await;
+        Ok(())
+    }
+
+    /// Brings the configuration to `stage`, at every apiserver.
+    pub(super) async fn step(&self, claim: &mut Claim, stage: Stage) -> Result<(), Stop> {
+        let (_, _, hands) = self.goal(claim)?;
+        let current = hands.current()?;
+        let now = current.as_deref().map(|text| hash(text)).unwrap_or_default();
+        let pending = claim.state.change.step.clone().filter(|step| step.stage == stage);
+        let known = match &pending {
+            Some(step) => now == step.before || now == step.after,
+            None => claim.state.change.base.is_empty() || now == claim.state.change.base,
+        };
+        if !known {
+            if hands.accept {
+                // From the beginning, with what is there now.
+                claim.state.change =
+                    Change { kept: claim.state.change.kept.clone(), ..Change::default() };
+                self.save(claim, Some(RotationPhase::Preparing), false).await?;
+                return Err(Stop::Again);
+            }
+            return Err(RotateError::Changed { path: hands.place.path.clone() }.into());
+        }
+        let (step, edited) = match pending {
+            Some(step) if now == step.after => (step, None),
+            _ => {
+                let edited =
+                    self.edited(claim, stage, current.as_ref().map(|text| text.as_str())).await?;
+                let (before, after) = (now, hash(&edited.text));
+                let seen = self.seen().await?;
+                let changed = before != after;
+                (Step { stage, before, after, seen }, Some(edited).filter(|_| changed))
+            }
+        };
+        claim.state.change.step = Some(step.clone());
+        self.save(claim, None, false).await?;
+        let by_hand = match edited {
+            Some(edited) => self.put_in_place(claim, &step, edited)?,
+            None => None,
+        };
+        let step = self.until_loaded(claim, step, by_hand).await?;
+        claim.state.change.base = step.after;
+        claim.state.change.step = None;
+        Ok(())
+    }
+
+    /// What every apiserver says now. All have to answer: a step is never taken past one of them.
+    async fn seen(&self) -> Result<Vec<Seen>, RotateError> {
+        let all = loaded::look(&self.api).await;
+        Ok(all.into_iter().collect::<Result<_, _>>().map_err(|(_, error)| error)?)
+    }
+
+    /// The file after `stage`.
+    async fn edited(
+        &self,
+        claim: &mut Claim,
+        stage: Stage,
+        current: Option<&str>,
+    ) -> Result<Edited, Stop> {
+        let (goal, _, hands) = self.goal(claim)?;
+        let config = readable(current).map_err(RotateError::from)?;
+        let in_use = match stage {
+            Stage::Clean => self.in_use(claim, &config).await?,
+            Stage::Readable | Stage::Writing => Vec::new(),
+        };
+        let needed = |rule: &Rule, provider: &Provider| {
+            in_use.iter().any(|(line, kept)| *line == rule.line && *kept == provider.line)
+        };
+        let draft = next(&config, &goal, stage, &needed).map_err(RotateError::from)?;
+        let makes_key = |item: &Item| matches!(item, Item::Local { .. });
+        let by_hand = hands.by_hand || hands.place.locked().is_some();
+        if by_hand && draft.rules.iter().flat_map(|rule| &rule.providers).any(makes_key) {
+            return Err(RotateError::NoKeys { target: goal.target.shown() }.into());
+        }
+        let text = current.unwrap_or_default();
+        if current.is_some() && draft.is_same_as(&config) {
+            let text = Zeroizing::new(text.to_owned());
+            return Ok(Edited { text, comments_lost: false });
+        }
+        Ok(apply(current, &draft, &fresh_key()).map_err(RotateError::from)?)
+    }
+
+    /// Puts the file in place, or has somebody do it; then its content is answered.
+    fn put_in_place(
+        &self,
+        claim: &mut Claim,
+        step: &Step,
+        edited: Edited,
+    ) -> Result<Option<Zeroizing<String>>, Stop> {
+        let (_, _, hands) = self.goal(claim)?;
+        let mut event = ConfigEvent {
+            stage: step.stage,
+            path: hands.place.path.clone(),
+            hash: step.after.clone(),
+            kept: None,
+            by_hand: None,
+            comments_lost: edited.comments_lost,
+        };
+        let why = match hands.by_hand {
+            true => Some("it is to be put in place by hand".to_owned()),
+            false => hands.place.locked(),
+        };
+        let why = match why {
+            Some(why) => Some(why),
+            None => match hands.place.replace(&edited.text, &claim.rotation.now) {
+                Ok(kept) => {
+                    claim.state.change.kept.extend(kept.clone());
+                    event.kept = kept;
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            },
+        };
+        claim.state.change.comments_lost |= edited.comments_lost;
+        let content = why.is_some().then(|| edited.text.clone());
+        event.by_hand = why.map(|why| (why, edited.text));
+        (self.watch)(&Event::Config(event));
+        Ok(content)
+    }
+
+    /// Waits until every apiserver works by the step's file.
+    async fn until_loaded(
+        &self,
+        claim: &mut Claim,
+        mut step: Step,
+        by_hand: Option<Zeroizing<String>>,
+    ) -> Result<Step, Stop> {
+        let (began, mut told, mut odd) = (Instant::now(), Vec::new(), 0);
+        loop {
+            let (_, _, hands) = self.goal(claim)?;
+            let mut behind = Vec::new();
+            match hands.in_place(&step, by_hand.as_ref().map(|text| text.as_str()))? {
+                InPlace::Yes => odd = 0,
+                InPlace::As(hash) => step.after = hash,
+                InPlace::NotYet => {
+                    odd = 0;
+                    behind.push(format!("{} is not replaced yet", hands.place.path.display()));
+                }
+                InPlace::Other => {
+                    odd += 1;
+                    if odd > ODD_LOOKS {
+                        let path = hands.place.path.clone();
+                        return Err(RotateError::Changed { path }.into());
+                    }
+                    behind.push(format!(
+                        "{} is neither the old nor the new one",
+                        hands.place.path.display()
+                    ));
+                }
+            }
+            let late = began.elapsed() >= RELOADS_WITHIN;
+            behind.extend(self.not_loaded(&step, late).await);
+            if behind.is_empty() {
+                hands.remember(by_hand);
+                return Ok(step);
+            }
+            self.wait(claim, &mut told, behind).await?;
+        }
+    }
+
+    async fn not_loaded(&self, step: &Step, late: bool) -> Vec<String> {
+        let mut behind = Vec::new();
+        for (index, look) in loaded::look(&self.api).await.into_iter().enumerate() {
+            let seen = match look {
+                Ok(seen) => seen,
+                Err((url, error)) => {
+                    behind.push(format!("{url} cannot be asked: {error}"));
+                    continue;
+                }
+            };
+            // Without a hash, and without a change, there is nothing to be seen.
+            if step.before == step.after && seen.hashes.is_empty() {
+                continue;
+            }
+            let before = step.seen.get(index).filter(|before| before.url == seen.url);
+            let before = before.cloned().unwrap_or_default();
+            if let Some(why) = seen.why_not(&before, &step.after) {
+                let url = self.api.urls().nth(index);
+                let never = url.is_some_and(|url| url.is_loopback() && !reloads(url.port()));
+                let hint = match (never, late) {
+                    (true, _) => ": it reads its configuration only when it starts; restart it",
+                    (false, true) => {
+                        ": without --encryption-provider-config-automatic-reload=true it has to be \
+                         restarted, and on a machine of its own it needs a copy of the file"
+                    }
+                    (false, false) => "",
+                };
+                behind.push(format!("{} {why}{hint}", seen.url));
+            }
+        }
+        behind
+    }
+}
+
+/// Whether the apiserver that listens here loads its configuration anew by itself; true where that
+/// cannot be seen.
+fn reloads(port: u16) -> bool {
+    crate::doctor::flags_of_process(port).is_none_or(|flags| {
+        flags.get("encryption-provider-config-automatic-reload") == Some("true")
+    })
+}
+
+/// The plugin's socket, where it is on this machine, answers with the key id of the key.
+async fn check_plugin(endpoint: &str, key_id: &str) -> Result<(), RotateError> {
+    let kms = crate::encryption_config::Kms { endpoint: endpoint.to_owned(), ..Default::default() };
+    let Some(path) = kms.socket() else { return Ok(()) };
+    let is_here = |path: &str| {
+        path.starts_with('/') && std::path::Path::new(path).parent().is_some_and(|dir| dir.is_dir())
+    };
+    if !is_here(&path) {
+        return Ok(());
+    }
+    let Ok(socket) = path.parse() else { return Ok(()) };
+    let plugin = |reason: String| RotateError::Plugin { socket: path.clone(), reason };
+    let began = Instant::now();
+    loop {
+        let answer = crate::node::ask_status(&socket).await;
+        let reason = match answer {
+            Ok(answer) if answer.key_id == key_id => return Ok(()),
+            Ok(_) => {
+                "it answers with another key id: it acts for another key or cluster".to_owned()
+            }
+            Err(error) => error.to_string(),
+        };
+        // It hears of a rotation within a moment.
+        if began.elapsed() > std::time::Duration::from_secs(20) {
+            return Err(plugin(reason));
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// The base64 of 32 random bytes.
+fn fresh_key() -> Zeroizing<String> {
+    let mut key = [0; 32];
+    SystemEntropy.fill(&mut key);
+    let text = Zeroizing::new(BASE64_STANDARD.encode(key));
+    key.zeroize();
+    text
+}
+
+/// Whether the file is the one of a step.
+enum InPlace {
+    Yes,
+    /// It says the same in other words, and has this hash.
+    As(String),
+    NotYet,
+    Other,
+}
+
+impl Hands {
+    /// The configuration as it is now; `None` where there is none yet.
+    ///
+    /// # Errors
+    /// When it is elsewhere and no copy is given, or cannot be read.
+    pub fn current(&self) -> Result<Option<Zeroizing<String>>, RotateError> {
+        if let Some(text) = self.printed.lock().clone() {
+            return Ok(Some(text));
+        }
+        let own = self.place.read()?.filter(|text| !text.trim().is_empty());
+        match (&self.copy, own) {
+            (_, Some(text)) => Ok(Some(text)),
+            (Some(copy), None) => {
+                let place = crate::transition::Place { path: copy.clone() };
+                Ok(place.read()?)
+            }
+            (None, None) if self.place.is_here() => Ok(None),
+            (None, None) => Err(RotateError::NotHere { path: self.place.path.clone() }),
+        }
+    }
+
+    /// Remembers what was printed, where it cannot be read.
+    fn remember(&self, by_hand: Option<Zeroizing<String>>) {
+        if by_hand.is_some() && !self.is_readable() {
+            *self.printed.lock() = by_hand;
+        }
+    }
+
+    fn is_readable(&self) -> bool {
+        matches!(self.place.read(), Ok(Some(_))) || self.place.is_here() && self.copy.is_none()
+    }
+
+    fn in_place(&self, step: &Step, meant: Option<&str>) -> Result<InPlace, RotateError> {
+        if !self.is_readable() {
+            // Only the apiservers can tell.
+            return Ok(InPlace::Yes);
+        }
+        let text = self.place.read()?;
+        let now = text.as_deref().map(|text| hash(text)).unwrap_or_default();
+        if now == step.after {
+            return Ok(InPlace::Yes);
+        }
+        let says = |text: &str| bare(&examine(text).config);
+        match (text, meant) {
+            (Some(text), Some(meant)) if says(&text) == says(meant) => Ok(InPlace::As(now)),
+            _ if now == step.before => Ok(InPlace::NotYet),
+            _ => Ok(InPlace::Other),
+        }
+    }
+}
+
+impl Change {
+    /// Whether the file is one that is known.
+    fn accepted(&self, hands: &Hands) -> Result<bool, RotateError> {
+        let now = hands.current()?.as_deref().map(|text| hash(text)).unwrap_or_default();
+        let step = self.step.as_ref();
+        Ok(self.base == now || step.is_some_and(|step| now == step.before || now == step.after))
+    }
+}
+
+/// For [`super::clean`].
+pub(super) fn config_now(hands: &Hands) -> Result<EncryptionConfiguration, RotateError> {
+    Ok(readable(hands.current()?.as_ref().map(|text| text.as_str()))?)
+}

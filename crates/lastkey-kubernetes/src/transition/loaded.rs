@@ -1,0 +1,175 @@
+//! Which apiservers work by a configuration, as their metrics tell.
+//!
+//! From 1.36 on an apiserver names the hash of the file that it works by. Before that it counts how
+//! often it has loaded the file anew, and says when it was started: either has to have happened
+//! since the file was replaced. An apiserver that does not load it by itself has to be restarted.
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cluster::{ApiError, ApiServer},
+    coverage::samples,
+    rotation::{hash_of, told_last},
+};
+
+const HASH: &str = "apiserver_encryption_config_controller_last_config_info";
+const STARTED: &str = "process_start_time_seconds";
+/// The newer name has a label for the outcome, the older one (up to 1.29) counts good ones alone.
+const RELOADS: [&str; 2] = [
+    "apiserver_encryption_config_controller_automatic_reloads_total",
+    "apiserver_encryption_config_controller_automatic_reload_success_total",
+];
+const RELOADED: &str =
+    "apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds";
+
+/// What one apiserver said at some moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Seen {
+    /// Which one.
+    pub url: String,
+    /// The hashes of the files it has worked by, where it says so; it works by the last one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hashes: Vec<String>,
+    /// When it was started, in seconds since 1970 by its own clock.
+    pub started: f64,
+    /// How often it has loaded the file anew since.
+    pub reloads: f64,
+    /// When it failed to, last; after the last success.
+    pub failed: Option<f64>,
+}
+
+impl Seen {
+    /// Reads an apiserver's metrics.
+    pub fn read(url: &str, metrics: &str) -> Self {
+        let hashes = samples(metrics, &[HASH]);
+        let hashes = hashes.filter(|sample| sample.value > 0.0);
+        let hashes = hashes.filter_map(|sample| sample.label("hash").map(str::to_owned)).collect();
+        let good = |label: Option<&str>| label.is_none_or(|status| status == "success");
+        let last = |status: &str| {
+            let own = samples(metrics, &[RELOADED]).filter(|s| s.label("status") == Some(status));
+            own.map(|sample| sample.value).fold(0.0, f64::max)
+        };
+        let (failed, succeeded) = (last("failure"), last("success"));
+        Self {
+            url: url.to_owned(),
+            hashes,
+            started: samples(metrics, &[STARTED]).map(|s| s.value).fold(0.0, f64::max),
+            reloads: samples(metrics, &RELOADS)
+                .filter(|sample| good(sample.label("status")))
+                .map(|sample| sample.value)
+                .sum(),
+            failed: (failed > succeeded).then_some(failed),
+        }
+    }
+
+    /// Why it does not work by the file of that hash yet, which was put in place after `before`.
+    pub fn why_not(&self, before: &Self, hash: &str) -> Option<String> {
+        let failed = self.failed.is_some() && self.failed != before.failed;
+        let loaded = match self.hashes.is_empty() {
+            false => self.hashes.iter().any(|known| known == hash),
+            // The same process has loaded it since, or another process has been started since.
+            true => match self.started == before.started {
+                true => self.reloads > before.reloads,
+                false => self.started > before.started,
+            },
+        };
+        match (loaded, failed) {
+            (true, _) => None,
+            (false, true) => Some(
+                "could not load it, and goes on by the old one: `lastkey cluster doctor` and its \
+                 log say why"
+                    .to_owned(),
+            ),
+            (false, false) => Some("has not loaded it yet".to_owned()),
+        }
+    }
+}
+
+/// What each apiserver says, or why it cannot be asked.
+pub async fn look(api: &ApiServer) -> Vec<Result<Seen, (String, ApiError)>> {
+    let asked = api.urls().enumerate().map(|(server, url)| {
+        let url = url.to_string();
+        async move {
+            match api.metrics(server).await {
+                Ok(metrics) => Ok(Seen::read(&url, &metrics)),
+                Err(error) => Err((url, error)),
+            }
+        }
+    });
+    join_all(asked).await
+}
+
+/// The names of the providers whose plugins have told any apiserver one of these key ids last.
+pub async fn providers_told(api: &ApiServer, key_ids: &[String]) -> Vec<String> {
+    let hashes: Vec<String> = key_ids.iter().map(|id| hash_of(id)).collect();
+    let asked = (0..api.urls().len()).map(|server| api.metrics(server));
+    let mut names = Vec::new();
+    for metrics in join_all(asked).await.into_iter().flatten() {
+        for (provider, told) in told_last(&metrics) {
+            if told.iter().any(|hash| hashes.contains(hash)) && !names.contains(&provider) {
+                names.push(provider);
+            }
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As 1.31 and 1.37 wrote them.
+    fn metrics(hash: Option<&str>, started: f64, reloads: u32) -> String {
+        let mut text = format!("# HELP x y\n{STARTED} {started}\n");
+        if reloads > 0 {
+            text += &format!(
+                "{}{{apiserver_id_hash=\"sha256:7\",status=\"success\"}} {reloads}\n",
+                RELOADS[0]
+            );
+            text +=
+                &format!("{}{{apiserver_id_hash=\"sha256:7\",status=\"failure\"}} 9\n", RELOADS[0]);
+            text += &format!(
+                "{RELOADED}{{apiserver_id_hash=\"sha256:7\",status=\"success\"}} 1.7953813952864282e+09\n"
+            );
+        }
+        if let Some(hash) = hash {
+            text += &format!("{HASH}{{apiserver_id_hash=\"sha256:7\",hash=\"{hash}\"}} 1\n");
+        }
+        text
+    }
+
+    fn seen(hash: Option<&str>, started: f64, reloads: u32) -> Seen {
+        Seen::read("u", &metrics(hash, started, reloads))
+    }
+
+    #[test]
+    fn what_is_loaded_is_told_by_hash_reload_or_start() {
+        let loaded = |now: &Seen, before: &Seen| now.why_not(before, "sha256:new").is_none();
+        // 1.37: nothing but the hash counts.
+        let before = seen(Some("sha256:old"), 1.0, 0);
+        assert!(!loaded(&seen(Some("sha256:old"), 5.0, 3), &before));
+        assert!(loaded(&seen(Some("sha256:new"), 1.0, 1), &before));
+        // 1.31: a reload of the same process, or another process.
+        let before = seen(None, 1.795_381_211_14e9, 2);
+        assert_eq!(before.reloads, 2.0);
+        assert!(!loaded(&before.clone(), &before));
+        assert!(loaded(&seen(None, 1.795_381_211_14e9, 3), &before));
+        assert!(loaded(&seen(None, 1.795_381_299e9, 0), &before));
+        // One that answers with an older start is another one behind the same address.
+        assert!(!loaded(&seen(None, 1.0, 3), &before));
+    }
+
+    #[test]
+    fn a_failure_since_is_told() {
+        let before = seen(Some("sha256:old"), 1.0, 1);
+        let text = metrics(Some("sha256:old"), 1.0, 1)
+            + &format!("{RELOADED}{{status=\"failure\"}} 1.8e+09\n");
+        let now = Seen::read("u", &text);
+        assert!(now.why_not(&before, "sha256:new").unwrap().contains("could not load"));
+        assert_eq!(now.why_not(&now.clone(), "sha256:new").unwrap(), "has not loaded it yet");
+        let stored = serde_json::to_string(&now).unwrap();
+        assert_eq!(serde_json::from_str::<Seen>(&stored).unwrap(), now);
+    }
+}

@@ -1,0 +1,170 @@
+//! Options of `cluster drill`.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use lastkey_drill::outage::Outage;
+
+use super::operator::TokenOptions;
+
+/// Options of `cluster drill`.
+#[derive(Debug, Args)]
+pub(crate) struct DrillOptions {
+    /// Restore this snapshot of etcd (`etcdctl snapshot save`) on scratch processes, together with
+    /// the backup --state, and say which of its objects can be read.
+    #[arg(long, value_name = "FILE", requires = "state", required_unless_present = "outages")]
+    pub(crate) snapshot: Option<PathBuf>,
+
+    /// Play outages on an installation of the drill's own, and say what was observed: all of them,
+    /// or those of a list: server-down, server-slow, sealed, key-disabled, plugin-killed,
+    /// stuck-apiserver.
+    #[arg(long, value_name = "LIST", num_args = 0..=1, default_missing_value = "all", value_parser = outages)]
+    pub(crate) outages: Option<OutageList>,
+
+    #[command(flatten)]
+    pub(crate) restore: RestoreOptions,
+
+    #[command(flatten)]
+    pub(crate) outage: OutageOptions,
+
+    #[command(flatten)]
+    pub(crate) programs: ProgramOptions,
+
+    /// Write the report as a web page, too.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Where the scratch directory is made, which is removed in the end [default: the system's
+    /// directory for temporary files].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch_dir: Option<PathBuf>,
+}
+
+/// What is restored, and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Restore drill")]
+pub(crate) struct RestoreOptions {
+    /// A copy of the data directory of `up` or `server`. It is only read: the drill works on a copy
+    /// of its own.
+    #[arg(long, value_name = "DIR", requires = "snapshot")]
+    pub(crate) state: Option<PathBuf>,
+
+    /// Its root.key, where that is kept apart from the rest.
+    #[arg(long, value_name = "FILE", requires = "state")]
+    pub(crate) root_key: Option<PathBuf>,
+
+    /// The apiservers' EncryptionConfiguration, for keys of aescbc, aesgcm and secretbox.
+    #[arg(long, value_name = "FILE", requires = "snapshot")]
+    pub(crate) encryption_config: Option<PathBuf>,
+
+    /// What the apiservers' keys in etcd start with (their --etcd-prefix).
+    #[arg(long, value_name = "PATH", default_value = "/registry")]
+    pub(crate) etcd_prefix: String,
+
+    /// Take a snapshot that has no hash: a copy of etcd's own file (member/snap/db).
+    #[arg(long, requires = "snapshot")]
+    pub(crate) skip_hash_check: bool,
+
+    /// How many objects are read at once.
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: u16,
+
+    #[command(flatten)]
+    pub(crate) token: TokenOptions,
+}
+
+/// Which outages.
+#[derive(Clone, Debug)]
+pub(crate) struct OutageList(pub(crate) Vec<Outage>);
+
+/// How outages are played.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Outage drill")]
+pub(crate) struct OutageOptions {
+    /// How long each outage lasts, such as 30s. An apiserver writes on for three minutes after it
+    /// has lost its plugin.
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "4m")]
+    pub(crate) outage_length: Duration,
+
+    /// How long it is awaited that all is well again after each.
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "4m")]
+    pub(crate) recovery: Duration,
+
+    /// The plugins' --lease, as yours have it [default: what the server allows, 15 minutes].
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "outages")]
+    pub(crate) lease: Option<Duration>,
+
+    /// The plugins' --write-lease, as yours have it [default: what the server allows].
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "outages")]
+    pub(crate) write_lease: Option<Duration>,
+}
+
+fn outages(text: &str) -> Result<OutageList, String> {
+    if text == "all" {
+        return Ok(OutageList(Outage::ALL.to_vec()));
+    }
+    let mut list: Vec<Outage> = Vec::new();
+    for name in text.split(',').map(str::trim) {
+        let outage = name.parse()?;
+        if !list.contains(&outage) {
+            list.push(outage);
+        }
+    }
+    Ok(OutageList(list))
+}
+
+/// At least as long as it takes to see anything.
+fn time(text: &str) -> Result<Duration, String> {
+    match super::node::time(text)? {
+        time if time < Duration::from_secs(5) => Err("give at least 5s".to_owned()),
+        time => Ok(time),
+    }
+}
+
+/// The programs that a drill starts.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Programs")]
+pub(crate) struct ProgramOptions {
+    /// The kube-apiserver [default: in PATH, or beside lastkey].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kube_apiserver: Option<PathBuf>,
+
+    /// etcd [default: in PATH, or beside lastkey or the kube-apiserver].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) etcd: Option<PathBuf>,
+
+    /// etcdutl [default: in PATH, or beside lastkey or etcd].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) etcdutl: Option<PathBuf>,
+
+    /// One more flag for the scratch kube-apiserver, such as --feature-gates=…; may be given several
+    /// times.
+    #[arg(long = "apiserver-flag", value_name = "FLAG", allow_hyphen_values = true)]
+    pub(crate) apiserver_flags: Vec<String>,
+}
+
+/// What the hidden command that starts a drill's processes is given.
+#[derive(Debug, Args)]
+pub(crate) struct DrillChild {
+    /// Whose end ends it.
+    pub(crate) parent: u32,
+    /// The program.
+    pub(crate) program: std::ffi::OsString,
+    /// Its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<std::ffi::OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_outages() {
+        assert_eq!(outages("all").unwrap().0, Outage::ALL);
+        let two = outages("sealed, server-down,sealed").unwrap().0;
+        assert_eq!(two, [Outage::Sealed, Outage::ServerDown]);
+        assert!(outages("sealed,fire").is_err() && outages("").is_err());
+        assert!(time("1s").is_err() && time("30s").is_ok());
+    }
+}

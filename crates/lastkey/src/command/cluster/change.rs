@@ -1,0 +1,461 @@
+//! `lastkey cluster enable` and `lastkey cluster disable`: another provider for what a cluster
+//! encrypts. Both work off the same stored steps as a rotation, with others before and after it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use lastkey_client::{
+    Client,
+    native::{Course, Rotation, RotationPhase, StartRotation, Way},
+};
+use lastkey_crypto::{ClusterId, KeyId};
+use lastkey_kubernetes::{
+    cluster::{Access, ApiError, ApiServer, ListQuery, Shape},
+    coverage::resources_of,
+    encryption_config::{EncryptionConfiguration, readable},
+    node::ask_status,
+    rotation::{Options, Worker},
+    socket::SocketAddress,
+    transition::{
+        Goal, Hands, Place, Target, loaded::providers_told, names_of_ours, resources_to_enable,
+        resources_under,
+    },
+};
+use serde_json::{Value, json};
+
+use super::{
+    access::{Known, reach, unreachable},
+    rotate::{holder, newest_report, stop_on_signals, tell, verify},
+};
+use crate::{
+    cli::{ChangeOptions, Connect, DisableOptions, EnableOptions},
+    connect::{block_on, client, default_data_dir},
+    output::{Exit, Failure, Output, chain},
+};
+
+use super::rotate::progress::Progress;
+
+/// Where a plugin listens that was installed on a control plane.
+const INSTALLED: &str = "/run/lastkey/kms.sock";
+/// What `up` makes.
+const SOCKET: &str = "kms.sock";
+const KEY: &str = "alias/kubernetes";
+
+/// Into the KMS.
+pub(super) fn enable(
+    connect: &Connect,
+    options: &EnableOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let wanted = Wanted {
+        way: Way::Enable,
+        key: options.key.as_deref(),
+        name: &options.provider,
+        to: "",
+        options: &options.change,
+    };
+    run(connect, &wanted, output)
+}
+
+/// Out of it.
+pub(super) fn disable(
+    connect: &Connect,
+    options: &DisableOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let wanted = Wanted {
+        way: Way::Disable,
+        key: None,
+        name: "lastkey",
+        to: &options.to,
+        options: &options.change,
+    };
+    run(connect, &wanted, output)
+}
+
+/// What somebody asked for.
+struct Wanted<'a> {
+    way: Way,
+    key: Option<&'a str>,
+    /// A new provider's name.
+    name: &'a str,
+    /// Where to, out of the KMS.
+    to: &'a str,
+    options: &'a ChangeOptions,
+}
+
+impl Wanted<'_> {
+    fn verb(&self) -> &'static str {
+        verb(self.way)
+    }
+}
+
+fn verb(way: Way) -> &'static str {
+    match way {
+        Way::Enable => "enable",
+        Way::Disable => "disable",
+    }
+}
+
+fn run(connect: &Connect, wanted: &Wanted<'_>, output: &Output) -> Result<(), Failure> {
+    let options = wanted.options;
+    if let (Some(report), Some(key)) = (&options.verify, &options.public_key) {
+        return verify(report, key, output);
+    }
+    let client = client(connect)?;
+    block_on(async {
+        let name = options.name.as_deref().unwrap_or_default();
+        let cluster = find(&client, name).await?;
+        let known = client.rotations(cluster.id).await?;
+        if options.report {
+            let own: Vec<Rotation> =
+                known.into_iter().filter(|one| one.way() == Some(wanted.way)).collect();
+            return newest_report(name, &own, output);
+        }
+        let active = known.iter().find(|one| !one.is_over());
+        if let Some(other) = active.filter(|one| one.way() != Some(wanted.way)) {
+            return Err(under_way(name, other));
+        }
+        if options.pause || options.cancel {
+            let active = active.ok_or_else(|| nothing(name, wanted.verb()))?;
+            return tell(&client, (name, active), options.pause, output).await;
+        }
+        let hands = |access: &Access| hands(access, options);
+        let rotation = match active {
+            Some(active) if active.paused && !options.resume => {
+                return Err(Failure::failed(format_args!(
+                    "it rests since {}; --resume goes on with it",
+                    active.updated
+                )));
+            }
+            Some(active) if active.paused => client.pause_rotation(active, false).await?,
+            Some(active) => active.clone(),
+            None if options.resume => return Err(nothing(name, wanted.verb())),
+            None => {
+                let (access, api) = reach(&client, cluster.id).await?;
+                let hands = hands(&access)?;
+                let socket = socket(connect, options);
+                let start =
+                    Start { client: &client, api: &api, hands: &hands, cluster: &cluster, socket };
+                start.begin(wanted).await?
+            }
+        };
+        let (access, api) = reach(&client, cluster.id).await?;
+        let hands = hands(&access)?;
+        drop(access);
+        work((client, api), (name, &rotation), (wanted, hands), output).await
+    })
+}
+
+/// The cluster that was named.
+async fn find(client: &Client, name: &str) -> Result<Known, Failure> {
+    let known = Known::all(client).await?;
+    let named = known.into_iter().find(|one| one.name == name || one.id.to_string() == name);
+    named.ok_or_else(|| {
+        let missing = format!("there is no cluster {name}; `lastkey cluster list` shows which are");
+        Failure::new(Exit::NotFound, missing)
+    })
+}
+
+fn nothing(name: &str, verb: &str) -> Failure {
+    Failure::new(Exit::NotFound, format_args!("there is no {verb} of {name} under way"))
+}
+
+fn under_way(name: &str, other: &Rotation) -> Failure {
+    let verb = other.way().map_or("rotate", verb);
+    Failure::failed(format_args!(
+        "something else is done with {name} at present: `lastkey cluster {verb} {name}` goes on \
+         with it, --cancel gives it up"
+    ))
+}
+
+/// What the worker needs of this machine.
+fn hands(access: &Access, options: &ChangeOptions) -> Result<Hands, Failure> {
+    let path = access.encryption_config.clone().ok_or_else(|| {
+        Failure::failed(
+            "it is not known where the cluster's EncryptionConfiguration lies: `lastkey cluster \
+             add NAME --kubeconfig FILE --encryption-config FILE` (the path that the apiservers \
+             have in --encryption-provider-config, whether or not it exists yet)",
+        )
+    })?;
+    Ok(Hands {
+        place: Place { path },
+        by_hand: options.by_hand,
+        accept: options.accept_changes,
+        copy: options.encryption_config.clone(),
+        etcd: access.etcd.clone(),
+        registered: access.resources.clone(),
+        printed: Default::default(),
+    })
+}
+
+/// Where the plugin listens: as was said, else where `up` has made its socket, else where it is
+/// installed.
+fn socket(connect: &Connect, options: &ChangeOptions) -> PathBuf {
+    let beside = |file: &PathBuf| file.parent().map(|directory| directory.join(SOCKET));
+    let file = connect.admin_socket.as_ref().or(connect.credentials.as_ref());
+    let of_up = file.and_then(beside).filter(|path| path.exists());
+    let by_default = || Some(default_data_dir().join(SOCKET)).filter(|path| path.exists());
+    let given = options.plugin_socket.clone();
+    let found = given.or(of_up).or_else(by_default).unwrap_or_else(|| PathBuf::from(INSTALLED));
+    let is_abstract = found.to_string_lossy().starts_with('@');
+    if is_abstract { found } else { std::path::absolute(&found).unwrap_or(found) }
+}
+
+/// What a new change is begun with.
+struct Start<'a> {
+    client: &'a Client,
+    api: &'a ApiServer,
+    hands: &'a Hands,
+    cluster: &'a Known,
+    socket: PathBuf,
+}
+
+impl Start<'_> {
+    /// Finds out what is to be done and whether it can be, and has the server keep it.
+    async fn begin(&self, wanted: &Wanted<'_>) -> Result<Rotation, Failure> {
+        let socket: SocketAddress =
+            self.socket.to_string_lossy().parse().map_err(|e| Failure::new(Exit::Usage, e))?;
+        let endpoint = socket.endpoint();
+        let text = self.hands.current().map_err(|error| Failure::failed(chain(&error)))?;
+        let config = readable(text.as_ref().map(|text| text.as_str())).map_err(|error| {
+            Failure::failed(chain(&error)).and("`lastkey cluster doctor` says more")
+        })?;
+        let goal = match wanted.way {
+            Way::Enable => {
+                self.check_socket(&socket).await?;
+                let name = wanted.name.to_owned();
+                let target = Target::Kms { name, endpoint };
+                Goal { resources: resources_to_enable(&config), target }
+            }
+            Way::Disable => {
+                let ours = names_of_ours(&config, &self.told().await, &endpoint);
+                let target = target(wanted.to, &config)?;
+                Goal { resources: resources_under(&config, &ours), target }
+            }
+        };
+        let named = wanted.options.resources.clone();
+        let resources = if named.is_empty() { goal.resources } else { named };
+        if resources.is_empty() {
+            return Err(Failure::failed(format_args!(
+                "the configuration has no provider at {}: give --plugin-socket PATH, or --resource \
+                 for what is to be written otherwise",
+                self.socket.display()
+            )));
+        }
+        self.check_access(&resources).await?;
+        let goal = Goal { resources, target: goal.target };
+        let goal = serde_json::to_value(&goal).map_err(Failure::failed)?;
+        let key = match (wanted.key, self.cluster.keys.len()) {
+            (Some(key), _) => Some(key.to_owned()),
+            (None, 0 | 1) => None,
+            (None, _) => Some(KEY.to_owned()),
+        };
+        let course = Some(Course { way: wanted.way, goal });
+        let start = StartRotation { key, keep_version: true, course, ..StartRotation::default() };
+        Ok(self.client.start_rotation(self.cluster.id, &start).await?)
+    }
+
+    /// A socket on this machine has to answer before anything is begun.
+    async fn check_socket(&self, socket: &SocketAddress) -> Result<(), Failure> {
+        if !self.socket.parent().is_some_and(Path::is_dir) {
+            return Ok(());
+        }
+        let answer = ask_status(socket).await;
+        answer.map(drop).map_err(|error| {
+            let place = self.socket.display();
+            Failure::new(
+                Exit::Unavailable,
+                format_args!("the plugin at {place}: {}", chain(&error)),
+            )
+            .and("start it, or give --plugin-socket PATH; `lastkey doctor` says more")
+        })
+    }
+
+    /// The KMS providers that the apiservers know by a key id of this cluster's keys.
+    async fn told(&self) -> Vec<String> {
+        let mut ids = Vec::new();
+        for key in &self.cluster.keys {
+            ids.extend(self.key_ids(*key).await);
+        }
+        providers_told(self.api, &ids).await
+    }
+
+    async fn key_ids(&self, key: KeyId) -> Vec<String> {
+        let Ok(impact) = self.client.key_impact_in(key, self.cluster.id).await else {
+            return Vec::new();
+        };
+        let versions = impact["versions"].as_array().cloned().unwrap_or_default();
+        let ids = versions.iter().filter_map(|version| version["plugin_key_id"].as_str());
+        ids.map(str::to_owned).collect()
+    }
+
+    /// The account has to be allowed to list what is to be written anew.
+    async fn check_access(&self, resources: &[String]) -> Result<(), Failure> {
+        let discovery = self.api.discover().await.map_err(|error| unreachable(&error))?;
+        for resource in resources_of(resources, &discovery).0 {
+            let query = ListQuery { limit: 1, shape: Shape::Metadata, ..ListQuery::default() };
+            match self.api.list(&resource, &query).await {
+                Err(error @ ApiError::Forbidden { .. }) => {
+                    return Err(unreachable(&error).and(format_args!(
+                        "register what is to be encrypted: `lastkey cluster add {} --kubeconfig \
+                         FILE … --resource {}`",
+                        self.cluster.shown(),
+                        resources.join(" --resource ")
+                    )));
+                }
+                Err(ApiError::NotFound) | Ok(_) => {}
+                Err(error) => return Err(unreachable(&error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What `--to` stands for.
+fn target(to: &str, config: &EncryptionConfiguration) -> Result<Target, Failure> {
+    if to == "identity" || to == "clear" {
+        return Ok(Target::Identity);
+    }
+    if ["aescbc", "aesgcm", "secretbox"].contains(&to) {
+        return Ok(Target::Local { kind: to.to_owned() });
+    }
+    let (name, endpoint) = match to.split_once('=') {
+        Some((name, endpoint)) => (name, endpoint.to_owned()),
+        None => {
+            let kms = config.kms().find(|kms| kms.name == to && kms.version() == "v2");
+            let kms = kms.ok_or_else(|| {
+                Failure::new(
+                    Exit::Usage,
+                    format_args!(
+                        "the configuration has no KMS v2 provider {to}: give --to \
+                         {to}=unix:///SOCKET for a new one, or one of identity, aescbc, aesgcm, \
+                         secretbox"
+                    ),
+                )
+            })?;
+            (to, kms.endpoint.clone())
+        }
+    };
+    if name.is_empty() || name.contains(':') || !endpoint.starts_with("unix:///") {
+        return Err(Failure::new(
+            Exit::Usage,
+            "give --to NAME=unix:///SOCKET, without a colon in NAME",
+        ));
+    }
+    Ok(Target::Kms { name: name.to_owned(), endpoint })
+}
+
+/// Whether a cluster's objects go under the KMS: `updating`, `running` or `off`; what is under way,
+/// and since when. `under` says whether anything rests under one of its keys.
+pub(super) async fn state(
+    client: &Client,
+    cluster: ClusterId,
+    under: bool,
+) -> Result<Value, Failure> {
+    let known = client.rotations(cluster).await?;
+    let newest = known.iter().rev().find(|one| one.course.is_some());
+    let active = newest.filter(|one| !one.is_over());
+    Ok(match active {
+        Some(one) => json!({
+            "status": "updating", "way": one.way(), "phase": one.phase, "paused": one.paused,
+            "since": one.started, "updated": one.updated,
+        }),
+        None => json!({ "status": if under { "running" } else { "off" } }),
+    })
+}
+
+/// The same for people, where there is something to say.
+pub(super) fn shown(state: &Value) -> Option<String> {
+    let text = |field: &str| state[field].as_str().unwrap_or_default().to_owned();
+    match text("status").as_str() {
+        "updating" => {
+            let rests = if state["paused"] == true { ", resting" } else { "" };
+            let (way, phase, since) = (text("way"), text("phase"), text("since"));
+            Some(format!("updating: {way} is {phase} since {since}{rests}"))
+        }
+        "running" => Some("running under its key".to_owned()),
+        _ => None,
+    }
+}
+
+/// Works it off.
+async fn work(
+    (client, api): (Client, ApiServer),
+    (name, rotation): (&str, &Rotation),
+    (wanted, hands): (&Wanted<'_>, Hands),
+    output: &Output,
+) -> Result<(), Failure> {
+    let course = rotation.course.as_ref();
+    let goal = course.and_then(|course| serde_json::from_value(course.goal.clone()).ok());
+    let goal: Goal = goal.ok_or_else(|| Failure::failed("it was begun by another release"))?;
+    let options = wanted.options;
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signals(&stop);
+    let progress = Progress::new(output, name).of(wanted.verb());
+    let worker = Worker {
+        client,
+        api,
+        options: Options {
+            resources: goal.resources,
+            whole: true,
+            workers: options.workers.into(),
+            rate: options.rate,
+            page: options.page,
+            holder: holder(),
+        },
+        change: Some(hands),
+        watch: Box::new(move |event| progress.tell(event)),
+        stop,
+    };
+    let over = worker.run(rotation).await.map_err(|error| Failure::failed(chain(&error)))?;
+    drop(worker);
+    match over.phase {
+        RotationPhase::Finished => reported(name, (&over, wanted.verb()), output),
+        _ => Err(Failure::failed(format_args!("the {} of {name} was cancelled", wanted.verb()))),
+    }
+}
+
+/// The end: the signed report, and what it says to a person.
+fn reported(name: &str, (over, verb): (&Rotation, &str), output: &Output) -> Result<(), Failure> {
+    let signed = over.report.clone().unwrap_or_default();
+    let report: Value = serde_json::from_str(&signed).unwrap_or_default();
+    let content = &report["content"];
+    let mut event = content.clone();
+    event["event"] = json!("report");
+    event["rotation"] = json!(over.id);
+    event["signed"] = json!(signed);
+    let texts = |field: &str| -> Vec<String> {
+        let items = content[field].as_array().into_iter().flatten();
+        items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
+    };
+    output.object(&event, || {
+        let mut said = format!(
+            "{name}: {} is under {}: {} of {} objects were written anew in {} s",
+            texts("resources").join(", "),
+            content["to"].as_str().unwrap_or_default(),
+            content["rewritten"],
+            content["objects"],
+            content["seconds"],
+        );
+        for (what, field) in [
+            ("taken out of the configuration", "removed"),
+            ("left in it", "left"),
+            ("kept, with the keys in it: delete when nobody goes back", "predecessors"),
+        ] {
+            let texts = texts(field);
+            if !texts.is_empty() {
+                said += &format!("\n{what}: {}", texts.join(", "));
+            }
+        }
+        for refusal in content["refusals"].as_array().into_iter().flatten() {
+            let text = |field: &str| refusal[field].as_str().unwrap_or_default().to_owned();
+            let (resource, namespace) = (text("resource"), text("namespace"));
+            said += &format!("\n- {resource} {namespace}/{}: {}", text("name"), text("reason"));
+        }
+        said + &format!("\n`lastkey cluster {verb} {name} --report` prints the signed report")
+    });
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! `lastkey cluster drill`: what would happen, tried on scratch processes.
+
+mod progress;
+mod shown;
+
+use std::path::{Path, PathBuf};
+
+use lastkey_drill::{
+    DrillError, Given, LocalProviders, Programs,
+    outage::{OutageReport, Outages},
+    report::RestoreReport,
+    restore::Restore,
+};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::progress::Watcher;
+use crate::{
+    cli::{DrillChild, DrillOptions, OutageList, OutageOptions, RestoreOptions, TokenOptions},
+    connect::block_on,
+    output::{Exit, Failure, Output, chain},
+};
+
+/// Becomes a program that dies with who started it.
+pub(crate) fn become_program(of: &DrillChild) -> Failure {
+    let error = lastkey_drill::become_program(of.parent, &of.program, &of.args);
+    Failure::failed(format_args!("{}: {error}", Path::new(&of.program).display()))
+}
+
+pub(super) fn run(options: &DrillOptions, output: &Output) -> Result<(), Failure> {
+    // What can be found out before anything is started.
+    let given = Given {
+        kube_apiserver: options.programs.kube_apiserver.clone(),
+        etcd: options.programs.etcd.clone(),
+        etcdutl: options.programs.etcdutl.clone(),
+    };
+    let programs = Programs::find(&given, options.snapshot.is_some()).map_err(failed)?;
+    let restore = options.snapshot.as_deref().map(|file| restore(file, options, &programs));
+    let restore = restore.transpose()?;
+    let outages = options.outages.as_ref().map(|list| outages(list, options, &programs));
+    // The kernel ties the processes to this very thread, so the work stays on it.
+    let report = block_on(async {
+        let mut watcher = Watcher::new(output);
+        let drill = async {
+            let mut report = Report::default();
+            if let Some(restore) = &restore {
+                report.restore = Some(restore.run(&mut watcher).await.map_err(failed)?);
+            }
+            if let Some(outages) = &outages {
+                report.outages = Some(outages.run(&mut watcher).await.map_err(failed)?);
+            }
+            Ok::<_, Failure>(report)
+        };
+        let stopped = stopped()?;
+        tokio::select! {
+            report = drill => report,
+            () = stopped => Err(Failure::failed("interrupted; nothing is left behind")),
+        }
+    })?;
+    tell(&report, options, output)
+}
+
+/// What was found.
+#[derive(Default)]
+struct Report {
+    restore: Option<RestoreReport>,
+    outages: Option<OutageReport>,
+}
+
+/// Resolves when somebody wants us to end.
+fn stopped() -> Result<impl Future<Output = ()>, Failure> {
+    let on = |kind| signal(kind).map_err(Failure::failed);
+    let mut interrupt = on(SignalKind::interrupt())?;
+    let (mut terminate, mut hangup) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
+
+fn restore(
+    snapshot: &Path,
+    options: &DrillOptions,
+    programs: &Programs,
+) -> Result<Restore, Failure> {
+    let missing = || Failure::new(Exit::Usage, "give --state DIR with --snapshot FILE");
+    let RestoreOptions { state, root_key, encryption_config, etcd_prefix, token, .. } =
+        &options.restore;
+    let local = encryption_config.as_deref().map(LocalProviders::read).transpose();
+    Ok(Restore {
+        programs: programs.clone(),
+        scratch_dir: scratch_dir(options),
+        snapshot: absolute(snapshot)?,
+        state: state.clone().ok_or_else(missing)?,
+        root_key: root_key.clone(),
+        local: local.map_err(failed)?.unwrap_or_default(),
+        prefix: etcd_prefix.clone(),
+        skip_hash_check: options.restore.skip_hash_check,
+        token: token_options(token)?,
+        apiserver_flags: options.programs.apiserver_flags.clone(),
+        workers: options.restore.workers.into(),
+    })
+}
+
+/// The server's own options that reach a token.
+fn token_options(options: &TokenOptions) -> Result<Vec<std::ffi::OsString>, Failure> {
+    let TokenOptions { pkcs11_module, pkcs11_token, pkcs11_key, pkcs11_pin_file } = options;
+    let (Some(module), Some(token), Some(pin)) = (pkcs11_module, pkcs11_token, pkcs11_pin_file)
+    else {
+        return Ok(Vec::new());
+    };
+    Ok(vec![
+        "--pkcs11-module".into(),
+        absolute(module)?.into(),
+        "--pkcs11-token".into(),
+        token.into(),
+        "--pkcs11-key".into(),
+        pkcs11_key.into(),
+        "--pkcs11-pin-file".into(),
+        absolute(pin)?.into(),
+    ])
+}
+
+fn scratch_dir(options: &DrillOptions) -> PathBuf {
+    options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+fn outages(list: &OutageList, options: &DrillOptions, programs: &Programs) -> Outages {
+    let OutageOptions { outage_length, recovery, lease, write_lease } = &options.outage;
+    Outages {
+        programs: programs.clone(),
+        scratch_dir: scratch_dir(options),
+        outages: list.0.clone(),
+        length: *outage_length,
+        recovery: *recovery,
+        lease: *lease,
+        write_lease: *write_lease,
+        apiserver_flags: options.programs.apiserver_flags.clone(),
+    }
+}
+
+/// The report in all the ways that were asked for, and the exit code that goes with it.
+fn tell(report: &Report, options: &DrillOptions, output: &Output) -> Result<(), Failure> {
+    let Report { restore, outages } = report;
+    if let Some(path) = &options.html {
+        let page = lastkey_drill::html::page(restore.as_ref(), outages.as_ref());
+        std::fs::write(path, page).map_err(|error| Failure::file(path, &error))?;
+    }
+    let verdicts = [
+        restore.as_ref().map(|it| (it.ok, &it.verdict)),
+        outages.as_ref().map(|it| (it.ok, &it.verdict)),
+    ];
+    let bad: Vec<&str> =
+        verdicts.iter().flatten().filter(|(ok, _)| !ok).map(|(_, text)| text.as_str()).collect();
+    let whole = json!({
+        "event": "report", "ok": bad.is_empty(), "restore": restore, "outages": outages,
+    });
+    output.object(&whole, || {
+        let restore = restore.as_ref().map(shown::restore);
+        let outages = outages.as_ref().map(shown::outages);
+        restore.into_iter().chain(outages).collect::<Vec<_>>().join("\n\n")
+    });
+    match bad.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::failed(bad.join("; "))),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: DrillError) -> Failure {
+    let exit = match &error {
+        DrillError::Missing { .. } => Exit::NotFound,
+        DrillError::Sealed(_) => Exit::Unavailable,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, chain(&error))
+}
+
+/// A report as JSON, to be laid out.
+fn rows<T: serde::Serialize>(items: &[T]) -> Vec<Value> {
+    items.iter().map(|item| json!(item)).collect()
+}

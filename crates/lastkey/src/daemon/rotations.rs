@@ -1,0 +1,263 @@
+//! The server's own worker: clusters that want it are brought under each new version of their key by
+//! the server itself.
+//!
+//! It does what `lastkey cluster rotate --keep-version` does, as a client of this very server over
+//! the admin socket, and claims a rotation like any other worker: one that a command has left goes
+//! on here, and one that ends here goes on elsewhere.
+//!
+//! 1. Every few seconds the engine is asked what there is to do ([`Engine::rotation_work`]): nothing
+//!    for a cluster that has not been registered for it.
+//! 2. A rotation is begun, or claimed, and worked off. Its progress is kept with it.
+//! 3. What fails is kept with it, too, and tried again after 30 seconds, then twice as long each
+//!    time, up to an hour.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use lastkey_client::{
+    Client, Config,
+    native::{Rotation, SaveRotation, StartRotation},
+};
+use lastkey_crypto::ClusterId;
+use lastkey_engine::{Instance, RotationWork};
+use lastkey_kubernetes::rotation::{Event, Options, Worker};
+use serde_json::Value;
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::stopped;
+use crate::{
+    command::cluster::{Resources, holder, reach_to_rotate},
+    output::{Failure, chain},
+};
+
+/// So often it is looked what there is to do.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// What could not even be begun is tried again after this, and then twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// Workers have this long to save where they are when the server stops.
+const LAST_STEPS: Duration = Duration::from_secs(2);
+/// As the command has them by default.
+const WORKERS: usize = 16;
+const PAGE: u32 = 500;
+
+/// Works for all clusters until the server stops; ends before it does.
+pub(super) async fn run(instance: Instance, admin_socket: PathBuf, stop: watch::Receiver<bool>) {
+    let mut jobs = Jobs { socket: admin_socket, halt: Arc::default(), running: BTreeMap::new() };
+    let look = async {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            jobs.look(&instance).await;
+        }
+    };
+    tokio::select! {
+        () = look => {}
+        () = stopped(stop) => {}
+    }
+    jobs.end().await;
+}
+
+struct Jobs {
+    socket: PathBuf,
+    halt: Arc<AtomicBool>,
+    running: BTreeMap<ClusterId, Job>,
+}
+
+/// What is done, or was tried, for one cluster.
+struct Job {
+    task: JoinHandle<Result<(), Failure>>,
+    failures: u32,
+    /// When it may be tried again, once it has ended.
+    again: Option<Instant>,
+}
+
+impl Jobs {
+    async fn look(&mut self, instance: &Instance) {
+        self.reap().await;
+        // A sealed server has nothing to do.
+        let Ok(engine) = instance.engine() else { return };
+        let work = match engine.rotation_work().await {
+            Ok(work) => work,
+            Err(error) => return tracing::warn!(%error, "no rotation is begun"),
+        };
+        drop(engine);
+        for work in work {
+            let cluster = work.cluster();
+            let failures = match self.running.get(&cluster) {
+                Some(Job { again: None, .. }) => continue,
+                Some(Job { again: Some(again), .. }) if *again > Instant::now() => continue,
+                known => known.map_or(0, |job| job.failures),
+            };
+            let (socket, halt) = (self.socket.clone(), Arc::clone(&self.halt));
+            let task = tokio::spawn(async move { carry_out(&socket, work, halt).await });
+            self.running.insert(cluster, Job { task, failures, again: None });
+        }
+    }
+
+    /// Hears of what has ended.
+    async fn reap(&mut self) {
+        let mut over = Vec::new();
+        for (cluster, job) in &mut self.running {
+            if job.again.is_some() || !job.task.is_finished() {
+                continue;
+            }
+            let ended = (&mut job.task).await;
+            match ended {
+                Ok(Ok(())) => over.push(*cluster),
+                Ok(Err(failure)) => {
+                    let pause = FIRST_PAUSE * 2_u32.pow(job.failures.min(10));
+                    let pause = pause.min(LONGEST_PAUSE);
+                    tracing::warn!(
+                        %cluster, error = %failure, again_in = ?pause,
+                        "the rotation of a cluster waits"
+                    );
+                    job.failures = job.failures.saturating_add(1);
+                    job.again = Some(Instant::now() + pause);
+                }
+                Err(error) => {
+                    tracing::error!(%cluster, %error, "the rotation of a cluster broke off");
+                    job.again = Some(Instant::now() + LONGEST_PAUSE);
+                }
+            }
+        }
+        over.iter().for_each(|cluster| drop(self.running.remove(cluster)));
+    }
+
+    /// Lets all save where they are.
+    async fn end(mut self) {
+        self.halt.store(true, Ordering::Relaxed);
+        let until = tokio::time::Instant::now() + LAST_STEPS;
+        for job in self.running.values_mut() {
+            if job.again.is_none() && tokio::time::timeout_at(until, &mut job.task).await.is_err() {
+                job.task.abort();
+            }
+        }
+    }
+}
+
+/// Begins or goes on with one.
+async fn carry_out(
+    socket: &Path,
+    work: RotationWork,
+    halt: Arc<AtomicBool>,
+) -> Result<(), Failure> {
+    let cluster = work.cluster();
+    let client = &Client::new(Config::admin(socket.to_owned()))?;
+    let rotation = match work {
+        RotationWork::Begin { key, retire, .. } => {
+            let start = StartRotation {
+                key: Some(key.to_string()),
+                keep_version: true,
+                retire,
+                automatic: true,
+                ..StartRotation::default()
+            };
+            tracing::info!(%cluster, %key, "a cluster is brought under the new version of its key");
+            client.start_rotation(cluster, &start).await?
+        }
+        RotationWork::GoOn { id, .. } => {
+            tracing::info!(%cluster, rotation = %id, "going on with the rotation of a cluster");
+            let known = client.rotations(cluster).await?;
+            let found = known.into_iter().find(|one| one.id == id.as_str());
+            found.ok_or_else(|| Failure::failed("the rotation is gone"))?
+        }
+    };
+    match work_off((client, socket), &rotation, halt).await {
+        Ok(()) => Ok(()),
+        Err(failure) => {
+            // What fails before a worker has claimed it would be seen nowhere else.
+            note(client, &rotation, &failure).await;
+            Err(failure)
+        }
+    }
+}
+
+async fn work_off(
+    (client, socket): (&Client, &Path),
+    rotation: &Rotation,
+    halt: Arc<AtomicBool>,
+) -> Result<(), Failure> {
+    let cluster = rotation.cluster;
+    let (access, api) = reach_to_rotate(client, cluster).await?;
+    let resources = Resources::of(&access, &[]);
+    let worker = Worker {
+        client: Client::new(Config::admin(socket.to_owned()))?,
+        api,
+        options: Options {
+            resources: resources.names,
+            whole: resources.whole,
+            workers: WORKERS,
+            rate: None,
+            page: PAGE,
+            holder: holder(),
+        },
+        change: None,
+        watch: Box::new(move |event| tell(cluster, event)),
+        stop: Arc::clone(&halt),
+    };
+    drop(access);
+    match worker.run(rotation).await {
+        Ok(over) => {
+            let report: Value = over
+                .report
+                .as_deref()
+                .and_then(|line| serde_json::from_str(line).ok())
+                .unwrap_or_default();
+            let content = &report["content"];
+            tracing::info!(
+                %cluster, phase = ?over.phase, objects = %content["objects"],
+                rewritten = %content["rewritten"], refused = %content["refused"],
+                "the rotation of a cluster is over"
+            );
+            Ok(())
+        }
+        Err(_) if halt.load(Ordering::Relaxed) => Ok(()),
+        Err(error) => Err(Failure::failed(chain(&error))),
+    }
+}
+
+/// Keeps with the rotation why it was not even claimed.
+async fn note(client: &Client, rotation: &Rotation, failure: &Failure) {
+    let known = client.rotations(rotation.cluster).await.unwrap_or_default();
+    let now = known.into_iter().find(|one| one.id == rotation.id);
+    let Some(now) = now.filter(|one| !one.is_over() && one.lease.is_none()) else { return };
+    let said =
+        now.problem.as_ref().is_some_and(|problem| failure.to_string().contains(&problem.why));
+    if said {
+        return;
+    }
+    let noted = async {
+        let claimed = client.claim_rotation(&now, &holder()).await?;
+        let save = SaveRotation {
+            fence: claimed.fence,
+            phase: claimed.phase,
+            state: claimed.state.clone(),
+            release: true,
+            progress: claimed.progress,
+            problem: Some(failure.to_string()),
+        };
+        client.save_rotation(&claimed, &save).await
+    };
+    if let Err(error) = noted.await {
+        tracing::debug!(%error, "why a rotation waits was not kept");
+    }
+}
+
+fn tell(cluster: ClusterId, event: &Event) {
+    match event {
+        Event::Phase(phase) => tracing::info!(%cluster, ?phase, "the rotation of a cluster"),
+        Event::Behind(behind) => {
+            tracing::info!(%cluster, waiting_for = behind.join("; "), "the rotation of a cluster");
+        }
+        Event::Claimed { why } => tracing::info!(%cluster, why, "another worker is at it"),
+        Event::Paused => tracing::info!(%cluster, "the rotation of a cluster rests"),
+        _ => {}
+    }
+}

@@ -1,0 +1,158 @@
+//! Lane: `cluster enable` and `disable` on real apiservers, there and back, killed in the middle. An
+//! apiserver looks once a minute whether its configuration has changed, so these mostly wait.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+#[path = "enable/worlds.rs"]
+mod worlds;
+
+use std::{collections::BTreeSet, os::unix::fs::PermissionsExt, path::Path};
+
+use lastkey_testbed::{Ready, eventually};
+use serde_json::Value;
+
+use support::{KEY, SOON, plugin_options};
+use worlds::{AES, BOX, CLEAR, RELOADS, World};
+
+const OURS: &str = "kms:v2:lastkey";
+
+#[test]
+fn from_clear_there_and_back_killed_in_the_middle() {
+    let test = "from_clear_there_and_back_killed_in_the_middle";
+    let Some(world) = World::new(test, "1.37.0", &[CLEAR], &[RELOADS]) else { return };
+    world.assert_all_under("clear");
+    // 1. Killed as soon as the first file is in place, and once objects are written anew.
+    let mut first = world.start("enable", &[]);
+    first.wait_for(|event| event["event"] == "config");
+    first.kill();
+    assert_eq!(world.encryption()["status"], "updating");
+    let busy = world.cli(&["cluster", "rotate", "prod"]);
+    assert!(busy.code == 1 && busy.stderr.contains("enable"), "{}", busy.stderr);
+    let mut second = world.start("enable", &["--rate", "10", "--page", "10"]);
+    second.wait_for(|event| event["event"] == "progress" && event["rewritten"] != 0);
+    second.kill();
+    let report = world.run("enable", &[]);
+    assert_eq!((&report["way"], &report["exact"]), (&"enable".into(), &true.into()), "{report}");
+    assert_eq!(report["removed"], serde_json::json!(["clear"]), "{report}");
+    world.assert_all_under(OURS);
+    assert_eq!(world.providers(), ["kms"]);
+    assert_eq!(world.encryption()["status"], "running");
+    let text = std::fs::read_to_string(&world.config).unwrap();
+    assert!(text.starts_with("# by hand\n"), "comments stay: {text}");
+    // 2. Its predecessors are kept, and the report can be believed without a server.
+    let predecessors = report["predecessors"].as_array().unwrap();
+    assert_eq!(predecessors.len(), 3, "{report}");
+    assert!(predecessors.iter().all(|path| Path::new(path.as_str().unwrap()).exists()));
+    let (file, key_file) = (world.lab.path("report.json"), world.lab.path("audit.pem"));
+    let key = world.cli(&["audit", "public-key"]);
+    let pem = key.json()["public_key_pem"].as_str().map_or(key.stdout, str::to_owned);
+    std::fs::write(&key_file, pem).unwrap();
+    std::fs::write(&file, world.cli(&["cluster", "enable", "prod", "--report"]).stdout).unwrap();
+    let (file, key_file) = (file.to_str().unwrap(), key_file.to_str().unwrap());
+    let verify = ["cluster", "enable", "--verify", file, "--public-key", key_file];
+    assert_eq!(world.lab.lastkey.cli(None, &verify).unwrap().code, 0);
+    // 3. The key is guarded while something is under it, and free once nothing is.
+    assert_eq!(world.cli(&["key", "disable", KEY]).code, 5);
+    let report = world.run("disable", &[]);
+    assert_eq!((&report["way"], &report["to"]), (&"disable".into(), &"clear".into()), "{report}");
+    world.assert_all_under("clear");
+    assert_eq!(world.providers(), ["identity"]);
+    assert_eq!(world.encryption()["status"], "off");
+    let disabled = world.cli(&["key", "disable", KEY]);
+    assert_eq!(disabled.code, 0, "{}", disabled.stderr);
+    world.cluster.assert_readable(&world.names);
+}
+
+#[test]
+fn from_local_keys_and_over_to_others() {
+    let test = "from_local_keys_and_over_to_others";
+    let Some(world) = World::new(test, "1.37.0", &[AES, CLEAR], &[RELOADS]) else { return };
+    world.assert_all_under("aescbc");
+    let report = world.run("enable", &[]);
+    assert_eq!(report["removed"], serde_json::json!(["aescbc", "clear"]), "{report}");
+    world.assert_all_under(OURS);
+    assert_eq!(world.providers(), ["kms"]);
+    // Over to local keys, which are made.
+    let report = world.run("disable", &["--to", "secretbox"]);
+    assert_eq!(report["to"], "secretbox", "{report}");
+    world.assert_all_under("secretbox");
+    assert_eq!(world.providers(), ["secretbox"]);
+}
+
+#[test]
+fn on_1_31_from_secretbox_to_another_plugin() {
+    let test = "on_1_31_from_secretbox_to_another_plugin";
+    let Some(world) = World::new(test, "1.31.0", &[BOX], &[RELOADS]) else { return };
+    world.run("enable", &[]);
+    world.assert_all_under(OURS);
+    // A second plugin, of another cluster under another name, takes over.
+    let out = world.lab.path("other-out");
+    let args = ["cluster", "add", "other", "--key", KEY, "--out", out.to_str().unwrap()];
+    world.lab.cli(world.ready(), &args);
+    let socket = world.lab.folder("run").join("other.sock");
+    let mode = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(world.lab.path("run"), mode).unwrap();
+    let files = Ready {
+        plugin_socket: socket.clone(),
+        plugin_cert_file: out.join("plugin.pem"),
+        plugin_key_file: out.join("plugin.key"),
+        ..world.ready().clone()
+    };
+    let _plugin = world.lab.lastkey.plugin(&plugin_options(&files)).unwrap();
+    let to = format!("other=unix://{}", socket.display());
+    world.run("disable", &["--to", &to]);
+    world.assert_all_under("kms:v2:other");
+    // And back from there: another plugin's provider is taken out.
+    let report = world.run("enable", &[]);
+    assert_eq!(report["removed"], serde_json::json!(["kms v2 other"]), "{report}");
+    world.assert_all_under(OURS);
+    let ids: BTreeSet<String> = world.stored().into_keys().collect();
+    assert_eq!(ids.len(), 1);
+}
+
+/// Nothing is written where somebody has forbidden it, an apiserver that does not load by itself is
+/// waited for, and what somebody has changed meanwhile is left alone.
+#[test]
+fn by_hand_with_restarts_and_somebody_else() {
+    let test = "by_hand_with_restarts_and_somebody_else";
+    let Some(mut world) = World::new(test, "1.37.0", &[CLEAR], &[]) else { return };
+    let before = std::fs::read_to_string(&world.config).unwrap();
+    std::fs::set_permissions(&world.config, std::fs::Permissions::from_mode(0o444)).unwrap();
+    let mut work = world.start("enable", &[]);
+    for stage in ["readable", "writing"] {
+        let event = work.wait_for(|event| event["event"] == "config" && event["stage"] == stage);
+        assert!(event["by_hand"].as_str().unwrap().contains("read-only"), "{event}");
+        if stage == "readable" {
+            assert_eq!(std::fs::read_to_string(&world.config).unwrap(), before);
+        }
+        std::fs::write(&world.config, event["content"].as_str().unwrap()).unwrap();
+        let said = |event: &Value| event["behind"].to_string().contains("restart it");
+        work.wait_for(|event| event["event"] == "waiting" && said(event));
+        world.cluster.apiserver.restart().unwrap();
+    }
+    work.wait_for(|event| event["phase"] == "removing");
+    work.wait_for(|event| event["event"] == "config");
+    work.kill();
+    // Somebody edits the file before the last step was put in place.
+    let text = std::fs::read_to_string(&world.config).unwrap();
+    std::fs::write(&world.config, format!("{text}# mine\n")).unwrap();
+    let refused = world.cli(&["cluster", "enable", "prod"]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("--accept-changes"), "{}", refused.stderr);
+    assert!(std::fs::read_to_string(&world.config).unwrap().ends_with("# mine\n"));
+    // As it was, it goes on; given up, everything stays readable.
+    std::fs::write(&world.config, text).unwrap();
+    let mut work = world.start("enable", &[]);
+    work.wait_for(|event| event["event"] == "config");
+    let gave_up = world.cli(&["cluster", "enable", "prod", "--cancel"]);
+    assert_eq!(gave_up.code, 0, "{}", gave_up.stderr);
+    eventually("the worker hears of it", SOON, || match work.child.try_wait() {
+        Ok(Some(status)) if status.success() => Err("it ended well".to_owned()),
+        Ok(Some(_)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+    world.assert_all_under(OURS);
+    assert_eq!(world.providers(), ["kms", "identity"]);
+}
