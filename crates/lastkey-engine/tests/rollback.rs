@@ -52,6 +52,21 @@ impl Prey {
         self.world.store.list("", None, usize::MAX).await.unwrap()
     }
 
+    async fn parcels(&self) -> Vec<Entry> {
+        self.world.store.list("outbox/", None, usize::MAX).await.unwrap()
+    }
+
+    /// Makes changes until parcels of theirs are seen before a sweep takes them.
+    async fn before_a_sweep(&self, engine: &Engine) -> Vec<Entry> {
+        loop {
+            create_key(engine).await;
+            let parcels = self.parcels().await;
+            if !parcels.is_empty() {
+                return parcels;
+            }
+        }
+    }
+
     async fn entry(&self, path: &str) -> Option<Entry> {
         self.world.store.get(path).await.unwrap()
     }
@@ -320,14 +335,10 @@ async fn an_older_anchor_is_no_lie_but_none_is() {
 async fn parcels_that_come_back_or_go_are_noticed() {
     let prey = Prey::new();
     let engine = prey.start().await;
-    let key = create_key(&engine).await;
-    describe(&engine, &key, "a change").await;
-    // Before the sweep: the parcels are there.
-    let parcels = prey.world.store.list("outbox/", None, 10).await.unwrap();
-    assert!(!parcels.is_empty());
+    let parcel = prey.before_a_sweep(&engine).await.pop().unwrap();
     engine.shutdown().await;
-    assert!(prey.world.store.list("outbox/", None, 10).await.unwrap().is_empty());
-    prey.world.store.tamper(parcels[0].clone());
+    assert!(prey.parcels().await.is_empty());
+    prey.world.store.tamper(parcel);
     assert!(prey.held().await.contains("older than the rest"));
 }
 
@@ -335,12 +346,17 @@ async fn parcels_that_come_back_or_go_are_noticed() {
 async fn a_change_without_its_record_is_noticed() {
     let prey = Prey::new();
     let engine = prey.start().await;
-    create_key(&engine).await;
     // As after a crash, but for the parcel; and the log has lost its record, too.
-    let snapshot = prey.entries().await;
+    let snapshot = loop {
+        prey.before_a_sweep(&engine).await;
+        let snapshot = prey.entries().await;
+        if snapshot.iter().any(|entry| entry.path.starts_with("outbox/")) {
+            break snapshot;
+        }
+    };
     engine.shutdown().await;
     prey.put_back(&snapshot).await;
-    for parcel in prey.world.store.list("outbox/", None, 10).await.unwrap() {
+    for parcel in prey.parcels().await {
         prey.remove(&parcel.path).await;
     }
     let reason = prey.held().await;
