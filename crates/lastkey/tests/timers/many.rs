@@ -4,6 +4,7 @@
 //! `LASTKEY_TEST_SECRETS` sets how many Secrets there are; what is usual fits into CI.
 
 use std::{
+    ffi::OsStr,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -248,7 +249,7 @@ fn v1_that_thrashes_its_cache_does_not_thrash_the_server() {
 fn plugin(lab: &Lab, split: &Split, port: u16) -> Running {
     let listen = format!("127.0.0.1:{port}");
     let mut options = plugin_options(&split.ready).to_vec();
-    options.extend(["--metrics-listen".as_ref(), listen.as_ref()]);
+    options.extend::<[&OsStr; 2]>(["--metrics-listen".as_ref(), listen.as_ref()]);
     lab.lastkey.plugin(&options).unwrap()
 }
 
