@@ -8,6 +8,9 @@ use lastkey_kubernetes::cluster::{AccessError, ApiError, EtcdError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DrillError {
+    /// Somebody wanted it to end before it had seen anything.
+    #[error("interrupted; nothing is left behind")]
+    Interrupted,
     /// A program is not there.
     #[error("{program} was not found (looked for {looked}); {advice}")]
     Missing {

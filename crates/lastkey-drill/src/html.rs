@@ -241,32 +241,40 @@ impl Page {
     fn outages(&mut self, report: &OutageReport) {
         self.element("h2", "Outages");
         self.verdict(report.ok, &report.verdict);
+        if let Some(why) = &report.cut_short {
+            self.element("p", &format!("It ended early: {why}"));
+        }
         let times: Vec<(String, String)> = report
             .outages
             .iter()
-            .map(|one| (seconds(Some(one.seconds), "-"), seconds(one.healed_after, "never")))
+            .map(|one| (seconds(Some(one.seconds), "-"), healed(one)))
             .collect();
         let rows = report.outages.iter().zip(&times).map(|(one, (length, healed))| {
             vec![
                 Cell::Text(one.outage.name()),
                 Cell::Text(length),
-                Cell::Mark(one.healed),
+                if one.complete { Cell::Mark(one.healed) } else { Cell::Text("not seen") },
                 Cell::Text(healed),
                 Cell::Number(one.written),
-                Cell::Bad(one.lost),
+                one.lost.map_or(Cell::Text("not seen"), Cell::Bad),
                 Cell::Mark(one.as_expected),
             ]
         });
         let heads =
             ["Outage", "Lasted", "Healed by itself", "After", "#Written", "#Lost", "As expected"];
         self.table(&heads, rows);
+        if !report.not_played.is_empty() {
+            let names: Vec<&str> = report.not_played.iter().map(|outage| outage.name()).collect();
+            self.element("p", &format!("Not played: {}", names.join(", ")));
+        }
         report.outages.iter().for_each(|one| self.outage(one));
     }
 
     fn outage(&mut self, one: &Observed) {
         self.element("h3", one.outage.name());
-        self.element("p", &format!("{}; then {}.", one.done, one.undone));
-        self.element("p class=\"soft\"", &format!("To be expected: {}", one.expected));
+        let undone = if one.complete { one.undone } else { "it was not seen to its end" };
+        self.element("p", &format!("{}; then {undone}.", sentence(one.done)));
+        self.element("p class=\"soft\"", &format!("To be expected: {}.", one.expected));
         if let Some([first, second]) = one.under_old_version {
             let text = format!(
                 "Written under the old key version meanwhile: {first} by apiserver one, {second} by \
@@ -275,19 +283,21 @@ impl Page {
             self.element("p", &text);
         }
         let name = |row: &Row| crate::outage::probe_name(row.probe);
-        let times: Vec<(String, String)> = one
+        let times: Vec<[String; 3]> = one
             .probes
             .iter()
             .map(|row| {
-                (seconds(row.stopped_after, "throughout"), seconds(row.healed_after, "never"))
+                let slowest = seconds(Some(row.slowest), "-");
+                [slowest, row.went_on_in_words(), row.healed_in_words()]
             })
             .collect();
-        let rows = one.probes.iter().zip(&times).map(|(row, (went_on, healed))| {
+        let rows = one.probes.iter().zip(&times).map(|(row, [slowest, went_on, healed])| {
             vec![
                 Cell::Text(row.apiserver),
                 Cell::Text(name(row)),
                 Cell::Number(row.ok),
                 Cell::Bad(row.failed),
+                Cell::Text(slowest),
                 Cell::Text(went_on),
                 Cell::Text(healed),
                 Cell::Text(&row.expected),
@@ -299,28 +309,47 @@ impl Page {
             "Probe",
             "#Went well",
             "#Failed",
+            "Slowest",
             "Went on for",
             "Well again after",
             "Expected",
             "As expected",
         ];
         self.table(&heads, rows);
-        for row in one.probes.iter().filter(|row| !row.errors.is_empty()) {
-            for error in &row.errors {
-                let about = format!(
-                    "apiserver {}, {}, first after {} s, {} times: ",
-                    row.apiserver,
-                    name(row),
-                    error.first_after,
-                    error.count
-                );
-                self.raw("<p class=\"soft\">");
-                self.text(&about);
-                self.element("code", &error.text);
-                self.raw("</p>\n");
-            }
+        let errors: Vec<_> = one
+            .probes
+            .iter()
+            .flat_map(|row| row.errors.iter().map(move |error| (row, error)))
+            .collect();
+        if errors.is_empty() {
+            return self.element("p", "Nobody was told of an error.");
         }
+        let first: Vec<String> =
+            errors.iter().map(|(_, error)| seconds(Some(error.first_after), "-")).collect();
+        let rows = errors.iter().zip(&first).map(|((row, error), first)| {
+            vec![
+                Cell::Text(row.apiserver),
+                Cell::Text(name(row)),
+                Cell::Text(first),
+                Cell::Number(error.count),
+                Cell::Code(&error.text),
+            ]
+        });
+        let heads = ["Apiserver", "Probe", "First after", "#Times", "What was said"];
+        self.table(&heads, rows);
     }
+}
+
+fn healed(one: &Observed) -> String {
+    let otherwise = if one.complete { "never" } else { "not seen" };
+    seconds(one.healed_after, otherwise)
+}
+
+/// With a capital.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
+    first + chars.as_str()
 }
 
 fn or_dash(text: &Option<String>) -> &str {

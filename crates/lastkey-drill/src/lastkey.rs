@@ -59,6 +59,8 @@ impl Server {
     ) -> Result<Self, DrillError> {
         let mut args: Vec<OsString> = vec!["server".into(), "--data-dir".into(), data.into()];
         args.extend(["--listen".into(), listen.into(), "--output".into(), "json".into()]);
+        // a backup knows how its clusters are reached, and some are rotated by their server itself
+        args.push("--isolated".into());
         args.extend_from_slice(token);
         let mut child = Child::start(&ours("lastkey-server", args, ground), ground)?;
         let line = child.line(START).await?;

@@ -36,6 +36,8 @@ pub use local_keys::LocalProviders;
 pub use programs::{Given, Programs};
 pub use scratch::Scratch;
 
+use std::time::Duration;
+
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -65,6 +67,22 @@ pub enum Event {
         done: u64,
         /// Of how much.
         total: u64,
+    },
+    /// It is so far into something that takes its time.
+    Elapsed {
+        /// How long it has gone on.
+        elapsed: Duration,
+        /// How long it will.
+        total: Duration,
+    },
+    /// What outages are about to be played.
+    Plan {
+        /// How many.
+        outages: usize,
+        /// How long all of it takes if it goes as expected.
+        about: Duration,
+        /// The longest that is waited for.
+        at_most: Duration,
     },
 }
 

@@ -7,6 +7,8 @@
 //!    is awaited that all goes well again.
 //! 4. What was acknowledged is read back on both sides.
 //!
+//! It can be interrupted at any time: what was seen until then is reported.
+//!
 //! What is observed stands beside what docs/plugin-outages.md leads one to expect ([`expect`]).
 
 mod expect;
@@ -15,14 +17,23 @@ mod observed;
 mod probing;
 mod relay;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    cell::Cell,
+    fmt,
+    path::PathBuf,
+    pin::{Pin, pin},
+    str::FromStr,
+    time::Duration,
+};
 
+use lastkey_crypto::KeyVersionId;
+use lastkey_kubernetes::cluster::ApiServer;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use self::{
     installation::Installation,
-    observed::{Course, Versions},
+    observed::{After, Course, Versions},
     probing::Probing,
     relay::Mode,
 };
@@ -35,6 +46,9 @@ pub use probing::Probe;
 const WELL_FOR: Duration = Duration::from_secs(4);
 /// For the beginning, on a busy machine.
 const SETTLE: Duration = Duration::from_secs(180);
+/// Starting takes about so long, and reading back.
+const STARTING: Duration = Duration::from_secs(30);
+const READ_BACK: Duration = Duration::from_secs(5);
 /// A slow answer takes longer than any plugin waits.
 const SLOW: Duration = Duration::from_secs(6);
 
@@ -149,70 +163,172 @@ pub struct Outages {
     pub apiserver_flags: Vec<String>,
 }
 
+/// How an outage came to its end before it was over.
+enum Cut {
+    /// Somebody wanted it to end.
+    Interrupted,
+    /// Something of the installation failed that nobody made fail.
+    Failed(DrillError),
+}
+
+impl From<DrillError> for Cut {
+    fn from(error: DrillError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Cut {
+    fn in_words(&self) -> String {
+        match self {
+            Self::Interrupted => "interrupted".to_owned(),
+            Self::Failed(error) => error.to_string(),
+        }
+    }
+}
+
 impl Outages {
-    /// Plays them, one after the other.
+    /// How long it will take: about, and at most unless a machine is very slow.
+    #[must_use]
+    pub fn takes(&self) -> (Duration, Duration) {
+        let (mut about, mut most) = (STARTING, STARTING + SETTLE);
+        for outage in &self.outages {
+            let heals = expect::Expected::of(*outage, self).healed_within;
+            about += WELL_FOR + self.length + heals.min(self.recovery) / 2 + READ_BACK;
+            most += SETTLE + self.length + self.recovery + READ_BACK * 4;
+        }
+        (about, most)
+    }
+
+    /// Plays them, one after the other, until `stop` resolves. What was seen until then, or until
+    /// something fell apart that nobody broke, is in the report all the same.
     ///
     /// # Errors
-    /// When the installation cannot be brought up, or falls apart by itself.
-    pub async fn run(&self, operator: &mut dyn Operator) -> Result<OutageReport, DrillError> {
+    /// When the installation cannot be brought up, so that nothing was seen.
+    pub async fn run(
+        &self,
+        operator: &mut dyn Operator,
+        stop: impl Future<Output = ()>,
+    ) -> Result<OutageReport, DrillError> {
         let began = Instant::now();
+        let mut stop = pin!(stop);
+        let (about, at_most) = self.takes();
+        operator.tell(&Event::Plan { outages: self.outages.len(), about, at_most });
         let scratch = Scratch::new(&self.scratch_dir)?;
-        let mut installation = Installation::start(self, &scratch, operator).await?;
-        let mut observed = Vec::with_capacity(self.outages.len());
+        let installation = tokio::select! {
+            biased;
+            () = &mut stop => return Err(DrillError::Interrupted),
+            installation = Installation::start(self, &scratch, operator) => installation,
+        };
+        let mut installation = installation?;
+        let (mut observed, mut cut) = (Vec::with_capacity(self.outages.len()), None);
         for outage in &self.outages {
-            let one = self.play(*outage, &mut installation, operator).await?;
-            let healed = one.healed;
-            observed.push(one);
-            if !healed {
-                // the next one would show what this one has left
+            let (one, end) = self.play(*outage, (&mut installation, operator), stop.as_mut()).await;
+            // the next one would show what this one has left
+            let over = end.is_some() || one.as_ref().is_some_and(|one| !one.healed);
+            observed.extend(one);
+            cut = end;
+            if over {
                 break;
             }
         }
-        Ok(OutageReport::new(self, observed, began.elapsed()))
+        let cut = cut.map(|cut| cut.in_words());
+        Ok(OutageReport::new(self, (observed, cut), began.elapsed()))
     }
 
+    /// What was seen, if it has begun at all; and why it was cut short, if it was.
     async fn play(
         &self,
         outage: Outage,
-        installation: &mut Installation,
-        operator: &mut dyn Operator,
-    ) -> Result<Observed, DrillError> {
+        (installation, operator): (&mut Installation, &mut dyn Operator),
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> (Option<Observed>, Option<Cut>) {
         step(operator, &format!("{outage}: waiting until all goes well"));
-        let before = installation.primary().await?;
         // Those who probe hold the apiservers only; the script changes all the rest.
         let apis = installation.apis();
-        let namespace = format!("drill-{outage}");
-        let late = |last: String| crate::child::late("the first Secret is written", SETTLE, &last);
-        let start = Instant::now();
-        let probing = loop {
-            match Probing::begin([&apis[0], &apis[1]], &namespace).await {
-                Ok(probing) => break probing,
-                Err(last) if start.elapsed() > SETTLE => return Err(late(last)),
-                Err(_) => tokio::time::sleep(LOOK_EVERY * 5).await,
+        let begun = tokio::select! {
+            biased;
+            () = &mut stop => Err(Cut::Interrupted),
+            begun = self.begin(outage, [&apis[0], &apis[1]], installation) => {
+                begun.map_err(Cut::Failed)
             }
         };
-        let script = async {
-            let course = self.script(outage, (&probing, installation), operator).await;
-            probing.stop();
-            course
+        let (probing, before) = match begun {
+            Ok(begun) => begun,
+            Err(cut) => return (None, Some(cut)),
         };
-        let (course, ()) = futures_util::future::join(script, probing.run()).await;
-        let course = course?;
-        step(operator, &format!("{outage}: reading back what was written"));
-        let lost = probing.lost().await;
-        let versions = Versions { before, after: installation.primary().await? };
-        let under = installation.versions_of(&namespace).await?;
+        let course = Cell::new(Course::default());
+        let played = {
+            let mut probes = pin!(probing.run());
+            let script = async {
+                tokio::select! {
+                    biased;
+                    () = &mut stop => Err(Cut::Interrupted),
+                    done = self.script(outage, (&probing, &mut *installation, &course), operator) => {
+                        done.map_err(Cut::Failed)
+                    }
+                }
+            };
+            let played = tokio::select! {
+                played = script => played,
+                // they end when they are told to
+                () = &mut probes => Ok(()),
+            };
+            probing.stop();
+            // what is under way is waited for, unless somebody waits for us
+            if played.is_ok() {
+                probes.await;
+            }
+            played
+        };
+        let course = Course { ended: probing.now(), ..course.get() };
         let expected = expect::Expected::of(outage, self);
-        Ok(Observed::of((outage, &course), &probing, (versions, &under), (lost, &expected)))
+        let seen = |after: Option<&After>| {
+            let of = (outage, &course, &expected);
+            course.began.map(|began| Observed::of(of, began, (&probing, after)))
+        };
+        if let Err(cut) = played {
+            return (seen(None), Some(cut));
+        }
+        step(operator, &format!("{outage}: reading back what was written"));
+        let after = tokio::select! {
+            biased;
+            () = &mut stop => Err(Cut::Interrupted),
+            after = afterwards(&probing, installation, before) => after.map_err(Cut::Failed),
+        };
+        match after {
+            Ok(after) => (seen(Some(&after)), None),
+            Err(cut) => (seen(None), Some(cut)),
+        }
     }
 
-    /// Waits, breaks, waits, mends, waits.
+    /// The probes of an outage, and the version that encrypts before it.
+    async fn begin<'a>(
+        &self,
+        outage: Outage,
+        apis: [&'a ApiServer; 2],
+        installation: &Installation,
+    ) -> Result<(Probing<'a>, KeyVersionId), DrillError> {
+        let before = installation.primary().await?;
+        let namespace = format!("drill-{outage}");
+        let start = Instant::now();
+        loop {
+            match Probing::begin(apis, &namespace).await {
+                Ok(probing) => return Ok((probing, before)),
+                Err(last) if start.elapsed() > SETTLE => {
+                    return Err(crate::child::late("the first Secret is written", SETTLE, &last));
+                }
+                Err(_) => tokio::time::sleep(LOOK_EVERY * 5).await,
+            }
+        }
+    }
+
+    /// Waits, breaks, waits, mends, waits. How far it is stands in `course`.
     async fn script(
         &self,
         outage: Outage,
-        (probing, installation): (&Probing<'_>, &mut Installation),
+        (probing, installation, course): (&Probing<'_>, &mut Installation, &Cell<Course>),
         operator: &mut dyn Operator,
-    ) -> Result<Course, DrillError> {
+    ) -> Result<(), DrillError> {
         let ready = well(probing, installation, SETTLE).await?;
         if ready.is_none() {
             let what = format!("{outage}: all goes well beforehand");
@@ -221,6 +337,7 @@ impl Outages {
         let (done, undone) = outage.done();
         step(operator, &format!("{outage}: {done}; for {} s", self.length.as_secs()));
         let began = probing.now();
+        course.set(Course { began: Some(began), ..Course::default() });
         installation.begin(outage).await?;
         let mut told = Instant::now();
         while probing.now() < began + self.length {
@@ -228,18 +345,17 @@ impl Outages {
             tokio::time::sleep(LOOK_EVERY).await;
             if told.elapsed() >= Duration::from_secs(1) {
                 told = Instant::now();
-                let (done, total) = (probing.now() - began, self.length);
-                operator.tell(&Event::Progress {
-                    done: done.as_secs().min(total.as_secs()),
-                    total: total.as_secs(),
-                });
+                let elapsed = (probing.now() - began).min(self.length);
+                operator.tell(&Event::Elapsed { elapsed, total: self.length });
             }
         }
         step(operator, &format!("{outage}: {undone}; waiting until all goes well"));
         let mended = probing.now();
+        course.set(Course { mended: Some(mended), ..course.get() });
         installation.end(outage).await?;
         let healed = self.healed(outage, probing, installation).await?;
-        Ok(Course { began, mended, ended: probing.now(), healed })
+        course.set(Course { healed, ..course.get() });
+        Ok(())
     }
 
     /// When all went well again; after a rotation also: when both write under the new version.
@@ -250,27 +366,47 @@ impl Outages {
         installation: &mut Installation,
     ) -> Result<Option<Duration>, DrillError> {
         let start = Instant::now();
-        let mut healed = None;
         while start.elapsed() < self.recovery {
-            healed =
-                well(probing, installation, self.recovery.saturating_sub(start.elapsed())).await?;
+            let patience = self.recovery.saturating_sub(start.elapsed());
+            let healed = well(probing, installation, patience).await?;
             if healed.is_none() || outage != Outage::StuckApiserver {
                 return Ok(healed);
             }
-            let primary = installation.primary().await?;
-            let newest = [0, 1].map(|side| probing.newest_of(side));
-            let mut followed = true;
-            for name in newest.into_iter().flatten() {
-                let under = installation.version_of(probing.namespace(), &name).await?;
-                followed &= under == Some(primary);
-            }
-            if followed {
-                return Ok(healed);
+            if let Some(followed) = follow(probing, installation).await? {
+                return Ok(healed.max(Some(followed)));
             }
             tokio::time::sleep(LOOK_EVERY * 10).await;
         }
-        Ok(healed.filter(|_| false))
+        Ok(None)
     }
+}
+
+/// When both apiservers were seen to write under the newest version.
+async fn follow(
+    probing: &Probing<'_>,
+    installation: &Installation,
+) -> Result<Option<Duration>, DrillError> {
+    let primary = installation.primary().await?;
+    let mut last = Duration::ZERO;
+    for newest in [0, 1].map(|side| probing.newest_of(side)).into_iter().flatten() {
+        if installation.version_of(probing.namespace(), &newest.name).await? != Some(primary) {
+            return Ok(None);
+        }
+        last = last.max(newest.at);
+    }
+    Ok(Some(last))
+}
+
+/// What is looked at once it is over.
+async fn afterwards(
+    probing: &Probing<'_>,
+    installation: &Installation,
+    before: KeyVersionId,
+) -> Result<After, DrillError> {
+    let lost = probing.lost().await;
+    let versions = Versions { before, after: installation.primary().await? };
+    let under = installation.versions_of(probing.namespace()).await?;
+    Ok(After { lost, versions, under })
 }
 
 impl Installation {
@@ -337,6 +473,26 @@ fn step(operator: &mut dyn Operator, what: &str) {
     operator.tell(&Event::Step(what.to_owned()));
 }
 
+/// A drill as tests want it.
+#[cfg(test)]
+fn outages_of(outages: &[Outage], length: Duration) -> Outages {
+    Outages {
+        programs: Programs {
+            lastkey: PathBuf::new(),
+            kube_apiserver: PathBuf::new(),
+            etcd: PathBuf::new(),
+            etcdutl: None,
+        },
+        scratch_dir: PathBuf::new(),
+        outages: outages.to_vec(),
+        length,
+        recovery: length,
+        lease: None,
+        write_lease: None,
+        apiserver_flags: Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,5 +504,16 @@ mod tests {
             assert_eq!(serde_json::json!(outage), outage.name());
         }
         assert!("fire".parse::<Outage>().unwrap_err().contains("stuck-apiserver"));
+    }
+
+    #[test]
+    fn how_long_it_takes_is_said_beforehand() {
+        let four = Duration::from_secs(240);
+        let drill = |outages: &[Outage]| outages_of(outages, four).takes();
+        let (about, most) = drill(&[Outage::Sealed]);
+        assert!(about > four && about < four * 2, "{about:?}");
+        assert!(most >= four * 2 + SETTLE && most < four * 5, "{most:?}");
+        let (all, _) = drill(&Outage::ALL);
+        assert!(all > four * 6 && all < about * 7, "{all:?}");
     }
 }

@@ -174,6 +174,11 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
+
+    /// Reach out to no cluster, whatever was registered: what a drill runs on is a copy, and the
+    /// clusters it knows are in use.
+    #[arg(long, hide = true)]
+    pub(crate) isolated: bool,
 }
 
 /// Options of `kms-plugin`.

@@ -45,7 +45,7 @@ impl GoesOn {
             Self::UntilBetween(earliest, latest) => {
                 format!("stops after {} to {} s", earliest.as_secs(), latest.as_secs())
             }
-            Self::MayStop => "fails".to_owned(),
+            Self::MayStop => "may fail".to_owned(),
         }
     }
 }
@@ -65,12 +65,15 @@ impl Expected {
     pub(super) fn of(outage: Outage, drill: &Outages) -> Self {
         let lease = |given: Option<Duration>| given.unwrap_or(SERVERS_LEASE).min(SERVERS_LEASE);
         let write_lease = lease(drill.write_lease);
-        let minutes = write_lease.as_secs().div_ceil(60);
+        let lease_time = match write_lease.as_secs() {
+            seconds if seconds < 120 => format!("{seconds} s"),
+            seconds => format!("{} min", seconds / 60),
+        };
         let (healed_within, words) = match outage {
             Outage::ServerDown | Outage::ServerSlow | Outage::Sealed => (
                 SOON,
                 format!(
-                    "users see nothing for {minutes} min, then writes stop about 3 min later; reads \
+                    "users see nothing for {lease_time}, then writes stop about 3 min later; reads \
                      go on from the apiservers' memory; /readyz/kms-providers says why"
                 ),
             ),

@@ -23,12 +23,14 @@ use crate::{
     etcd::Etcd,
     lastkey::{Identity, Plugin, Server},
     pki::{self, Authority},
-    scratch::{free_port, write_private},
+    scratch::write_private,
 };
 
 const ALIAS: &str = "alias/drill";
 const PREFIX: &str = "/registry";
 const REASON: &str = "a drill";
+/// A port that was free a moment ago may be taken now; relays know where the server is.
+const ANY_PORT: &str = "127.0.0.1:0";
 
 /// One control plane's half.
 pub(super) struct Side {
@@ -45,7 +47,6 @@ pub(super) struct Installation {
     pub(super) etcd: Etcd,
     key: String,
     data: PathBuf,
-    address: String,
     ground: Ground,
 }
 
@@ -64,25 +65,22 @@ impl Installation {
         let etcd = (outages.programs.etcd.as_path(), &ground);
         let etcd = Etcd::start(etcd, &ca, scratch.root(), PREFIX).await?;
         let data = scratch.folder("state")?;
-        let address = format!("127.0.0.1:{}", free_port()?);
-        let server = Server::start(&ground, &data, &address, &[]).await?;
+        let server = Server::start(&ground, &data, ANY_PORT, &[]).await?;
         let key = make_key(&server.client).await?;
         let identities = identities(&server, &key, scratch).await?;
         let [one, two] = identities;
-        let server_address: SocketAddr =
-            address.parse().map_err(|_| DrillError::Answer("an address"))?;
         let make = Make {
             outages,
             scratch,
             ground: &ground,
             cluster: (&etcd, &ca),
             key: &key,
-            server: server_address,
+            server: address_of(&server)?,
         };
         step("starting two apiservers, each with a plugin");
         // one after the other: the first one fills etcd
         let sides = [make.side("one", one).await?, make.side("two", two).await?];
-        Ok(Self { sides, server: Some(server), etcd, key, data, address, ground })
+        Ok(Self { sides, server: Some(server), etcd, key, data, ground })
     }
 
     pub(super) fn client(&self) -> Result<&Client, DrillError> {
@@ -92,12 +90,16 @@ impl Installation {
 
     /// `kill -9`.
     pub(super) fn kill_server(&mut self) {
+        self.sides.iter().for_each(|side| side.relay.lead_to(None));
         self.server = None;
     }
 
-    /// The same again, on the same address.
+    /// The same again, where the plugins look for it.
     pub(super) async fn start_server(&mut self) -> Result<(), DrillError> {
-        self.server = Some(Server::start(&self.ground, &self.data, &self.address, &[]).await?);
+        let server = Server::start(&self.ground, &self.data, ANY_PORT, &[]).await?;
+        let address = address_of(&server)?;
+        self.sides.iter().for_each(|side| side.relay.lead_to(Some(address)));
+        self.server = Some(server);
         Ok(())
     }
 
@@ -190,6 +192,11 @@ impl Installation {
         }
         Ok(())
     }
+}
+
+fn address_of(server: &Server) -> Result<SocketAddr, DrillError> {
+    let address = server.url.strip_prefix("https://").and_then(|it| it.parse().ok());
+    address.ok_or(DrillError::Answer("an address"))
 }
 
 async fn make_key(client: &Client) -> Result<String, DrillError> {

@@ -51,6 +51,8 @@ pub(super) struct Sample {
     /// Since the probing began.
     pub(super) at: Duration,
     pub(super) ok: bool,
+    /// How long the answer took.
+    pub(super) took: Duration,
 }
 
 /// An error text, and when it was first seen.
@@ -202,7 +204,7 @@ impl<'a> Probing<'a> {
                     }
                     Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
                 };
-            self.note((side, probe), at, result);
+            self.note((side, probe), (at, began.elapsed()), result);
             tokio::time::sleep(every.saturating_sub(began.elapsed())).await;
         }
     }
@@ -222,7 +224,7 @@ impl<'a> Probing<'a> {
             Probe::Read => self.read(side, "kept").await,
             Probe::ReadOther => {
                 let newest = self.newest_of(1 - side)?;
-                self.read(side, &newest).await
+                self.read(side, &newest.name).await
             }
             Probe::List => {
                 let path = self.secrets();
@@ -235,9 +237,9 @@ impl<'a> Probing<'a> {
     }
 
     /// The newest Secret that one side has written.
-    pub(super) fn newest_of(&self, side: usize) -> Option<String> {
+    pub(super) fn newest_of(&self, side: usize) -> Option<Written> {
         let written = self.written.borrow();
-        written.iter().rev().find(|one| one.side == side).map(|one| one.name.clone())
+        written.iter().rev().find(|one| one.side == side).cloned()
     }
 
     fn secrets(&self) -> String {
@@ -282,13 +284,18 @@ impl<'a> Probing<'a> {
         Err(format!("{}: {}", status.as_u16(), text.chars().take(MAX_TEXT).collect::<String>()))
     }
 
-    fn note(&self, which: (usize, Probe), at: Duration, result: Result<(), String>) {
+    fn note(
+        &self,
+        which: (usize, Probe),
+        (at, took): (Duration, Duration),
+        result: Result<(), String>,
+    ) {
         let mut histories = self.histories.borrow_mut();
         let history = histories.entry(which).or_default();
-        history.samples.push(Sample { at, ok: result.is_ok() });
+        history.samples.push(Sample { at, ok: result.is_ok(), took });
         let Err(text) = result else { return };
         // times and names of objects differ from one to the next
-        let same = |seen: &&mut Seen| without_digits(&seen.text) == without_digits(&text);
+        let same = |seen: &&mut Seen| pattern(&seen.text) == pattern(&text);
         if let Some(seen) = history.errors.iter_mut().find(same) {
             seen.count += 1;
             seen.last = at;
@@ -298,10 +305,32 @@ impl<'a> Probing<'a> {
     }
 }
 
-fn without_digits(text: &str) -> String {
-    text.chars().filter(|c| !c.is_ascii_digit()).collect()
+/// An error without what differs from one to the next: words with a digit in them are times, ports,
+/// numbers of requests, names of objects.
+fn pattern(text: &str) -> String {
+    let words = text.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    words.filter(|word| !word.bytes().any(|byte| byte.is_ascii_digit())).collect()
 }
 
 fn value_of(name: &str) -> String {
     format!("the value of {name}, written by a drill")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_error_is_kept_once() {
+        let sealed =
+            |request: &str| format!("500: it is sealed (Unavailable.Sealed, request {request})");
+        let first = sealed("5BCBCD96-367F-F54F-6F41-C6245B41B5F7");
+        assert_eq!(pattern(&first), pattern(&sealed("08193AA1-075E-AC91-B2E8-1067713DA34F")));
+        let late = "expired at 2026-11-22T22:50:04Z, Key: /secrets/drill/one-16";
+        assert_eq!(
+            pattern(late),
+            pattern("expired at 2026-11-22T22:51:10Z, Key: /secrets/drill/one-7")
+        );
+        assert_ne!(pattern("500: TLS failed: timed out"), pattern("500: TLS failed: eof"));
+    }
 }

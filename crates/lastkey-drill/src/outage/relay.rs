@@ -27,9 +27,16 @@ pub(super) enum Mode {
     Hold,
 }
 
+/// How it passes things on, and where to: `None` while there is no server.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    mode: Mode,
+    server: Option<SocketAddr>,
+}
+
 /// A relay on the loopback; ends when dropped.
 pub(super) struct Relay {
-    mode: watch::Sender<Mode>,
+    way: watch::Sender<Way>,
     task: JoinHandle<()>,
     port: u16,
 }
@@ -40,9 +47,9 @@ impl Relay {
             |source| DrillError::Start { program: "a listener on 127.0.0.1".to_owned(), source };
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(start)?;
         let port = listener.local_addr().map_err(start)?.port();
-        let (mode, watched) = watch::channel(Mode::Pass);
-        let task = tokio::spawn(accept(listener, server, watched));
-        Ok(Self { mode, task, port })
+        let (way, watched) = watch::channel(Way { mode: Mode::Pass, server: Some(server) });
+        let task = tokio::spawn(accept(listener, watched));
+        Ok(Self { way, task, port })
     }
 
     pub(super) fn url(&self) -> String {
@@ -50,7 +57,12 @@ impl Relay {
     }
 
     pub(super) fn set(&self, mode: Mode) {
-        self.mode.send_replace(mode);
+        self.way.send_modify(|way| way.mode = mode);
+    }
+
+    /// Where the server is from now on. The port of one that has ended may be anybody's.
+    pub(super) fn lead_to(&self, server: Option<SocketAddr>) {
+        self.way.send_modify(|way| way.server = server);
     }
 }
 
@@ -60,14 +72,14 @@ impl Drop for Relay {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, mode: watch::Receiver<Mode>) {
+async fn accept(listener: TcpListener, way: watch::Receiver<Way>) {
     // they end with this task
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
-                    connections.spawn(relay(client, server, mode.clone()));
+                    connections.spawn(relay(client, way.clone()));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -75,16 +87,17 @@ async fn accept(listener: TcpListener, server: SocketAddr, mode: watch::Receiver
     }
 }
 
-async fn relay(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode>) {
+async fn relay(client: TcpStream, way: watch::Receiver<Way>) {
     // while it is away, so are we: the connection is closed at once
+    let Some(server) = way.borrow().server else { return };
     let Ok(server) = TcpStream::connect(server).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let answers = mode.clone();
+    let answers = way.clone();
     // when either ends, so does the other
     tokio::select! {
-        _ = copy(from_client, to_server, mode, false) => {}
+        _ = copy(from_client, to_server, way, false) => {}
         _ = copy(from_server, to_client, answers, true) => {}
     }
 }
@@ -92,7 +105,7 @@ async fn relay(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode
 async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut mode: watch::Receiver<Mode>,
+    mut way: watch::Receiver<Way>,
     answers: bool,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
@@ -102,14 +115,14 @@ async fn copy(
             return Ok(());
         }
         loop {
-            let now = *mode.borrow_and_update();
+            let now = way.borrow_and_update().mode;
             match now {
                 Mode::Slow(delay) if answers => {
                     tokio::time::sleep(delay).await;
                     break;
                 }
                 Mode::Pass | Mode::Slow(_) => break,
-                Mode::Hold if mode.changed().await.is_err() => return Ok(()),
+                Mode::Hold if way.changed().await.is_err() => return Ok(()),
                 Mode::Hold => {}
             }
         }
@@ -140,5 +153,13 @@ mod tests {
         assert_eq!(&three, b"two");
         drop(served);
         assert_eq!(client.read(&mut three).await.unwrap(), 0, "it ends with the server's side");
+        // without a server nobody is let in, and a new one is found
+        relay.lead_to(None);
+        let mut client = TcpStream::connect(("127.0.0.1", relay.port)).await.unwrap();
+        assert!(matches!(client.read(&mut three).await, Ok(0) | Err(_)));
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        relay.lead_to(Some(other.local_addr().unwrap()));
+        let _client = TcpStream::connect(("127.0.0.1", relay.port)).await.unwrap();
+        other.accept().await.unwrap();
     }
 }

@@ -58,13 +58,17 @@ struct Made {
 pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<(), Failure> {
     let stop = on_signal()?;
     hear_upgrades()?;
+    let isolated = options.isolated;
     let opened = open(options, false).await?;
     let Opened { data, audit, instance, bound, made } = opened;
     let ready = Ready::of(&data, &bound, made.borrow().as_ref());
     announce(output, (&ready, &instance), &data, None);
     audit.start_sinks();
     let worker = rotations::run(instance.clone(), data.admin_socket(), stop.clone());
-    serve_beside(bound, stop, worker).await;
+    match isolated {
+        false => serve_beside(bound, stop, worker).await,
+        true => serve_beside(bound, stop, std::future::ready(())).await,
+    }
     instance.shutdown().await;
     audit.stop_sinks().await;
     Ok(())
@@ -73,6 +77,9 @@ pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<()
 /// Runs the server, and a plugin that is its client like any other.
 pub(super) async fn up(options: UpOptions, output: &Output) -> Result<(), Failure> {
     let UpOptions { server: options, memory } = options;
+    if options.isolated {
+        return Err(Failure::new(Exit::Usage, "--isolated is for server alone"));
+    }
     if options.tls_cert.is_some() && options.tls_ca.is_none() {
         return Err(Failure::new(
             Exit::Usage,

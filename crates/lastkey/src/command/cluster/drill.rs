@@ -1,9 +1,13 @@
 //! `lastkey cluster drill`: what would happen, tried on scratch processes.
 
+mod page;
 mod progress;
 mod shown;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    pin::pin,
+};
 
 use lastkey_drill::{
     DrillError, Given, LocalProviders, Programs,
@@ -14,7 +18,7 @@ use lastkey_drill::{
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::progress::Watcher;
+use self::{page::Page, progress::Watcher};
 use crate::{
     cli::{DrillChild, DrillOptions, OutageList, OutageOptions, RestoreOptions, TokenOptions},
     connect::block_on,
@@ -38,26 +42,40 @@ pub(super) fn run(options: &DrillOptions, output: &Output) -> Result<(), Failure
     let restore = options.snapshot.as_deref().map(|file| restore(file, options, &programs));
     let restore = restore.transpose()?;
     let outages = options.outages.as_ref().map(|list| outages(list, options, &programs));
+    let page = options.html.as_deref().map(Page::at).transpose()?;
     // The kernel ties the processes to this very thread, so the work stays on it.
-    let report = block_on(async {
-        let mut watcher = Watcher::new(output);
-        let drill = async {
-            let mut report = Report::default();
-            if let Some(restore) = &restore {
-                report.restore = Some(restore.run(&mut watcher).await.map_err(failed)?);
-            }
-            if let Some(outages) = &outages {
-                report.outages = Some(outages.run(&mut watcher).await.map_err(failed)?);
-            }
-            Ok::<_, Failure>(report)
-        };
-        let stopped = stopped()?;
-        tokio::select! {
-            report = drill => report,
-            () = stopped => Err(Failure::failed("interrupted; nothing is left behind")),
-        }
+    let (report, failure) = block_on(async {
+        let mut report = Report::default();
+        let held = hold((restore.as_ref(), outages.as_ref()), &mut report, output).await;
+        Ok((report, held.err()))
     })?;
-    tell(&report, options, output)
+    match failure {
+        // there is nothing to be told but that
+        Some(failure) if report.restore.is_none() && report.outages.is_none() => Err(failure),
+        failure => tell((&report, failure), page, output),
+    }
+}
+
+/// Holds both drills, as far as they are wanted; what was found until one fails is in `report`.
+async fn hold(
+    (restore, outages): (Option<&Restore>, Option<&Outages>),
+    report: &mut Report,
+    output: &Output,
+) -> Result<(), Failure> {
+    let mut watcher = Watcher::new(output);
+    let mut stopped = pin!(stopped()?);
+    if let Some(restore) = restore {
+        let restored = tokio::select! {
+            restored = restore.run(&mut watcher) => restored,
+            () = &mut stopped => Err(DrillError::Interrupted),
+        };
+        report.restore = Some(restored.map_err(failed)?);
+    }
+    if let Some(outages) = outages {
+        let played = outages.run(&mut watcher, stopped.as_mut()).await;
+        report.outages = Some(played.map_err(failed)?);
+    }
+    Ok(())
 }
 
 /// What was found.
@@ -147,12 +165,12 @@ fn outages(list: &OutageList, options: &DrillOptions, programs: &Programs) -> Ou
 }
 
 /// The report in all the ways that were asked for, and the exit code that goes with it.
-fn tell(report: &Report, options: &DrillOptions, output: &Output) -> Result<(), Failure> {
+fn tell(
+    (report, failure): (&Report, Option<Failure>),
+    page: Option<Page>,
+    output: &Output,
+) -> Result<(), Failure> {
     let Report { restore, outages } = report;
-    if let Some(path) = &options.html {
-        let page = lastkey_drill::html::page(restore.as_ref(), outages.as_ref());
-        std::fs::write(path, page).map_err(|error| Failure::file(path, &error))?;
-    }
     let verdicts = [
         restore.as_ref().map(|it| (it.ok, &it.verdict)),
         outages.as_ref().map(|it| (it.ok, &it.verdict)),
@@ -160,16 +178,23 @@ fn tell(report: &Report, options: &DrillOptions, output: &Output) -> Result<(), 
     let bad: Vec<&str> =
         verdicts.iter().flatten().filter(|(ok, _)| !ok).map(|(_, text)| text.as_str()).collect();
     let whole = json!({
-        "event": "report", "ok": bad.is_empty(), "restore": restore, "outages": outages,
+        "event": "report", "ok": bad.is_empty() && failure.is_none(),
+        "restore": restore, "outages": outages,
     });
     output.object(&whole, || {
         let restore = restore.as_ref().map(shown::restore);
         let outages = outages.as_ref().map(shown::outages);
         restore.into_iter().chain(outages).collect::<Vec<_>>().join("\n\n")
     });
-    match bad.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::failed(bad.join("; "))),
+    // what was printed is there, whatever becomes of the file
+    if let Some(page) = page {
+        page.write(&lastkey_drill::html::page(restore.as_ref(), outages.as_ref()))?;
+    }
+    match failure {
+        Some(failure) if bad.is_empty() => Err(failure),
+        Some(failure) => Err(failure.and(bad.join("; "))),
+        None if bad.is_empty() => Ok(()),
+        None => Err(Failure::failed(bad.join("; "))),
     }
 }
 

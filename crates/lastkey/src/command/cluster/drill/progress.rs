@@ -1,6 +1,6 @@
 //! How far a drill is, for people and for scripts; and what has to be asked of a person.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, time::Duration};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lastkey_drill::{Event, Operator};
@@ -13,6 +13,7 @@ use crate::{
 };
 
 const BAR: &str = "{wide_bar} {pos} of {len}, {per_sec}, {eta} left";
+const SECONDS: &str = "{wide_bar} {pos} of {len} s";
 
 /// Tells on standard error; for scripts, a JSON object a line on standard output.
 pub(super) struct Watcher {
@@ -33,6 +34,23 @@ impl Watcher {
         }
     }
 
+    fn show(&mut self, template: &str, (done, total): (u64, u64)) {
+        if !self.terminal {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template(template);
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        bar.set_length(total);
+        bar.set_position(done);
+        if done == total {
+            self.end_bar();
+        }
+    }
+
     fn end_bar(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -48,26 +66,25 @@ impl Operator for Watcher {
                 Event::Progress { done, total } => {
                     json!({ "event": "progress", "done": done, "total": total })
                 }
+                Event::Elapsed { elapsed, total } => json!({
+                    "event": "progress", "unit": "seconds",
+                    "done": elapsed.as_secs(), "total": total.as_secs(),
+                }),
+                Event::Plan { outages, about, at_most } => json!({
+                    "event": "plan", "outages": outages,
+                    "about_seconds": about.as_secs(), "at_most_seconds": at_most.as_secs(),
+                }),
             };
             line(&event.to_string());
             return;
         }
         match event {
             Event::Step(what) => self.say(&format!("· {what}")),
-            Event::Progress { done, total } if self.terminal => {
-                let bar = self.bar.get_or_insert_with(|| {
-                    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-                    let style = ProgressStyle::with_template(BAR);
-                    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-                    bar
-                });
-                bar.set_length(*total);
-                bar.set_position(*done);
-                if done == total {
-                    self.end_bar();
-                }
+            Event::Progress { done, total } => self.show(BAR, (*done, *total)),
+            Event::Elapsed { elapsed, total } => {
+                self.show(SECONDS, (elapsed.as_secs(), total.as_secs()));
             }
-            Event::Progress { .. } => {}
+            Event::Plan { outages, about, at_most } => self.say(&plan(*outages, (about, at_most))),
         }
     }
 
@@ -89,5 +106,28 @@ impl Operator for Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.end_bar();
+    }
+}
+
+fn plan(outages: usize, (about, at_most): (&Duration, &Duration)) -> String {
+    let minutes = |time: &Duration| time.as_secs().div_ceil(60);
+    let what = if outages == 1 { "1 outage".to_owned() } else { format!("{outages} outages") };
+    format!(
+        "· {what}: about {} min, {} at most. Ctrl-C ends it at any time, with a report of what was \
+         seen",
+        minutes(about),
+        minutes(at_most)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_said_in_minutes() {
+        let said = plan(1, (&Duration::from_secs(61), &Duration::from_secs(600)));
+        assert!(said.starts_with("· 1 outage: about 2 min, 10 at most."), "{said}");
+        assert!(plan(6, (&Duration::ZERO, &Duration::ZERO)).starts_with("· 6 outages:"));
     }
 }

@@ -1,7 +1,7 @@
 //! A drill's report as a person reads it.
 
 use lastkey_drill::{
-    outage::{Observed, OutageReport, probe_name},
+    outage::{Observed, OutageReport, Probe, probe_name},
     report::RestoreReport,
 };
 use serde_json::{Value, json};
@@ -88,16 +88,57 @@ pub(super) fn outages(report: &OutageReport) -> String {
     for one in &report.outages {
         outage(&mut text, one);
     }
+    let summary = [
+        Column("OUTAGE", "outage"),
+        Column("LASTED", "lasted"),
+        Column("WRITES WENT ON", "writes"),
+        Column("READS WENT ON", "reads"),
+        Column("WELL AGAIN AFTER", "healed"),
+        Column("WRITTEN", "written"),
+        Column("LOST", "lost"),
+        Column("AS EXPECTED", "as_expected"),
+    ];
+    let rows: Vec<Value> = report.outages.iter().map(summary_of).collect();
+    if !rows.is_empty() {
+        text += &table(&rows, &summary);
+        text.push_str("\n\n");
+    }
+    if !report.not_played.is_empty() {
+        let names: Vec<&str> = report.not_played.iter().map(|outage| outage.name()).collect();
+        text += &format!("not played: {}\n", names.join(", "));
+    }
+    if let Some(why) = &report.cut_short {
+        text += &format!("ended early: {why}\n");
+    }
     let taken = format!(" ({} s)", report.seconds);
     text + &report.verdict + &taken
 }
 
-fn outage(text: &mut String, one: &Observed) {
-    *text += &format!("{}: {}; then {}\n", one.outage, one.done, one.undone);
-    *text += &format!("to be expected: {}\n", one.expected);
-    let time = |time: Option<f64>, otherwise: &str| {
-        time.map_or_else(|| otherwise.to_owned(), |time| format!("{time:.1} s"))
+/// One outage in a line; of its two apiservers, the one that was worse off.
+fn summary_of(one: &Observed) -> Value {
+    let went_on = |probes: &[Probe]| {
+        let stopped = one.probes.iter().filter(|row| probes.contains(&row.probe));
+        let first = stopped.filter_map(|row| row.stopped_after).min_by(f64::total_cmp);
+        first.map_or_else(|| "throughout".to_owned(), |first| format!("{first:.1} s"))
     };
+    let healed = one.healed_after.map(|after| format!("{after:.1} s"));
+    let otherwise = if one.complete { "never" } else { "not seen" };
+    json!({
+        "outage": one.outage.name(),
+        "lasted": format!("{:.1} s", one.seconds),
+        "writes": went_on(&[Probe::Write]),
+        "reads": went_on(&[Probe::Read, Probe::ReadOther, Probe::List]),
+        "healed": healed.unwrap_or_else(|| otherwise.to_owned()),
+        "written": one.written,
+        "lost": one.lost.map_or_else(|| json!("not seen"), |lost| json!(lost)),
+        "as_expected": if one.as_expected { "yes" } else { "no" },
+    })
+}
+
+fn outage(text: &mut String, one: &Observed) {
+    let undone = if one.complete { one.undone } else { "it was not seen to its end" };
+    *text += &format!("{}: {}; then {undone}\n", one.outage, one.done);
+    *text += &format!("to be expected: {}\n", one.expected);
     let rows: Vec<Value> = one
         .probes
         .iter()
@@ -105,8 +146,9 @@ fn outage(text: &mut String, one: &Observed) {
             json!({
                 "apiserver": row.apiserver, "probe": probe_name(row.probe),
                 "ok": row.ok, "failed": row.failed,
-                "went_on": time(row.stopped_after, "throughout"),
-                "healed": time(row.healed_after, "never"),
+                "slowest": format!("{:.1} s", row.slowest),
+                "went_on": row.went_on_in_words(),
+                "healed": row.healed_in_words(),
                 "expected": row.expected,
                 "mark": if row.as_expected { "" } else { "(other than expected)" },
             })
@@ -117,6 +159,7 @@ fn outage(text: &mut String, one: &Observed) {
         Column("PROBE", "probe"),
         Column("WENT WELL", "ok"),
         Column("FAILED", "failed"),
+        Column("SLOWEST", "slowest"),
         Column("WENT ON FOR", "went_on"),
         Column("WELL AGAIN AFTER", "healed"),
         Column("EXPECTED", "expected"),
@@ -124,16 +167,14 @@ fn outage(text: &mut String, one: &Observed) {
     ];
     section(text, "", &table(&rows, &columns));
     for row in &one.probes {
-        for error in &row.errors {
-            *text += &format!(
-                "{} {}, first after {} s, {} times: {}\n",
-                row.apiserver,
-                probe_name(row.probe),
-                error.first_after,
-                error.count,
-                error.text
-            );
-        }
+        let Some(first) = row.errors.first() else { continue };
+        let (side, probe) = (row.apiserver, probe_name(row.probe));
+        let (after, said) = (first.first_after, &first.text);
+        *text += &format!("{side}, {probe}: after {after:.1} s: {said}");
+        *text += &match row.errors.len() {
+            1 => "\n".to_owned(),
+            errors => format!(" (and {} more: --output json, --html)\n", errors - 1),
+        };
     }
     if let Some([first, second]) = one.under_old_version {
         *text += &format!(
@@ -141,11 +182,7 @@ fn outage(text: &mut String, one: &Observed) {
              apiserver two\n"
         );
     }
-    *text += &match one.healed_after {
-        Some(after) => format!("all was well again {after:.1} s after that, by itself; "),
-        None => "it was not well again in time; ".to_owned(),
-    };
-    *text += &format!("{} Secrets were written, {} of them lost\n\n", one.written, one.lost);
+    text.push('\n');
 }
 
 fn section(text: &mut String, head: &str, body: &str) {
