@@ -6,7 +6,7 @@ use crate::shell::{self, Error, Step};
 const CARGO_DENY: &str = "0.20.2";
 
 /// Test targets that `--all-targets` leaves out, because they are started by name only.
-pub(crate) const LANES: [&str; 4] = ["sdk", "apiserver", "timers", "rotation"];
+pub(crate) const LANES: [&str; 6] = ["sdk", "apiserver", "timers", "rotation", "enable", "old"];
 
 type Check = (&'static str, fn() -> Result<(), Error>);
 

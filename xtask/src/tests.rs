@@ -11,7 +11,7 @@ use std::thread;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only these: `workspace`, lanes (sdk, apiserver, timers, rotation) or packages (lastkey-store …)
+    /// Only these: `workspace`, lanes (sdk, apiserver, timers, rotation, enable, old) or packages (lastkey-store …)
     names: Vec<String>,
     /// The slow lanes too
     #[arg(long)]
@@ -20,12 +20,15 @@ pub(crate) struct Options {
 
 /// Lanes that take minutes, because they sit out the apiserver's own timers, or rotate thousands of
 /// objects.
-const SLOW: [&str; 2] = ["timers", "rotation"];
+const SLOW: [&str; 3] = ["timers", "rotation", "enable"];
+
+/// The lane of a kube-apiserver that nobody builds by the way: run by its name only.
+const ON_REQUEST: &str = "old";
 
 /// How many tests of a lane run at once. Most have an etcd and an apiserver of their own, which need
 /// a core for some seconds at their start; those that sit out timers then need next to nothing.
 fn tests_at_once(lane: &str) -> &'static str {
-    if lane == "timers" { "5" } else { "2" }
+    if ["timers", "enable"].contains(&lane) { "5" } else { "2" }
 }
 
 /// One `cargo test` and what it said last.
@@ -39,7 +42,7 @@ struct Part {
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let lanes = lanes(options)?;
     if !lanes.is_empty() {
-        have_peers()?;
+        have_peers(&lanes)?;
     }
     let mut parts = Vec::new();
     for package in packages(options) {
@@ -84,15 +87,19 @@ fn lanes(options: &Options) -> Result<Vec<&'static str>, Error> {
         return Err(Error::Refused(text));
     }
     let wanted = |lane: &&str| match options.names.is_empty() {
-        true => options.all || !SLOW.contains(lane),
+        true => *lane != ON_REQUEST && (options.all || !SLOW.contains(lane)),
         false => options.names.iter().any(|name| name == lane),
     };
     Ok(LANES.into_iter().filter(wanted).collect())
 }
 
 /// Installs the peers. Where that fails, CI stops; a person is told loudly and goes on.
-fn have_peers() -> Result<(), Error> {
-    let Err(error) = peers::install(&[]) else { return Ok(()) };
+fn have_peers(lanes: &[&str]) -> Result<(), Error> {
+    let asked = match lanes.contains(&ON_REQUEST) {
+        true => peers::install(&[peers::OLD]),
+        false => Ok(()),
+    };
+    let Err(error) = peers::install(&[]).and(asked) else { return Ok(()) };
     if shell::in_ci() {
         return Err(error);
     }
@@ -169,6 +176,7 @@ fn close(parts: &[Part], options: &Options, lanes: &[&str]) -> Result<(), Error>
     );
     if options.names.is_empty() && !options.all {
         println!("not run without --all: {}", SLOW.join(", "));
+        println!("run by its name only: {ON_REQUEST}");
     }
     let missing = if lanes.is_empty() { Vec::new() } else { peers::missing()? };
     if !missing.is_empty() {

@@ -18,7 +18,7 @@ use crate::{
         Edited, EncryptionConfiguration, Item, Provider, Rule, apply, examine, readable,
     },
     transition::{
-        Goal, Hands, Stage, Target, bare, hash,
+        Goal, Hands, PlaceError, Stage, Target, bare, hash,
         loaded::{self, Seen},
         next,
     },
@@ -56,6 +56,9 @@ struct Step {
     /// The file's hash; empty if there was none.
     before: String,
     after: String,
+    /// Where its predecessor is kept, if it is replaced here.
+    #[serde(default)]
+    kept: Option<PathBuf>,
     /// What the apiservers said before the file was replaced.
     seen: Vec<Seen>,
 }
@@ -200,9 +203,15 @@ impl Worker {
                 let (before, after) = (now, hash(&edited.text));
                 let seen = self.seen().await?;
                 let changed = before != after;
-                (Step { stage, before, after, seen }, Some(edited).filter(|_| changed))
+                let kept = pending.filter(|step| step.before == before).and_then(|step| step.kept);
+                let kept = if changed { self.to_be_kept(claim, kept)? } else { None };
+                let step = Step { stage, before, after, kept, seen };
+                (step, Some(edited).filter(|_| changed))
             }
         };
+        // Before the file is replaced: who goes on after a crash knows where its predecessor is.
+        let kept = &mut claim.state.change.kept;
+        kept.extend(step.kept.clone().filter(|path| !kept.contains(path)));
         claim.state.change.step = Some(step.clone());
         self.save(claim, None, false).await?;
         let by_hand = match edited {
@@ -213,6 +222,22 @@ impl Worker {
         claim.state.change.base = step.after;
         claim.state.change.step = None;
         Ok(())
+    }
+
+    /// Where the predecessor goes, if the file is replaced here: where one that was killed was about
+    /// to put it, else beside it.
+    fn to_be_kept(
+        &self,
+        claim: &Claim,
+        before: Option<PathBuf>,
+    ) -> Result<Option<PathBuf>, RotateError> {
+        let (_, _, hands) = self.goal(claim)?;
+        if before.is_some() || hands.by_hand || hands.place.locked().is_some() {
+            return Ok(before);
+        }
+        let named = hands.place.predecessor(&claim.rotation.now);
+        let path = hands.place.path.clone();
+        named.map_err(|source| PlaceError::Read { path, source }.into())
     }
 
     /// What every apiserver says now. All have to answer: a step is never taken past one of them.
@@ -273,15 +298,19 @@ impl Worker {
         };
         let why = match why {
             Some(why) => Some(why),
-            None => match hands.place.replace(&edited.text, &claim.rotation.now) {
-                Ok(kept) => {
-                    claim.state.change.kept.extend(kept.clone());
-                    event.kept = kept;
+            None => match hands.place.replace(&edited.text, step.kept.as_deref()) {
+                Ok(()) => {
+                    event.kept = step.kept.clone();
                     None
                 }
                 Err(error) => Some(error.to_string()),
             },
         };
+        if why.is_some() {
+            // Somebody else replaces it, and keeps it or not.
+            let kept = step.kept.as_deref().filter(|path| !path.exists());
+            claim.state.change.kept.retain(|path| Some(path.as_path()) != kept);
+        }
         claim.state.change.comments_lost |= edited.comments_lost;
         let content = why.is_some().then(|| edited.text.clone());
         event.by_hand = why.map(|why| (why, edited.text));

@@ -88,17 +88,35 @@ impl Place {
             .map(|error| format!("{}: {error}", path.display()))
     }
 
-    /// Replaces it. Answers with where its predecessor is, if there was one.
+    /// Where it is kept once it is replaced: a name that nothing has yet. `None` if there is no
+    /// such file.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn predecessor(&self, time: &str) -> io::Result<Option<PathBuf>> {
+        let path = self.real()?;
+        if !path.try_exists()? {
+            return Ok(None);
+        }
+        let (directory, name) = parts(&path)?;
+        let stamp: String = time.chars().filter(char::is_ascii_alphanumeric).collect();
+        for number in 1..1000 {
+            let suffix = if number > 1 { format!("-{number}") } else { String::new() };
+            let kept = directory.join(format!("{name}.lastkey-{stamp}{suffix}"));
+            if fs::symlink_metadata(&kept).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+                return Ok(Some(kept));
+            }
+        }
+        Err(io::Error::from(io::ErrorKind::AlreadyExists))
+    }
+
+    /// Replaces it, and keeps what was there as `kept`, which [`Self::predecessor`] has named.
     ///
     /// # Errors
     /// When the file system refuses; then the file is as it was.
-    pub fn replace(&self, text: &str, time: &str) -> io::Result<Option<PathBuf>> {
+    pub fn replace(&self, text: &str, kept: Option<&Path>) -> io::Result<()> {
         let path = self.real()?;
-        let (directory, name) = (path.parent(), path.file_name());
-        let (Some(directory), Some(name)) = (directory, name) else {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        };
-        let name = name.to_string_lossy();
+        let (directory, name) = parts(&path)?;
         let new = directory.join(format!(".{name}.lastkey-new"));
         // left behind by one that was killed
         match fs::remove_file(&new) {
@@ -111,10 +129,9 @@ impl Place {
             Err(error) => return Err(error),
         };
         let written = write(&new, text, old.as_ref()).and_then(|()| {
-            let kept = old.is_some().then(|| keep(&path, (directory, &name), time)).transpose()?;
+            kept.map_or(Ok(()), |kept| keep(&path, kept))?;
             fs::rename(&new, &path)?;
-            File::open(directory)?.sync_all()?;
-            Ok(kept)
+            File::open(directory)?.sync_all()
         });
         if written.is_err() {
             let _ = fs::remove_file(&new);
@@ -149,20 +166,21 @@ fn write(path: &Path, text: &str, like: Option<&fs::Metadata>) -> io::Result<()>
     file.sync_all()
 }
 
-/// Gives the file a second name, which it keeps.
-fn keep(path: &Path, (directory, name): (&Path, &str), time: &str) -> io::Result<PathBuf> {
-    let stamp: String = time.chars().filter(char::is_ascii_alphanumeric).collect();
-    let mut number = 1;
-    loop {
-        let suffix = if number > 1 { format!("-{number}") } else { String::new() };
-        let kept = directory.join(format!("{name}.lastkey-{stamp}{suffix}"));
-        match fs::hard_link(path, &kept) {
-            Ok(()) => return Ok(kept),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < 1000 => {
-                number += 1;
-            }
-            Err(error) => return Err(error),
+fn parts(path: &Path) -> io::Result<(&Path, std::borrow::Cow<'_, str>)> {
+    let parts = path.parent().zip(path.file_name());
+    let (directory, name) = parts.ok_or(io::ErrorKind::InvalidInput)?;
+    Ok((directory, name.to_string_lossy()))
+}
+
+/// Gives the file a second name, which it keeps. One that was killed may have done so already.
+fn keep(path: &Path, kept: &Path) -> io::Result<()> {
+    match fs::hard_link(path, kept) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let (own, other) = (fs::metadata(path)?, fs::symlink_metadata(kept)?);
+            let same = (own.dev(), own.ino()) == (other.dev(), other.ino());
+            if same { Ok(()) } else { Err(error) }
         }
+        done => done,
     }
 }
 
@@ -181,13 +199,20 @@ mod tests {
         let path = dir.path().join("config.yaml");
         let place = Place { path: path.clone() };
         assert!(place.is_here() && place.read().unwrap().is_none());
-        assert_eq!(place.replace("one\n", "2026-01-01T00:00:00Z").unwrap(), None);
+        let time = "2026-01-01T00:00:00Z";
+        assert_eq!(place.predecessor(time).unwrap(), None);
+        place.replace("one\n", None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         // What one that was killed has left does not matter.
         fs::write(dir.path().join(".config.yaml.lastkey-new"), "half").unwrap();
         for (text, before) in [("two\n", "one\n"), ("three\n", "two\n")] {
-            let kept = place.replace(text, "2026-01-01T00:00:00Z").unwrap().unwrap();
+            let kept = place.predecessor(time).unwrap().unwrap();
+            if text == "three\n" {
+                // One that was killed has kept it already.
+                fs::hard_link(&path, &kept).unwrap();
+            }
+            place.replace(text, Some(&kept)).unwrap();
             assert_eq!(fs::read_to_string(&kept).unwrap(), before);
             assert_eq!(fs::metadata(&kept).unwrap().mode() & 0o7777, 0o640);
             assert_eq!(place.read().unwrap().unwrap().as_str(), text);
@@ -198,6 +223,11 @@ mod tests {
         names.sort();
         let kept = "config.yaml.lastkey-20260101T000000Z";
         assert_eq!(names, ["config.yaml", kept, &format!("{kept}-2")]);
+        // What somebody else has put there is not overwritten, and nothing is replaced.
+        let taken = dir.path().join(kept);
+        assert!(place.replace("four\n", Some(&taken)).is_err());
+        assert_eq!(fs::read_to_string(&taken).unwrap(), "one\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "three\n");
     }
 
     #[test]
@@ -206,7 +236,7 @@ mod tests {
         let (real, link) = (dir.path().join("real.yaml"), dir.path().join("link.yaml"));
         fs::write(&real, "one").unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        Place { path: link.clone() }.replace("two", "t").unwrap();
+        Place { path: link.clone() }.replace("two", None).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&real).unwrap(), "two");
     }

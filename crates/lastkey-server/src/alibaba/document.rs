@@ -102,6 +102,11 @@ impl Document {
 
     /// Writes a number.
     pub fn number(&mut self, name: &'static str, value: usize) {
+        self.count(name, value as u64);
+    }
+
+    /// Writes how often something was done.
+    pub fn count(&mut self, name: &'static str, value: u64) {
         self.field(name, |text, _| {
             let _ = write!(text, "{value}");
         });

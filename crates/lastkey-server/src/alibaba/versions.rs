@@ -34,13 +34,13 @@ fn write(answer: &mut Document, version: &KeyVersion) {
     answer.plain("KeyVersionId", version.id);
     answer.plain("CreationDate", version.created.to_seconds_text());
     // Ours alone; clients of the original ignore what they do not know.
-    answer.plain("Encryptions", version.uses);
+    answer.count("Encryptions", version.uses);
     if let Some(last) = &version.last_use {
         answer.plain("LastUsedDate", last.at.to_seconds_text());
         answer.text("LastUsedBy", &last.by);
         answer.plain("LastUsedFor", &last.action);
     }
-    answer.plain("NeverUsed", version.never_used());
+    answer.boolean("NeverUsed", version.never_used());
     answer.plain("State", version.state().name());
     if let Some(at) = version.retirement.as_ref().and_then(|retired| retired.destroy_at) {
         answer.plain("DestroyDate", at.to_seconds_text());
