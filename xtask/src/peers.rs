@@ -6,6 +6,7 @@
 
 mod debian;
 mod go;
+mod old;
 mod system;
 
 use crate::shell::{self, Error, Step, file_error};
@@ -15,7 +16,7 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only these peers; all when none is named
+    /// Only these peers; when none is named, all but kube-apiserver-1.20.2
     names: Vec<String>,
     /// Say what is there, install nothing
     #[arg(long)]
@@ -34,7 +35,12 @@ enum Recipe {
     Apt { file: &'static str },
     /// One program out of a Debian package that is not installed, because it would start a service.
     Deb { package: &'static str, file: &'static str },
+    /// kube-apiserver 1.20.2 from Debian's sources; only where it is asked for.
+    Old,
 }
+
+/// The peer of the lane `old`, which is run on request.
+pub(crate) const OLD: &str = "kube-apiserver-1.20.2";
 
 struct Peer {
     name: &'static str,
@@ -60,7 +66,7 @@ const KUBE_131: &str = "-X k8s.io/component-base/version.gitVersion=v1.31.0 \
     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=31";
 
 /// All peers, quickest first, so that a broken set-up shows early.
-const PEERS: [Peer; 13] = [
+const PEERS: [Peer; 14] = [
     Peer {
         name: "softhsm2",
         manifest: "softhsm2",
@@ -101,6 +107,7 @@ const PEERS: [Peer; 13] = [
         "kube-1.28.0",
         ["bin/kube-apiserver-1.28.0", "k8s.io/kubernetes/cmd/kube-apiserver", KUBE_128],
     ),
+    Peer { name: OLD, manifest: "", makes: "bin/kube-apiserver-1.20.2", recipe: Recipe::Old },
 ];
 
 /// Installs the named peers, or all, or says what is there.
@@ -114,28 +121,32 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     if options.list {
         let place = folder()?;
         for peer in &PEERS {
-            let state = if peer.is_current(&place)? { "there" } else { "missing" };
-            println!("{:8} {}", state, peer.name);
+            let state = match peer.is_current(&place)? {
+                true => "there",
+                false if peer.is_on_request() => "on request",
+                false => "missing",
+            };
+            println!("{:11} {}", state, peer.name);
         }
         return Ok(());
     }
     install(&names)
 }
 
-/// The names of the peers that are not installed as their recipe wants them.
+/// The names of the peers that are not installed as their recipe wants them, and always should be.
 pub(crate) fn missing() -> Result<Vec<&'static str>, Error> {
     let place = folder()?;
     let mut missing = Vec::new();
     for peer in &PEERS {
-        if !peer.is_current(&place)? {
+        if !peer.is_on_request() && !peer.is_current(&place)? {
             missing.push(peer.name);
         }
     }
     Ok(missing)
 }
 
-/// Installs the named peers (all, when there is no name) as far as they are not there yet. One
-/// that fails does not keep the others from being installed.
+/// Installs the named peers (when there is no name, all that are not on request) as far as they are
+/// not there yet. One that fails does not keep the others from being installed.
 pub(crate) fn install(names: &[&str]) -> Result<(), Error> {
     let place = folder()?;
     for part in ["bin", "stamps", "logs"] {
@@ -149,7 +160,10 @@ pub(crate) fn install(names: &[&str]) -> Result<(), Error> {
         println!("peers: another run is installing them; waiting for it");
         file.lock().map_err(file_error("lock", &lock))?;
     }
-    let wanted = PEERS.iter().filter(|p| names.is_empty() || names.contains(&p.name));
+    let wanted = PEERS.iter().filter(|p| match names.is_empty() {
+        true => !p.is_on_request(),
+        false => names.contains(&p.name),
+    });
     let mut todo = Vec::new();
     for peer in wanted {
         if !peer.is_current(&place)? {
@@ -189,6 +203,11 @@ pub(crate) fn folder() -> Result<PathBuf, Error> {
 }
 
 impl Peer {
+    /// Whether it is installed by its name only.
+    fn is_on_request(&self) -> bool {
+        matches!(self.recipe, Recipe::Old)
+    }
+
     fn manifest_dir(&self) -> PathBuf {
         shell::root().join("xtask/peers").join(self.manifest)
     }
@@ -204,6 +223,7 @@ impl Peer {
             Recipe::Node => (["package.json", "package-lock.json"].as_slice(), String::new()),
             Recipe::Apt { file } => ([].as_slice(), format!("{file}\n")),
             Recipe::Deb { package, file } => ([].as_slice(), format!("{package} {file}\n")),
+            Recipe::Old => ([].as_slice(), old::recipe()),
         };
         for file in files {
             let path = dir.join(file);
@@ -240,6 +260,7 @@ impl Peer {
                 let program = debian::Program { package, file, log: &log };
                 program.install(&place.join(self.makes))?;
             }
+            Recipe::Old => old::install(&place.join(self.makes), &log)?,
         }
         let stamp = self.stamp_file(place);
         fs::write(&stamp, self.stamp()?).map_err(file_error("write", &stamp))

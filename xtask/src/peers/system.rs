@@ -30,7 +30,7 @@ pub(super) fn prepare(peers: &[&Peer]) -> Result<(), Error> {
         Recipe::Python => vec![VENV, GCC],
         Recipe::Node => vec![NODE, NPM],
         Recipe::Apt { .. } => vec![SOFTHSM],
-        Recipe::Deb { .. } => vec![],
+        Recipe::Deb { .. } | Recipe::Old => vec![],
     });
     let missing: Vec<Tool> = needed.filter(|tool| !tool.is_there()).collect();
     if missing.is_empty() {
