@@ -142,8 +142,8 @@ impl Page {
         );
         let newest = state.newest_key_version.as_deref().unwrap_or("-");
         let ours = format!(
-            "seal {}, {} clusters, {} key versions, the newest of {newest}",
-            state.seal, state.clusters, state.key_versions
+            "seal {} (opened by {}), {} clusters, {} key versions, the newest of {newest}",
+            state.seal, state.unsealed_by, state.clusters, state.key_versions
         );
         let sources = [("Snapshot", &snapshot.file, &etcd), ("Backup", &state.directory, &ours)];
         let rows = sources
@@ -287,7 +287,7 @@ impl Page {
             .probes
             .iter()
             .map(|row| {
-                let slowest = seconds(Some(row.slowest), "-");
+                let slowest = format!("{:.3} s", row.slowest);
                 [slowest, row.went_on_in_words(), row.healed_in_words()]
             })
             .collect();

@@ -45,8 +45,23 @@ pub(crate) struct Server {
 pub(crate) struct Opened {
     /// `file`, `shamir`, `pkcs11`.
     pub(crate) seal: String,
+    /// How many shares were entered for it.
+    shares: u64,
     /// Why it would not serve before somebody accepted the restore.
     pub(crate) held: Option<String>,
+}
+
+impl Opened {
+    /// What it took to unseal the copy, and so takes after a real restore.
+    pub(crate) fn by(&self) -> String {
+        match (&*self.seal, self.shares) {
+            ("shamir", 1) => "1 share that was entered".to_owned(),
+            ("shamir", shares) => format!("{shares} shares that were entered"),
+            ("pkcs11", _) => "the token".to_owned(),
+            ("file", _) => "the root key in it, or beside it".to_owned(),
+            (other, _) => other.to_owned(),
+        }
+    }
 }
 
 impl Server {
@@ -89,7 +104,9 @@ impl Server {
                     let reason = json!({ "reason": "a drill, on a copy that is thrown away" });
                     self.client.operator("accept-restore", &reason).await?;
                 }
-                Some("sealed") if seal == "shamir" => self.enter(&status, operator).await?,
+                Some("sealed") if seal == "shamir" => {
+                    opened.shares += u64::from(self.enter(&status, operator).await?);
+                }
                 Some("sealed") if start.elapsed() < UNSEAL => {
                     tokio::time::sleep(LOOK_EVERY * 5).await;
                 }
@@ -105,13 +122,13 @@ impl Server {
         }
     }
 
-    /// One share.
-    async fn enter(&self, status: &Value, operator: &mut dyn Operator) -> Result<(), DrillError> {
+    /// One share; whether it was taken.
+    async fn enter(&self, status: &Value, operator: &mut dyn Operator) -> Result<bool, DrillError> {
         let share = operator.share(status).map_err(DrillError::Sealed)?;
         match self.client.operator("unseal", &json!({ "share": &*share })).await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
             Err(lastkey_client::Error::Api(error)) if operator.share_refused(&error.message) => {
-                Ok(())
+                Ok(false)
             }
             Err(lastkey_client::Error::Api(error)) => Err(DrillError::Sealed(error.message)),
             Err(error) => Err(error.into()),

@@ -6,8 +6,10 @@
 //!   somebody writes and reads all the time.
 //!
 //! Everything runs on the loopback, below one scratch directory that nobody else may enter
-//! ([`Scratch`]); every process dies with us ([`Child`]), also when we are killed. What was given is
-//! never changed: the backup is copied, the snapshot is only read.
+//! ([`Scratch`]); every process dies with us ([`Child`]), also when we are killed, and the directory
+//! goes then, too ([`sweep`]). What was given is never changed: the backup is copied, the snapshot is
+//! only read. Nothing outside is reached: the server on the copy knows clusters that are in use, and
+//! is told to leave them alone.
 //!
 //! This room starts programs that somebody else wrote (`etcd`, `etcdutl`, `kube-apiserver`) and the
 //! `lastkey` binary, as whoever restores a cluster would. It trusts them to do what they say, and
@@ -34,7 +36,7 @@ pub use child::{Child, become_program};
 pub use error::DrillError;
 pub use local_keys::LocalProviders;
 pub use programs::{Given, Programs};
-pub use scratch::Scratch;
+pub use scratch::{Scratch, sweep};
 
 use std::time::Duration;
 

@@ -213,7 +213,7 @@ impl Outages {
         let mut stop = pin!(stop);
         let (about, at_most) = self.takes();
         operator.tell(&Event::Plan { outages: self.outages.len(), about, at_most });
-        let scratch = Scratch::new(&self.scratch_dir)?;
+        let scratch = Scratch::new(&self.scratch_dir)?.swept_by(&self.programs.lastkey)?;
         let installation = tokio::select! {
             biased;
             () = &mut stop => return Err(DrillError::Interrupted),

@@ -61,6 +61,8 @@ pub struct State {
     pub bytes: u64,
     /// The seal of its root key.
     pub seal: String,
+    /// What unsealed the copy: the same is needed after a real restore.
+    pub unsealed_by: String,
     /// How many clusters it knows.
     pub clusters: u64,
     /// How many versions its keys have, as far as they were looked at.

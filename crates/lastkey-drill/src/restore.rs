@@ -91,7 +91,7 @@ impl Restore {
     /// When it cannot be held. What cannot be read is in the report.
     pub async fn run(&self, operator: &mut dyn Operator) -> Result<RestoreReport, DrillError> {
         let began = Instant::now();
-        let scratch = Scratch::new(&self.scratch_dir)?;
+        let scratch = Scratch::new(&self.scratch_dir)?.swept_by(&self.programs.lastkey)?;
         let started = made_at(scratch.root());
         let ground = self.ground(&scratch)?;
         // 1.
@@ -134,6 +134,7 @@ impl Restore {
         let state = report::State {
             directory: self.state.display().to_string(),
             bytes: copied.bytes,
+            unsealed_by: opened.by(),
             seal: opened.seal,
             clusters: known.clusters.len() as u64,
             key_versions: known.versions.len() as u64,

@@ -4,26 +4,38 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
     net::TcpListener,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::{
+        fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use lastkey_crypto::{Entropy as _, SystemEntropy};
 use rustix::fs::{FlockOperation, flock, statvfs};
 
-use crate::DrillError;
+use crate::{DrillError, child::LOOK_EVERY};
 
 const PREFIX: &str = "lastkey-drill-";
 const LOCK: &str = "lock";
 /// Larger files hold no key of ours; they are removed as they are.
 const OVERWRITTEN: u64 = 16 << 20;
 
+/// After a kill, what the drill has started may be on its way out for so long.
+const ON_THEIR_WAY_OUT: Duration = Duration::from_secs(30);
+/// The hidden command of our binary that [`sweep`] is behind.
+const COMMAND: &str = "drill-sweep";
+
 /// A directory of our own, mode 0700. It goes when this is dropped, what may be a key overwritten
-/// first. One that a killed drill left behind is removed by the next drill.
+/// first; after `kill -9` a process removes it that waits for our end ([`sweep`]). One that is left
+/// behind all the same, by a power cut say, is removed by the next drill.
 #[derive(Debug)]
 pub struct Scratch {
     root: PathBuf,
     _lock: File,
+    sweeper: Option<std::process::Child>,
 }
 
 impl Scratch {
@@ -53,7 +65,18 @@ impl Scratch {
         let lock = root.join(LOCK);
         let lock = OpenOptions::new().write(true).create(new).mode(0o600).open(lock)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        Ok(Self { root: root.to_owned(), _lock: lock, sweeper: None })
+    }
+
+    /// Has a process of its own wait for our end, however that comes; `lastkey` is our binary.
+    pub(crate) fn swept_by(mut self, lastkey: &Path) -> Result<Self, DrillError> {
+        let mut command = Command::new(lastkey);
+        // the end of its standard input is our end; Ctrl-C is for us
+        command.arg(COMMAND).arg(&self.root).current_dir("/").process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let start = |source| DrillError::Start { program: COMMAND.to_owned(), source };
+        self.sweeper = Some(command.spawn().map_err(start)?);
+        Ok(self)
     }
 
     /// Its path.
@@ -88,20 +111,52 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         overwrite(&self.root);
-        if let Err(error) = fs::remove_dir_all(&self.root) {
+        if let Err(error) = fs::remove_dir_all(&self.root)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::error!(path = %self.root.display(), %error, "remove this yourself");
         }
+        if let Some(mut sweeper) = self.sweeper.take() {
+            drop(sweeper.stdin.take());
+            sweeper.wait().ok();
+        }
     }
+}
+
+/// Waits until whoever has started this process is gone, and removes its scratch directory if it
+/// did not.
+pub fn sweep(directory: &Path) {
+    io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+    if !is_ours(directory) {
+        return;
+    }
+    let Ok(left) = Scratch::lock(directory, false) else { return };
+    let start = Instant::now();
+    while start.elapsed() < ON_THEIR_WAY_OUT {
+        overwrite(&left.root);
+        match fs::remove_dir_all(&left.root) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+            _ if left.root.exists() => {}
+            _ => break,
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Whether a directory is a drill's, and the same user's.
+fn is_ours(directory: &Path) -> bool {
+    let us = rustix::process::geteuid().as_raw();
+    directory.file_name().and_then(|name| name.to_str()).is_some_and(|it| it.starts_with(PREFIX))
+        && fs::symlink_metadata(directory).is_ok_and(|it| it.is_dir() && it.uid() == us)
 }
 
 /// Removes what drills left that were killed: nobody holds their lock.
 fn clear_up(place: &Path) {
     let Ok(entries) = fs::read_dir(place) else { return };
-    let us = rustix::process::geteuid().as_raw();
     for entry in entries.flatten() {
-        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX))
-            && fs::symlink_metadata(entry.path()).is_ok_and(|it| it.is_dir() && it.uid() == us);
-        if ours && let Ok(left) = Scratch::lock(&entry.path(), false) {
+        if is_ours(&entry.path())
+            && let Ok(left) = Scratch::lock(&entry.path(), false)
+        {
             drop(left);
         }
     }

@@ -109,6 +109,12 @@ pub(crate) enum Command {
     /// Starts a process of a drill.
     #[command(hide = true, disable_help_flag = true)]
     DrillChild(DrillChild),
+    /// Removes what a killed drill has left.
+    #[command(hide = true)]
+    DrillSweep {
+        /// Its scratch directory.
+        directory: PathBuf,
+    },
     /// Print the completions for a shell.
     Completions {
         /// Which shell.

@@ -78,6 +78,10 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Operator(action) => command::operator::run(&cli.connect, action, output),
         Command::Doctor(options) => command::doctor::run(&options, output),
         Command::DrillChild(options) => Err(command::cluster::become_program(&options)),
+        Command::DrillSweep { directory } => {
+            lastkey_drill::sweep(&directory);
+            Ok(())
+        }
         Command::Status => command::status::run(&cli.connect, output),
     }
 }

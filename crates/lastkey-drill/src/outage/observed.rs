@@ -165,6 +165,7 @@ impl OutageReport {
         if let Some(why) = &self.cut_short {
             // the rest of it is the end of a log
             let why = why.lines().next().unwrap_or_default();
+            let why = why.strip_suffix("; its last words:").unwrap_or(why);
             let all = count(self.outages.len() + self.not_played.len());
             said.push(format!("{why}; {complete} of {all} were seen to their end"));
         }
@@ -282,7 +283,7 @@ impl Row {
             probe,
             ok: during().filter(|sample| sample.ok).count() as u64,
             failed: during().filter(|sample| !sample.ok).count() as u64,
-            slowest: seconds(slowest.unwrap_or_default()),
+            slowest: (slowest.unwrap_or_default().as_secs_f64() * 1000.0).round() / 1000.0,
             stopped_after: stopped.map(seconds),
             healed_after: well_from.map(|at| seconds(at.saturating_sub(mended))),
             expected: goes_on.in_words(length),
@@ -409,7 +410,7 @@ mod tests {
         let cut = report(cut, Some("interrupted"));
         assert!(!cut.ok);
         assert_eq!(cut.verdict, "interrupted; 1 of 2 outages were seen to their end");
-        let dead = report(Vec::new(), Some("etcd ended (signal: 9)\nits last words"));
+        let dead = report(Vec::new(), Some("etcd ended (signal: 9); its last words:\n{}"));
         assert_eq!(dead.verdict, "etcd ended (signal: 9); 0 of 2 outages were seen to their end");
         assert_eq!(dead.not_played, drill.outages);
     }

@@ -496,3 +496,6 @@ impl Sums {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

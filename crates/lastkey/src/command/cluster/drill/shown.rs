@@ -17,13 +17,14 @@ pub(super) fn restore(report: &RestoreReport) -> String {
     let newest = state.newest_key_version.as_deref().unwrap_or("-");
     let mut text = format!(
         "snapshot  {}: revision {}, {} keys, hash {}\n\
-         backup    {}: seal {}, {} cluster(s), {} key version(s), the newest of {newest}\n",
+         backup    {}: seal {} (opened by {}), {} cluster(s), {} key version(s), the newest of {newest}\n",
         snapshot.file,
         snapshot.status.revision,
         snapshot.status.keys,
         snapshot.status.hash,
         state.directory,
         state.seal,
+        state.unsealed_by,
         state.clusters,
         state.key_versions,
     );
@@ -146,7 +147,7 @@ fn outage(text: &mut String, one: &Observed) {
             json!({
                 "apiserver": row.apiserver, "probe": probe_name(row.probe),
                 "ok": row.ok, "failed": row.failed,
-                "slowest": format!("{:.1} s", row.slowest),
+                "slowest": format!("{:.3} s", row.slowest),
                 "went_on": row.went_on_in_words(),
                 "healed": row.healed_in_words(),
                 "expected": row.expected,
