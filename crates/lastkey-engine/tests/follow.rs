@@ -6,13 +6,14 @@ mod log;
 
 use std::{
     fs,
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use lastkey_engine::audit::{AuditSink, Checkpoint, Follower, Lot, Place};
-use log::{World, segments, write};
+use log::{Deed, Meddler, World, segments, write};
 
 /// A line, as a record's number or as a checkpoint.
 #[derive(Debug, PartialEq)]
@@ -287,4 +288,107 @@ fn the_end_is_found_in_whatever_is_there() {
     fs::write(world.audit().join(format!("segment-{:020}.jsonl.zst", 1001)), b"").unwrap();
     fs::remove_file(world.audit().join(format!("segment-{:020}.jsonl", 1001))).unwrap();
     assert_eq!(Follower::end(&world.audit()).unwrap().seq, 1001);
+}
+
+/// A follower from the beginning, and its own disk.
+fn watched(world: &World) -> (Follower, Arc<Meddler>) {
+    let disk = Arc::new(Meddler::default());
+    (Follower::on(disk.clone(), world.audit(), Place::default()), disk)
+}
+
+fn broken() -> io::Error {
+    io::Error::from_raw_os_error(5)
+}
+
+#[test]
+fn a_disk_that_fails_is_told_and_nothing_is_passed_over() {
+    let world = World::written(40);
+    let audit = world.audit();
+    let whole = rest(&mut follower(&world, 0));
+    let is_of = |path: &Path, name: &str| path.to_str().unwrap().contains(name);
+    for name in ["checkpoints", "segment-"] {
+        for deed in ["open", "read"] {
+            let (mut follower, disk) = watched(&world);
+            disk.ask(move |done, path| {
+                let asked = match done {
+                    Deed::Open => "open",
+                    Deed::Read(_) => "read",
+                    _ => "",
+                };
+                if asked == deed && is_of(path, name) { Err(broken()) } else { Ok(()) }
+            });
+            let failed = follower.next(100, usize::MAX).map(|lot| records(&lot)).unwrap_err();
+            assert_eq!(failed.raw_os_error(), Some(5), "{deed} {name}");
+            assert_eq!(follower.place(), Place::default());
+            assert_eq!(follower.lag().is_err(), name == "segment-", "{deed} {name}");
+            disk.rest();
+            follower.again();
+            assert!(rest(&mut follower) == whole, "{deed} {name}");
+        }
+    }
+    assert!(Follower::end(&audit).is_ok());
+}
+
+#[test]
+fn what_is_deleted_between_being_listed_and_opened_is_missed_and_no_more() {
+    let world = World::written(100);
+    let files = segments(&world.audit());
+    let behind = rest(&mut follower(&world, 0)).0.len();
+    let (mut follower, disk) = watched(&world);
+    let first = files[0].clone();
+    disk.ask(move |done, path| {
+        if done == Deed::Open && path == first {
+            fs::remove_file(path).ok();
+        }
+        Ok(())
+    });
+    assert!(records(&follower.next(100, usize::MAX).unwrap()).is_empty(), "this time");
+    disk.rest();
+    let (lines, missed) = rest(&mut follower);
+    assert!(missed > 0);
+    assert_eq!(lines.len() as u64 + missed, behind as u64);
+    // The newest one is gone: the one before it is the end, as far as can be told.
+    let newest = files.last().unwrap().clone();
+    let before = Follower::end(&world.audit()).unwrap().seq;
+    disk.ask(move |done, path| {
+        if done == Deed::Open && path == newest {
+            fs::remove_file(path).ok();
+        }
+        Ok(())
+    });
+    let lag = watched_lag(&world, &disk);
+    assert!(0 < lag && lag < before, "{lag}");
+}
+
+/// How far behind somebody is who has read nothing.
+fn watched_lag(world: &World, disk: &Arc<Meddler>) -> u64 {
+    Follower::on(disk.clone(), world.audit(), Place::default()).lag().unwrap()
+}
+
+#[test]
+fn what_is_written_while_it_looks_for_the_next_segment_is_not_passed_over() {
+    let world = World { segment_bytes: 1024, ..World::new() };
+    let log = Arc::new(world.open());
+    write(&log, 1);
+    let (mut follower, disk) = watched(&world);
+    let writer = Arc::clone(&log);
+    let left = std::sync::atomic::AtomicU32::new(60);
+    disk.ask(move |done, _| {
+        use std::sync::atomic::Ordering::Relaxed;
+        let more = left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        // Now and then enough for a segment and the next one's beginning.
+        if done == Deed::List && more {
+            write(&writer, if left.load(Relaxed) % 3 == 0 { 7 } else { 1 });
+        }
+        Ok(())
+    });
+    let (lines, missed) = rest(&mut follower);
+    disk.rest();
+    let more = rest(&mut follower);
+    assert_eq!((missed, more.1), (0, 0));
+    let is_record = |line: &&Vec<u8>| matches!(came(line), Came::Record(_));
+    let came: Vec<Vec<u8>> = lines.iter().chain(&more.0).filter(is_record).cloned().collect();
+    assert!(came.len() > 50 && segments(&world.audit()).len() > 5);
+    assert_eq!(came, written(&world.audit()));
+    log.close();
 }

@@ -65,7 +65,12 @@ struct Open {
 impl Follower {
     /// Goes on behind `place`.
     pub fn new(directory: impl Into<PathBuf>, place: Place) -> Self {
-        let (disk, directory) = (Arc::new(FileSystem), directory.into());
+        Self::on(Arc::new(FileSystem), directory, place)
+    }
+
+    /// The same on another disk.
+    pub fn on(disk: Arc<dyn Disk>, directory: impl Into<PathBuf>, place: Place) -> Self {
+        let directory = directory.into();
         Self { disk, directory, place, open: None, checkpoints: 0, waiting: Vec::new() }
     }
 

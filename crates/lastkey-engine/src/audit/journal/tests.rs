@@ -137,8 +137,11 @@ fn a_frame_that_is_not_ours_or_not_whole_ends_what_is_found() {
     drop(journal);
     let path = place.path().join("journal-1");
     let whole = fs::read(&path).unwrap();
-    // Every field of the second frame, the code behind them, and a byte of its first record.
-    for at in (second..second + FRAME_BYTES).chain([second + FRAME_BYTES + 10]) {
+    let payload = second + FRAME_BYTES;
+    let line = whole[payload..].iter().position(|byte| *byte == b'\n').unwrap();
+    // Every field of the second frame, the code behind them, and bytes of its first record: of the
+    // link, and of what it says, which the second record's link is about.
+    for at in (second..payload).chain([payload + 10, payload + line - 3]) {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         fs::write(&path, bytes).unwrap();

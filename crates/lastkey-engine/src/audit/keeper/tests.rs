@@ -177,3 +177,12 @@ fn whoever_closes_the_log_waits_for_one_block_at_most() {
     assert_eq!(stopped(&place, 1), ErrorKind::Interrupted);
     assert!(!place.index_path().exists());
 }
+
+#[test]
+fn a_keeper_that_is_dropped_has_ended() {
+    let place = Place::new(1);
+    let shelf = Arc::new(place.shelf);
+    let keeper = Keeper::start(Arc::clone(&shelf), || 0).unwrap();
+    drop(keeper);
+    assert_eq!(Arc::strong_count(&shelf), 1, "nobody works on the segments any more");
+}
