@@ -9,6 +9,8 @@
 #![allow(clippy::print_stderr, reason = "who skips a test says so")]
 
 mod support;
+#[path = "memory/swap.rs"]
+mod swap;
 
 use std::{
     ffi::OsStr,
@@ -259,6 +261,7 @@ fn keys_lie_in_locked_memory_alone_and_are_gone_once_the_server_is_sealed() {
 impl Site {
     fn work_again(&self) {
         let opened = self.lab.path("opened-again");
+        let _ = fs::remove_file(&opened);
         let sealed = self.lab.path("sealed");
         let (from, to) = (sealed.to_str().unwrap(), opened.to_str().unwrap());
         self.cli(&["decrypt", "-i", from, "-o", to]);
