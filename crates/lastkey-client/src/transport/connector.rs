@@ -61,9 +61,14 @@ impl ConnectError {
         match self {
             Self::Unreachable(error) => Error::Unreachable { server, reason: error.to_string() },
             Self::Handshake(error) => {
-                let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
-                let reason = tls.map_or_else(|| error.to_string(), tls::explain);
-                Error::Tls { server, reason }
+                match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                    Some(told) => Error::Tls { server, reason: tls::explain(told) },
+                    // silence, or a connection that broke: nobody has said who they are
+                    None => {
+                        let reason = format!("no answer to the TLS handshake: {error}");
+                        Error::Unreachable { server, reason }
+                    }
+                }
             }
         }
     }

@@ -97,6 +97,11 @@ impl Pki {
         Self { directory, server: Arc::new(config) }
     }
 
+    /// The server's side of a handshake, for one that goes on in its own way.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.server.clone())
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -116,7 +121,7 @@ impl FakeServer {
     pub async fn start_on(address: SocketAddr, pki: &Pki, handler: Handler) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let acceptor = TlsAcceptor::from(pki.server.clone());
+        let acceptor = pki.acceptor();
         let accept = tokio::spawn(async move {
             // dropped with this task, which aborts every connection
             let mut connections = tokio::task::JoinSet::new();
