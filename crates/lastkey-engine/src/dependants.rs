@@ -104,6 +104,11 @@ impl Dependant {
         before.used.iter().filter(keep).map(|(version, at)| (*version, *at)).collect()
     }
 
+    /// The cluster that it is, if it is one.
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
+        (self.kind.0 == CLUSTER_KIND).then(|| self.id.0.parse().ok()).flatten()
+    }
+
     fn matches(&self, kind: &str, id: &str) -> bool {
         self.kind.0 == kind && self.id.0 == id
     }

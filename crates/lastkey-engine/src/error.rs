@@ -107,6 +107,12 @@ pub enum Error {
         /// When their claim runs out, unless they renew it.
         until: crate::Timestamp,
     },
+    /// Something is done with the cluster already.
+    #[error(
+        "`cluster {0}` of this cluster is under way: the same command goes on with it, with \
+         --cancel it is given up"
+    )]
+    UnderWay(&'static str),
     /// A parameter is missing.
     #[error("the parameter {0} is missing")]
     MissingParameter(&'static str),
@@ -231,6 +237,7 @@ impl Error {
             Self::DeletionProtected => "Rejected.DeletionProtected",
             Self::Depended(_) => "Rejected.HasDependants",
             Self::Claimed { .. } => "Rejected.ClaimedByAnother",
+            Self::UnderWay(_) => "Rejected.UnderWay",
             Self::MissingParameter(_) => "MissingParameter",
             Self::InvalidParameter { .. } | Self::InvalidCiphertext => "InvalidParameter",
             Self::LimitExceeded { .. } => "Rejected.LimitExceeded",
@@ -263,6 +270,7 @@ impl Error {
             | Self::PrimaryVersion
             | Self::StateConflict { .. }
             | Self::Claimed { .. }
+            | Self::UnderWay(_)
             | Self::StaleKeyVersion => ErrorKind::Conflict,
             Self::DeletionProtected | Self::Depended(_) | Self::AwaitsSecondPerson { .. } => {
                 ErrorKind::Dependency

@@ -233,6 +233,11 @@ impl Rotation {
         self.course.as_ref().is_some_and(|course| course.way == Way::Disable)
     }
 
+    /// The command that works on it.
+    pub(crate) fn verb(&self) -> &'static str {
+        self.course.as_ref().map_or("rotate", |course| course.way.name())
+    }
+
     /// Claims it for `holder`.
     ///
     /// # Errors

@@ -10,8 +10,8 @@ use std::{
 
 use lastkey_crypto::{ClusterId, KeyVersionId};
 use lastkey_engine::{
-    AliasName, CLUSTER_KIND, Caller, Clock, Dependant, Engine, Error, Key, KeyRef, KeyState, Label,
-    Principal, Source, Timestamp, command::*,
+    AliasName, CLUSTER_KIND, Caller, Clock, Course, Dependant, Engine, Error, Key, KeyRef,
+    KeyState, Label, Principal, Source, Timestamp, Way, command::*,
 };
 use support::{START, World, by_id, create_key, root, secret};
 
@@ -317,7 +317,7 @@ async fn a_rotation_is_claimed_saved_and_finished() {
     let begun = engine.execute(&root(&engine), start(false)).await.unwrap();
     assert_ne!(begun.rotation.target, key.primary.version);
     let twice = engine.execute(&root(&engine), start(false)).await;
-    assert!(matches!(twice.map(drop), Err(Error::Exists(_))));
+    assert_eq!(twice.map(drop), Err(Error::UnderWay("rotate")));
     let which = Which { cluster: prod.cluster, id: begun.rotation.id.clone() };
     let claim = |holder: &str| ClaimRotation { which: which.clone(), holder: holder.to_owned() };
     let one = engine.execute(&root(&engine), claim("one")).await.unwrap();
@@ -365,4 +365,47 @@ async fn a_rotation_is_claimed_saved_and_finished() {
     engine.execute(&root(&engine), start(true)).await.unwrap();
     let list = ListRotations { cluster: prod.cluster };
     assert_eq!(engine.execute(&root(&engine), list).await.unwrap().len(), 2);
+}
+
+/// A cluster that is just brought under a key needs it from the first step on, whatever was seen.
+#[tokio::test]
+async fn a_cluster_that_is_being_enabled_needs_its_key() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let prod = register(&engine, &key).await;
+    let nothing = |world: &World| coverage(prod.cluster, world.clock.now(), &[]);
+    put_knowing(&engine, &key, nothing(&world), Some(BTreeSet::new())).await;
+    let course = Course { way: Way::Enable, goal: serde_json::json!({}) };
+    let start = StartRotation {
+        cluster: prod.cluster,
+        key: None,
+        keep_version: true,
+        namespace: None,
+        course: Some(course),
+        retire: false,
+        automatic: false,
+    };
+    let begun = engine.execute(&root(&engine), start.clone()).await.unwrap();
+    assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
+    // Somebody looks meanwhile, and finds nothing yet.
+    world.clock.advance(Duration::from_secs(60));
+    put_knowing(&engine, &key, nothing(&world), Some(BTreeSet::new())).await;
+    assert!(matches!(delete(&engine, &key, None).await, Err(Error::Depended(_))));
+    let other = StartRotation { course: None, ..start };
+    let other = engine.execute(&root(&engine), other).await;
+    assert_eq!(other.map(drop), Err(Error::UnderWay("enable")));
+    let forget = ForgetCluster {
+        cluster: prod.cluster,
+        overriding: Some("prod".to_owned()),
+        reason: "x".to_owned(),
+    };
+    let refused = engine.execute(&root(&engine), forget).await;
+    assert_eq!(refused, Err(Error::UnderWay("enable")));
+    // Given up, and looked at once more: nothing is left.
+    let which = Which { cluster: prod.cluster, id: begun.rotation.id };
+    engine.execute(&root(&engine), CancelRotation { which }).await.unwrap();
+    world.clock.advance(Duration::from_secs(60));
+    put_knowing(&engine, &key, nothing(&world), Some(BTreeSet::new())).await;
+    disable(&engine, &key, None).await.unwrap();
 }

@@ -19,7 +19,9 @@
 mod change;
 mod clean;
 mod convergence;
+mod error;
 mod gate;
+mod other;
 mod pass;
 mod state;
 
@@ -44,13 +46,13 @@ use serde_json::{Value, json};
 pub(crate) use self::convergence::{hash_of, told_last};
 pub use self::{
     change::ConfigEvent,
+    error::RotateError,
     state::{Counts, Refusal},
 };
-use self::{gate::Gate, state::State};
+use self::{gate::Gate, other::Other, state::State};
 use crate::{
-    cluster::{ApiError, ApiServer, Discovery, EtcdError},
-    encryption_config::EditError,
-    transition::{Hands, PlaceError, PlanError},
+    cluster::{ApiServer, Discovery},
+    transition::Hands,
 };
 
 /// What a cluster has its own migrations as, from 1.37 on.
@@ -109,93 +111,6 @@ pub enum Event {
     },
     /// Somebody has paused it.
     Paused,
-}
-
-/// Why a rotation stopped. It can be gone on with, unless it was cancelled.
-#[derive(Debug, thiserror::Error)]
-pub enum RotateError {
-    /// Lastkey's server.
-    #[error(transparent)]
-    Server(#[from] lastkey_client::Error),
-    /// An apiserver.
-    #[error(transparent)]
-    Api(#[from] ApiError),
-    /// The resource is not served.
-    #[error("the cluster serves no {0}")]
-    NoSuchResource(String),
-    /// What is stored is not ours.
-    #[error("the stored state of the rotation cannot be read: it is of another release")]
-    State,
-    /// Writes go elsewhere.
-    #[error(
-        "{objects} objects were written, but none under the new key id: is the provider the first \
-         one of its rule in the EncryptionConfiguration?"
-    )]
-    OtherProvider {
-        /// How many.
-        objects: u64,
-    },
-    /// It does not come to an end.
-    #[error("after {0} passes there are still objects that an apiserver writes anew")]
-    NoEnd(u32),
-    /// There is no way to the goal.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The configuration cannot be changed.
-    #[error(transparent)]
-    Edit(#[from] EditError),
-    /// The configuration cannot be read.
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    /// Somebody else has changed the configuration since the last step.
-    #[error(
-        "{} was changed by somebody else since the last step: put it back as it was, or have it \
-         taken as it is now with --accept-changes", path.display()
-    )]
-    Changed {
-        /// Where it lies.
-        path: std::path::PathBuf,
-    },
-    /// The configuration is on another machine.
-    #[error(
-        "{} is not on this machine: run this on the control-plane node, or give a copy of the file \
-         as it is now with --encryption-config", path.display()
-    )]
-    NotHere {
-        /// Where it lies, there.
-        path: std::path::PathBuf,
-    },
-    /// A key would have to be made, and shown.
-    #[error(
-        "the configuration has no {target}, and a new key is only made in a file that can be \
-         written here: add one with a key of your own behind the present provider"
-    )]
-    NoKeys {
-        /// What is missing.
-        target: String,
-    },
-    /// The plugin does not answer as it should.
-    #[error("the plugin at {socket} cannot be used: {reason}")]
-    Plugin {
-        /// Where it listens.
-        socket: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A worker of mere rotations was given a change of provider.
-    #[error(
-        "this change needs the cluster's configuration file: `lastkey cluster enable` or `disable` goes on with it"
-    )]
-    NoHands,
-    /// The store under the apiservers.
-    #[error(transparent)]
-    Etcd(EtcdError),
-    /// The one who started this process wants it to stop.
-    #[error("interrupted; the same command goes on from here")]
-    Interrupted,
-    /// Somebody has cancelled it.
-    #[error("the rotation was cancelled")]
-    Cancelled,
 }
 
 /// Works rotations off.
@@ -276,7 +191,7 @@ impl Worker {
         &self,
         which: &native::Rotation,
     ) -> Result<Result<Claim, native::Rotation>, RotateError> {
-        let mut told = None;
+        let mut other = Other::default();
         loop {
             self.go_on()?;
             let known = self.client.rotations(which.cluster).await?;
@@ -285,7 +200,7 @@ impl Worker {
             if known.is_over() {
                 return Ok(Err(known));
             }
-            if !known.paused {
+            if !known.paused && other.may_be_gone(known.lease.as_ref()) {
                 match self.client.claim_rotation(which, &self.options.holder).await {
                     Ok(rotation) => {
                         let state = State::read(&rotation.state).ok_or(RotateError::State)?;
@@ -294,10 +209,8 @@ impl Worker {
                         return Ok(Ok(Claim { rotation, state, saved, since, total }));
                     }
                     Err(error) if error.code() == Some("Rejected.ClaimedByAnother") => {
-                        let why = error.to_string();
-                        if told.as_ref() != Some(&why) {
-                            (self.watch)(&Event::Claimed { why: why.clone() });
-                            told = Some(why);
+                        if other.is_news(known.lease.as_ref()) {
+                            (self.watch)(&Event::Claimed { why: error.to_string() });
                         }
                     }
                     Err(error) => return Err(error.into()),
@@ -569,8 +482,9 @@ fn why_not_migrated(served: &Discovery) -> &'static str {
         None => "the cluster serves no storagemigration.k8s.io",
         Some(_) => {
             "it writes the same objects at half the speed, cannot be told to wait for every \
-             apiserver, to keep a rate or to a namespace, names nothing that refuses, and would \
-             have to be looked at by another pass all the same"
+             apiserver, to keep a rate or to a namespace, names nothing that refuses, does not say \
+             whether anybody carries it out, and would have to be looked at by another pass all the \
+             same"
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};
 
-use super::{Command, Done, Scope, guard::MAX_REASON, second_person};
+use super::{Command, Done, Scope, guard::MAX_REASON, rotations, second_person};
 use crate::{
     Error, Timestamp,
     action::Action,
@@ -69,6 +69,12 @@ impl Command for PutDependant {
             (Some(old), None) => old.value.used.clone(),
             (None, _) => BTreeMap::new(),
         };
+        if let Some(cluster) = new.cluster()
+            && rotations::is_enabling(core, cluster, id).await?
+        {
+            // Whatever was seen: it is about to be written under.
+            new.used.insert(key.value.primary.version, core.clock.now());
+        }
         if let Some(objects) = new.objects() {
             scope.record.number("objects", objects);
         }

@@ -1,6 +1,9 @@
 //! The rotation of a cluster's key as long work: begun, claimed, saved step by step, finished.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use lastkey_crypto::{ClusterId, Epoch, KeyId, KeyVersionId, plugin_blob::PluginKey};
 use serde_json::Value;
@@ -13,7 +16,7 @@ use crate::{
     barrier::{Expect, Stored, to_json},
     dependants::{Dependant, Label},
     engine::Core,
-    jobs::{self, Course, KEPT, MAX_REPORT, MAX_STATE, Phase, Problem, Progress, Rotation},
+    jobs::{self, Course, KEPT, MAX_REPORT, MAX_STATE, Phase, Problem, Progress, Rotation, Way},
     key::{Key, KeyRef},
     policy::Resource,
     records::Change,
@@ -88,9 +91,7 @@ impl Command for StartRotation {
         let key = core.records.key(self.key_id(core)?).await?;
         scope.used(key.value.id, None);
         let known = stored(core, self.cluster).await?;
-        if known.iter().any(|known| !known.value.phase.is_over()) {
-            return Err(Error::Exists("rotation that is not over"));
-        }
+        check_none_under_way(&known)?;
         key.value.state.usable()?;
         let now = core.clock.now();
         let (mut change, mut new) = (Change::new(), key.value.clone());
@@ -104,6 +105,13 @@ impl Command for StartRotation {
         scope.record.field("rotation", &id);
         if let Some(course) = &self.course {
             scope.record.field("way", course.way.name());
+        }
+        let enables = self.course.as_ref().is_some_and(|course| course.way == Way::Enable);
+        if let Some(old) = self.dependant(core, new.id).filter(|_| enables) {
+            // From now on the key is needed, before the first object is under it.
+            let mut needing = old.value.clone();
+            needing.used.insert(new.primary.version, now);
+            change = change.put_dependant(new.id, Some(&old), needing);
         }
         let rotation = Rotation {
             id,
@@ -151,6 +159,11 @@ impl StartRotation {
             },
         };
         keys.contains(&id).then_some(id).ok_or(Error::KeyNotFound)
+    }
+
+    /// That the cluster needs the key, where somebody can look at it.
+    fn dependant(&self, core: &Core, key: KeyId) -> Option<Arc<Stored<Dependant>>> {
+        core.records.dependants.find(key, CLUSTER_KIND, &self.cluster.to_string())
     }
 }
 
@@ -488,13 +501,28 @@ fn now_of(key: &Key, rotation: Rotation) -> RotationNow {
 
 /// Refuses while one is not over.
 pub(super) async fn refuse_under_way(core: &Core, cluster: ClusterId) -> Result<(), Error> {
-    let known = stored(core, cluster).await?;
-    match known.iter().all(|known| known.value.phase.is_over()) {
-        true => Ok(()),
-        false => {
-            Err(Error::Exists("rotation that is not over (`lastkey cluster rotate --cancel`)"))
-        }
+    check_none_under_way(&stored(core, cluster).await?)
+}
+
+fn check_none_under_way(known: &[Stored<Rotation>]) -> Result<(), Error> {
+    match known.iter().find(|known| !known.value.phase.is_over()) {
+        None => Ok(()),
+        Some(known) => Err(Error::UnderWay(known.value.verb())),
     }
+}
+
+/// Whether a cluster is just brought under a key: its objects are, or will be within moments.
+pub(super) async fn is_enabling(
+    core: &Core,
+    cluster: ClusterId,
+    key: KeyId,
+) -> Result<bool, Error> {
+    let known = stored(core, cluster).await?;
+    let enables = |one: &Rotation| {
+        let way = one.course.as_ref().map(|course| course.way);
+        !one.phase.is_over() && one.key == key && way == Some(Way::Enable)
+    };
+    Ok(known.iter().any(|known| enables(&known.value)))
 }
 
 /// Adds that all of a cluster are deleted, as many as fit: what is left is nobody's.

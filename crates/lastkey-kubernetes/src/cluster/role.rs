@@ -91,10 +91,6 @@ impl Role {
         rules.push(json!({
             "nonResourceURLs": ["/metrics", "/readyz", "/readyz/*", "/version"], "verbs": ["get"],
         }));
-        rules.push(json!({
-            "apiGroups": ["storagemigration.k8s.io"], "resources": ["storageversionmigrations"],
-            "verbs": ["get", "list", "create", "delete"],
-        }));
         rules
     }
 

@@ -4,7 +4,10 @@
 //! goes on after a crash knows whether it was taken. A file that has neither hash was changed by
 //! somebody else: then nothing more is written ([`RotateError::Changed`]).
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use lastkey_client::native::{RotationPhase, Way};
@@ -15,8 +18,10 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::{ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker, convergence};
 use crate::{
     encryption_config::{
-        Edited, EncryptionConfiguration, Item, Provider, Rule, apply, examine, readable,
+        Edited, EncryptionConfiguration, Item, Kms, Provider, Rule, apply, examine, readable,
     },
+    node::ask_status,
+    socket::SocketAddress,
     transition::{
         Goal, Hands, PlaceError, Stage, Target, bare, hash,
         loaded::{self, Seen},
@@ -349,7 +354,7 @@ impl Worker {
                 }
             }
             let late = began.elapsed() >= RELOADS_WITHIN;
-            behind.extend(self.not_loaded(&step, late).await);
+            behind.extend(self.not_loaded(claim, &step, late).await);
             if behind.is_empty() {
                 hands.remember(by_hand);
                 return Ok(step);
@@ -358,8 +363,8 @@ impl Worker {
         }
     }
 
-    async fn not_loaded(&self, step: &Step, late: bool) -> Vec<String> {
-        let mut behind = Vec::new();
+    async fn not_loaded(&self, claim: &Claim, step: &Step, late: bool) -> Vec<String> {
+        let (mut behind, mut fails) = (Vec::new(), false);
         for (index, look) in loaded::look(&self.api).await.into_iter().enumerate() {
             let seen = match look {
                 Ok(seen) => seen,
@@ -377,18 +382,36 @@ impl Worker {
             if let Some(why) = seen.why_not(&before, &step.after) {
                 let url = self.api.urls().nth(index);
                 let never = url.is_some_and(|url| url.is_loopback() && !reloads(url.port()));
-                let hint = match (never, late) {
-                    (true, _) => ": it reads its configuration only when it starts; restart it",
-                    (false, true) => {
-                        ": without --encryption-provider-config-automatic-reload=true it has to be \
-                         restarted, and on a machine of its own it needs a copy of the file"
+                let hint = match (seen.fails_since(&before), never, late) {
+                    // It tries, so nothing has to be restarted.
+                    (true, _, _) => "",
+                    (false, true, _) => {
+                        ": it reads its configuration only when it starts; restart it"
                     }
-                    (false, false) => "",
+                    (false, false, true) => {
+                        ": without --encryption-provider-config-automatic-reload=true it has to be \
+                         restarted, so has a pod into which the file is mounted without its \
+                         directory; on a machine of its own it needs a copy of the file"
+                    }
+                    (false, false, false) => "",
                 };
+                fails |= seen.fails_since(&before);
                 behind.push(format!("{} {why}{hint}", seen.url));
             }
         }
+        if fails && let Some(reason) = self.plugin_fails(claim).await {
+            behind.push(reason);
+        }
         behind
+    }
+
+    /// What the plugin of the target says for itself, where it is on this machine and fails.
+    async fn plugin_fails(&self, claim: &Claim) -> Option<String> {
+        let (goal, _, _) = self.goal(claim).ok()?;
+        let Target::Kms { endpoint, .. } = goal.target else { return None };
+        let (path, socket) = local_socket(&endpoint)?;
+        let error = ask_status(&socket).await.err()?;
+        Some(format!("the plugin at {path} says: {error}"))
     }
 }
 
@@ -402,19 +425,11 @@ fn reloads(port: u16) -> bool {
 
 /// The plugin's socket, where it is on this machine, answers with the key id of the key.
 async fn check_plugin(endpoint: &str, key_id: &str) -> Result<(), RotateError> {
-    let kms = crate::encryption_config::Kms { endpoint: endpoint.to_owned(), ..Default::default() };
-    let Some(path) = kms.socket() else { return Ok(()) };
-    let is_here = |path: &str| {
-        path.starts_with('/') && std::path::Path::new(path).parent().is_some_and(|dir| dir.is_dir())
-    };
-    if !is_here(&path) {
-        return Ok(());
-    }
-    let Ok(socket) = path.parse() else { return Ok(()) };
+    let Some((path, socket)) = local_socket(endpoint) else { return Ok(()) };
     let plugin = |reason: String| RotateError::Plugin { socket: path.clone(), reason };
     let began = Instant::now();
     loop {
-        let answer = crate::node::ask_status(&socket).await;
+        let answer = ask_status(&socket).await;
         let reason = match answer {
             Ok(answer) if answer.key_id == key_id => return Ok(()),
             Ok(_) => {
@@ -428,6 +443,17 @@ async fn check_plugin(endpoint: &str, key_id: &str) -> Result<(), RotateError> {
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
+}
+
+/// The socket of an endpoint whose directory is on this machine.
+fn local_socket(endpoint: &str) -> Option<(String, SocketAddress)> {
+    let kms = Kms { endpoint: endpoint.to_owned(), ..Kms::default() };
+    let path = kms.socket().filter(|path| path.starts_with('/'))?;
+    if !Path::new(&path).parent().is_some_and(Path::is_dir) {
+        return None;
+    }
+    let socket = path.parse().ok()?;
+    Some((path, socket))
 }
 
 /// The base64 of 32 random bytes.

@@ -49,24 +49,29 @@ impl Seen {
         let good = |label: Option<&str>| label.is_none_or(|status| status == "success");
         let last = |status: &str| {
             let own = samples(metrics, &[RELOADED]).filter(|s| s.label("status") == Some(status));
-            own.map(|sample| sample.value).fold(0.0, f64::max)
+            exact(own.map(|sample| sample.value).fold(0.0, f64::max))
         };
         let (failed, succeeded) = (last("failure"), last("success"));
         Self {
             url: url.to_owned(),
             hashes,
-            started: samples(metrics, &[STARTED]).map(|s| s.value).fold(0.0, f64::max),
+            started: exact(samples(metrics, &[STARTED]).map(|s| s.value).fold(0.0, f64::max)),
             reloads: samples(metrics, &RELOADS)
                 .filter(|sample| good(sample.label("status")))
-                .map(|sample| sample.value)
-                .sum(),
+                .map(|sample| exact(sample.value).round())
+                .fold(0.0, |sum, value| exact(sum + value)),
             failed: (failed > succeeded).then_some(failed),
         }
     }
 
+    /// Whether it has tried to load a file since `before`, and could not.
+    pub fn fails_since(&self, before: &Self) -> bool {
+        self.failed.is_some() && self.failed != before.failed
+    }
+
     /// Why it does not work by the file of that hash yet, which was put in place after `before`.
     pub fn why_not(&self, before: &Self, hash: &str) -> Option<String> {
-        let failed = self.failed.is_some() && self.failed != before.failed;
+        let failed = self.fails_since(before);
         let loaded = match self.hashes.is_empty() {
             false => self.hashes.iter().any(|known| known == hash),
             // The same process has loaded it since, or another process has been started since.
@@ -85,6 +90,12 @@ impl Seen {
             (false, false) => Some("has not loaded it yet".to_owned()),
         }
     }
+}
+
+/// A number that is the same after it was stored as JSON, which cannot hold infinity and is not read
+/// back to the last bit: times to the millisecond. What is no time or count is 0.
+fn exact(value: f64) -> f64 {
+    if value.abs() < 1e12 { (value * 1e3).round() / 1e3 } else { 0.0 }
 }
 
 /// What each apiserver says, or why it cannot be asked.
@@ -169,7 +180,19 @@ mod tests {
         let now = Seen::read("u", &text);
         assert!(now.why_not(&before, "sha256:new").unwrap().contains("could not load"));
         assert_eq!(now.why_not(&now.clone(), "sha256:new").unwrap(), "has not loaded it yet");
-        let stored = serde_json::to_string(&now).unwrap();
-        assert_eq!(serde_json::from_str::<Seen>(&stored).unwrap(), now);
+        let stored = |seen: &Seen| serde_json::to_string(seen).unwrap();
+        assert_eq!(serde_json::from_str::<Seen>(&stored(&now)).unwrap(), now);
+        // Numbers that JSON has no word for, or that it does not give back to the last bit.
+        for odd in ["+Inf", "NaN", "1e308", "1795381395.2864281", "-1.7953813952864282e+09", "0.1"]
+        {
+            let mut text = format!("{STARTED} {odd}\n");
+            for label in ["success", "failure"] {
+                text += &format!("{}{{status=\"{label}\"}} {odd}\n", RELOADS[0]);
+                text += &format!("{}{{status=\"{label}\"}} {odd}\n", RELOADS[1]);
+            }
+            text += &format!("{RELOADED}{{status=\"failure\"}} {odd}\n");
+            let now = Seen::read("u", &text);
+            assert_eq!(serde_json::from_str::<Seen>(&stored(&now)).unwrap(), now, "{odd}");
+        }
     }
 }

@@ -44,6 +44,7 @@ fn every_engine_error() -> Vec<Error> {
         Error::NotFound("cluster"),
         Error::AliasExists,
         Error::Exists("cluster"),
+        Error::UnderWay("rotate"),
         Error::KeyDisabled,
         Error::KeyPendingDeletion,
         Error::StateConflict { state: "Enabled" },

@@ -372,11 +372,10 @@ pub(super) fn shown(state: &Value) -> Option<String> {
     let text = |field: &str| state[field].as_str().unwrap_or_default().to_owned();
     match text("status").as_str() {
         "updating" => {
-            let rests = if state["paused"] == true { ", resting" } else { "" };
-            let (way, phase, since) = (text("way"), text("phase"), text("since"));
-            Some(format!("updating: {way} is {phase} since {since}{rests}"))
+            // How far it is, is said of all that is under way.
+            Some(format!("updating, by `lastkey cluster {}`", text("way")))
         }
-        "running" => Some("running under its key".to_owned()),
+        "running" => Some("running: encrypted under its key".to_owned()),
         _ => None,
     }
 }

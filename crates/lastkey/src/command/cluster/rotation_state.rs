@@ -19,6 +19,7 @@ pub(super) async fn of(client: &Client, cluster: &Known) -> Result<Value, Failur
 fn shown(rotation: &Rotation) -> Value {
     json!({
         "id": rotation.id,
+        "way": rotation.way(),
         "phase": rotation.phase,
         "paused": rotation.paused,
         "automatic": rotation.automatic,
@@ -52,8 +53,9 @@ pub(super) fn lines(rotation: &Value, automatic: bool) -> Vec<String> {
         Some(holder) => format!(", worked on by {holder}"),
         None => ", worked on by nobody".to_owned(),
     };
+    let what = rotation["way"].as_str().unwrap_or("rotation");
     lines.push(format!(
-        "rotation: {}{rests}, {} of {} objects, {} written anew, {} refused{who}, since {}",
+        "{what}: {}{rests}, {} of {} objects, {} written anew, {} refused{who}, since {}",
         text(&rotation["phase"]),
         count("done"),
         count("total"),

@@ -148,7 +148,7 @@ impl Progress {
         match (&self.bar, self.json) {
             (_, true) => line(&event.to_string()),
             (Some(bar), false) => bar.println(said),
-            (None, false) => tracing::warn!("{said}"),
+            (None, false) => Output::note(said),
         }
     }
 }

@@ -1,0 +1,94 @@
+//! Why a rotation, or a change of provider, stops.
+
+use crate::{
+    cluster::{ApiError, EtcdError},
+    encryption_config::EditError,
+    transition::{PlaceError, PlanError},
+};
+
+/// Why a rotation stopped. It can be gone on with, unless it was cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum RotateError {
+    /// Lastkey's server.
+    #[error(transparent)]
+    Server(#[from] lastkey_client::Error),
+    /// An apiserver.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The resource is not served.
+    #[error("the cluster serves no {0}")]
+    NoSuchResource(String),
+    /// What is stored is not ours.
+    #[error("the stored state of the rotation cannot be read: it is of another release")]
+    State,
+    /// Writes go elsewhere.
+    #[error(
+        "{objects} objects were written, but none under the new key id: is the provider the first \
+         one of its rule in the EncryptionConfiguration?"
+    )]
+    OtherProvider {
+        /// How many.
+        objects: u64,
+    },
+    /// It does not come to an end.
+    #[error("after {0} passes there are still objects that an apiserver writes anew")]
+    NoEnd(u32),
+    /// There is no way to the goal.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The configuration cannot be changed.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// Somebody else has changed the configuration since the last step.
+    #[error(
+        "{} was changed by somebody else since the last step: put it back as it was, or have it \
+         taken as it is now with --accept-changes", path.display()
+    )]
+    Changed {
+        /// Where it lies.
+        path: std::path::PathBuf,
+    },
+    /// The configuration is on another machine.
+    #[error(
+        "{} is not on this machine: run this on the control-plane node, or give a copy of the file \
+         as it is now with --encryption-config", path.display()
+    )]
+    NotHere {
+        /// Where it lies, there.
+        path: std::path::PathBuf,
+    },
+    /// A key would have to be made, and shown.
+    #[error(
+        "the configuration has no {target}, and a new key is only made in a file that can be \
+         written here: add one with a key of your own behind the present provider"
+    )]
+    NoKeys {
+        /// What is missing.
+        target: String,
+    },
+    /// The plugin does not answer as it should.
+    #[error("the plugin at {socket} cannot be used: {reason}")]
+    Plugin {
+        /// Where it listens.
+        socket: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A worker of mere rotations was given a change of provider.
+    #[error(
+        "this change needs the cluster's configuration file: `lastkey cluster enable` or `disable` goes on with it"
+    )]
+    NoHands,
+    /// The store under the apiservers.
+    #[error(transparent)]
+    Etcd(EtcdError),
+    /// The one who started this process wants it to stop.
+    #[error("interrupted; the same command goes on from here")]
+    Interrupted,
+    /// Somebody has cancelled it.
+    #[error("the rotation was cancelled")]
+    Cancelled,
+}
