@@ -37,9 +37,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs go to standard error; `LASTKEY_LOG` selects them as `RUST_LOG` does elsewhere. The
-/// libraries below us stay at `info` whatever it says: what they print of a connection beyond that
-/// can hold what passed through it.
+/// Logs go to standard error; `LASTKEY_LOG` selects them as `RUST_LOG` does elsewhere, and
+/// `LASTKEY_LOG_FORMAT=json` makes each a line of JSON. The libraries below us stay at `info`
+/// whatever it says: what they print of a connection beyond that can hold what passed through it.
 fn start_logging(command: &Command) {
     use tracing_subscriber::{EnvFilter, fmt};
     let runs = matches!(command, Command::Up(_) | Command::Server(_) | Command::KmsPlugin(_));
@@ -50,12 +50,11 @@ fn start_logging(command: &Command) {
         .iter()
         .filter_map(|library| format!("{library}=info").parse().ok())
         .fold(filter, EnvFilter::add_directive);
-    fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match std::env::var_os("LASTKEY_LOG_FORMAT").is_some_and(|format| format == "json") {
+        true => log.json().flatten_event(true).init(),
+        false => log.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
 }
 
 fn run(cli: Cli, output: &Output) -> Result<(), Failure> {

@@ -146,16 +146,20 @@ fn restarts_with_a_held_socket_fail_no_call() {
 #[test]
 fn a_server_hears_the_signal_and_goes_on() {
     let lab = Lab::new();
-    let mut up = lab.up();
-    up.process.signal(Signal::USR2);
-    eventually("it says what to do", SOON, || match up.process.log() {
+    hears_and_goes_on(lab.up());
+    hears_and_goes_on(lab.lastkey.server(&lab.path("data"), "127.0.0.1:0").unwrap());
+}
+
+fn hears_and_goes_on(mut daemon: lastkey_testbed::Running) {
+    daemon.process.signal(Signal::USR2);
+    eventually("it says what to do", SOON, || match daemon.process.log() {
         log if log.contains("SIGUSR2 upgrades a kms-plugin") => Ok(()),
         log => Err(log),
     })
     .unwrap();
-    up.process.check().unwrap();
-    up.client().unwrap().get("/healthz").unwrap().expect_ok("healthz").unwrap();
-    assert!(up.stop().unwrap().success());
+    daemon.process.check().unwrap();
+    daemon.client().unwrap().get("/healthz").unwrap().expect_ok("healthz").unwrap();
+    assert!(daemon.stop().unwrap().success());
 }
 
 #[test]
