@@ -20,6 +20,8 @@ mod child;
 mod copy;
 mod error;
 mod etcd;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod html;
 mod lastkey;
 mod local_keys;

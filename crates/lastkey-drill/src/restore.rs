@@ -13,7 +13,7 @@
 //! 6. What failed is looked at once more, and a reason found for it.
 
 mod findings;
-mod reading;
+pub(crate) mod reading;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},

@@ -127,17 +127,16 @@ impl Drop for Scratch {
 /// did not.
 pub fn sweep(directory: &Path) {
     io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
-    if !is_ours(directory) {
-        return;
-    }
-    let Ok(left) = Scratch::lock(directory, false) else { return };
     let start = Instant::now();
-    while start.elapsed() < ON_THEIR_WAY_OUT {
-        overwrite(&left.root);
-        match fs::remove_dir_all(&left.root) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
-            _ if left.root.exists() => {}
-            _ => break,
+    let mut left = None;
+    while start.elapsed() < ON_THEIR_WAY_OUT && is_ours(directory) {
+        // the kernel may let go of the lock after it has closed our standard input
+        if left.is_none() {
+            left = Scratch::lock(directory, false).ok();
+        }
+        if left.is_some() {
+            overwrite(directory);
+            fs::remove_dir_all(directory).ok();
         }
         std::thread::sleep(LOOK_EVERY);
     }

@@ -14,6 +14,7 @@ mod configurations;
 mod coverage;
 #[path = "apiserver/drill.rs"]
 mod drill;
+mod drilling;
 #[path = "apiserver/etcd.rs"]
 mod etcd;
 #[path = "load/grpc.rs"]

@@ -1,12 +1,15 @@
 //! `lastkey cluster drill`: a snapshot and a backup are brought up together and read.
 
+#[path = "drill/ends.rs"]
+mod ends;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::Command,
 };
 
-use lastkey_testbed::{Apiserver, ApiserverOptions, Etcd, Lastkey, Outcome, Peers};
+use lastkey_testbed::{Apiserver, ApiserverOptions, Etcd, Lastkey, Outcome, Peers, Running};
 use serde_json::Value;
 
 use crate::support::{KEY, Lab, PLAINTEXT, encryption_config, value_of};
@@ -32,9 +35,9 @@ impl Setting {
     }
 
     /// Has an apiserver with this configuration write Secrets, and ends it.
-    fn write(&self, prefix: &str, config: &Path) -> BTreeSet<String> {
+    fn write(&self, prefix: &str, config: &Path, flags: &[&str]) -> BTreeSet<String> {
         let dir = self.lab.folder(&format!("apiserver-{prefix}"));
-        let options = ApiserverOptions { version: "1.37.0", encryption_config: config, flags: &[] };
+        let options = ApiserverOptions { version: "1.37.0", encryption_config: config, flags };
         let apiserver = Apiserver::start(&self.peers, &self.etcd, &dir, &options).unwrap();
         let names = (0..3).map(|number| format!("{prefix}-{number}"));
         names
@@ -113,28 +116,47 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-#[test]
-fn a_restore_drill_reads_everything_or_names_what_is_missing() {
-    let Some(setting) = Setting::new("a_restore_drill") else { return };
+/// What the Secrets of the test are under.
+struct Written {
+    /// The configuration of all providers.
+    config: PathBuf,
+    /// A snapshot with all of them.
+    snapshot: PathBuf,
+    /// The state from before the rotation.
+    backup: PathBuf,
+    /// Key versions.
+    old: String,
+    new: String,
+    /// Secrets under the new one.
+    names: BTreeSet<String>,
+}
+
+/// Secrets in clear, under a local key, under KMS v1, and under two versions of ours; `up` runs on.
+fn write_under_everything(setting: &Setting) -> (Written, Running) {
     let lab = &setting.lab;
-    // 1. Secrets in clear, under a local key, and under two versions of ours.
     let config =
         |name: &str, providers: &str| encryption_config(&lab.path(name), providers).unwrap();
-    setting.write("clear", &config("clear.yaml", CLEAR));
-    setting.write("local", &config("local.yaml", &format!("{LOCAL}{CLEAR}")));
+    setting.write("clear", &config("clear.yaml", CLEAR), &[]);
+    setting.write("local", &config("local.yaml", &format!("{LOCAL}{CLEAR}")), &[]);
     let mut up = lab.up();
     let socket = up.ready.plugin_socket.display().to_string();
-    let ours = format!(
-        "  - kms:\n      apiVersion: v2\n      name: lastkey\n      endpoint: unix://{socket}\n"
-    );
-    let ours = config("ours.yaml", &format!("{ours}{LOCAL}{CLEAR}"));
-    setting.write("old", &ours);
+    let ours = |api: &str, name: &str| {
+        format!(
+            "  - kms:\n      apiVersion: {api}\n      name: {name}\n      endpoint: unix://{socket}\n"
+        )
+    };
+    // an apiserver becomes ready only if it can read what is there
+    let v1 = format!("{}{LOCAL}{CLEAR}", ours("v1", "lastkey-v1"));
+    let flags = ["--feature-gates=KMSv1=true"];
+    setting.write("v1", &config("v1.yaml", &v1), &flags);
+    let config = config("ours.yaml", &format!("{}{v1}", ours("v2", "lastkey")));
+    setting.write("old", &config, &flags);
     let version = |ready: &lastkey_testbed::Ready| {
         let key = lab.cli(ready, &["key", "describe", KEY]);
         key["primary_key_version"].as_str().unwrap().to_owned()
     };
     let old = version(&up.ready);
-    // 2. A backup before the rotation, as the documentation has it made.
+    // A backup before the rotation, as the documentation has it made.
     assert!(up.stop().unwrap().success());
     let backup = lab.path("backup");
     let copied = Command::new("cp").arg("-a").arg(lab.path("data")).arg(&backup).status().unwrap();
@@ -142,62 +164,124 @@ fn a_restore_drill_reads_everything_or_names_what_is_missing() {
     let up = lab.up();
     lab.cli(&up.ready, &["key", "rotate", KEY]);
     let new = version(&up.ready);
-    let written = setting.write("new", &ours);
+    let names = setting.write("new", &config, &flags);
     let snapshot = setting.snapshot("snapshot.db");
+    (Written { config, snapshot, backup, old, new, names }, up)
+}
 
-    // 3. With the state of now, which a server is running on: everything can be read.
-    let html = lab.path("report.html");
+fn secrets(found: &Value) -> Value {
+    let rows = found["resources"].as_array().unwrap().clone();
+    rows.into_iter().find(|row| row["resource"] == "secrets").unwrap()
+}
+
+/// The names of what cannot be read for that reason.
+fn named(found: &Value, reason: &str) -> BTreeSet<String> {
+    let all = found["unreadable_objects"].as_array().unwrap().iter();
+    all.filter(|object| object["reason"] == reason)
+        .inspect(|object| assert_eq!(object["namespace"], "default"))
+        .map(|object| object["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn kms(version: &str) -> (String, String) {
+    ("kms v2 lastkey".to_owned(), version.to_owned())
+}
+
+#[test]
+fn a_restore_drill_reads_everything_or_names_what_is_missing() {
+    let Some(setting) = Setting::new("a_restore_drill") else { return };
+    let (written, up) = write_under_everything(&setting);
+    everything_can_be_read(&setting, &written);
+    // the server that runs on that state was not disturbed
+    setting.lab.cli(&up.ready, &["status"]);
+    a_version_is_missing(&setting, &written);
+    one_is_damaged(&setting, &written);
+    they_do_not_belong_together(&setting, &written);
+}
+
+/// With the state of now, which a server is running on.
+fn everything_can_be_read(setting: &Setting, written: &Written) {
+    let (html, data) = (setting.lab.path("report.html"), setting.lab.path("data"));
+    let before = std::fs::read(&written.snapshot).unwrap();
     let outcome = setting.drill(&[
-        ("--snapshot", &snapshot),
-        ("--state", &lab.path("data")),
-        ("--encryption-config", &ours),
+        ("--snapshot", &written.snapshot),
+        ("--state", &data),
+        ("--encryption-config", &written.config),
         ("--html", &html),
     ]);
     let found = report(&outcome);
     assert_eq!(outcome.code, 0, "{}\n{}", found, outcome.stderr);
     assert_eq!((&found["ok"], &found["unreadable"]), (&true.into(), &0.into()));
-    let kms = |version: &str| ("kms v2 lastkey".to_owned(), version.to_owned());
     let counts = under(&found);
-    assert_eq!(counts[&kms(&old)], (3, 0));
-    assert_eq!(counts[&kms(&new)], (3, 0));
+    assert_eq!(counts[&kms(&written.old)], (3, 0));
+    assert_eq!(counts[&kms(&written.new)], (3, 0));
+    assert_eq!(counts[&("kms v1 lastkey-v1".to_owned(), written.old.clone())], (3, 0));
     assert_eq!(counts[&("aescbc".to_owned(), String::new())], (3, 0));
     assert!(counts[&("clear".to_owned(), String::new())].0 >= 3);
-    let secrets = |found: &Value| {
-        let rows = found["resources"].as_array().unwrap().clone();
-        rows.into_iter().find(|row| row["resource"] == "secrets").unwrap()
-    };
-    assert_eq!(secrets(&found)["readable"], 12);
+    assert_eq!(secrets(&found)["readable"], 15);
+    assert_eq!(found["state"]["seal"], "file");
     let page = std::fs::read_to_string(&html).unwrap();
-    assert!(page.contains(&new) && !page.contains(PLAINTEXT), "{page}");
-    // the server that runs on it was not disturbed
-    lab.cli(&up.ready, &["status"]);
+    assert!(page.contains(&written.new) && !page.contains(PLAINTEXT), "{page}");
+    assert!(std::fs::read(&written.snapshot).unwrap() == before, "the snapshot is as it was");
+}
 
-    // 4. With the backup from before the rotation and no local keys: exactly what was written
-    // after the one and under the others is missing, by name.
-    let before = files(&backup);
-    let outcome = setting.drill(&[("--snapshot", &snapshot), ("--state", &backup)]);
+/// With the backup from before the rotation and no local keys: exactly what was written after the
+/// one and under the others is missing, by name.
+fn a_version_is_missing(setting: &Setting, written: &Written) {
+    let before = files(&written.backup);
+    let outcome = setting.drill(&[("--snapshot", &written.snapshot), ("--state", &written.backup)]);
     assert_eq!(outcome.code, 1, "{}", outcome.stderr);
     let found = report(&outcome);
     let missing = found["missing_key_versions"].as_array().unwrap();
     assert_eq!(missing.len(), 1, "{missing:?}");
+    let new = &written.new;
     assert_eq!(
         (&missing[0]["key_version"], &missing[0]["objects"]),
         (&new.as_str().into(), &3.into())
     );
     assert_eq!(missing[0]["key"], KEY);
-    let named = |reason: &str| -> BTreeSet<String> {
-        let all = found["unreadable_objects"].as_array().unwrap().iter();
-        all.filter(|object| object["reason"] == reason)
-            .inspect(|object| assert_eq!(object["namespace"], "default"))
-            .map(|object| object["name"].as_str().unwrap().to_owned())
-            .collect()
-    };
-    assert_eq!(named("key-version-missing"), written);
-    assert_eq!(named("local-key-missing"), (0..3).map(|n| format!("local-{n}")).collect());
-    assert_eq!((&found["unreadable"], &secrets(&found)["readable"]), (&6.into(), &6.into()));
-    assert_eq!(under(&found)[&kms(&old)], (3, 0));
-    assert!(outcome.stderr.contains(&new), "{}", outcome.stderr);
-    assert!(files(&backup) == before, "the backup is as it was");
+    assert_eq!(named(&found, "key-version-missing"), written.names);
+    let local = (0..3).map(|n| format!("local-{n}")).collect();
+    assert_eq!(named(&found, "local-key-missing"), local);
+    assert_eq!((&found["unreadable"], &secrets(&found)["readable"]), (&6.into(), &9.into()));
+    assert_eq!(under(&found)[&kms(&written.old)], (3, 0));
+    assert!(outcome.stderr.contains(new), "{}", outcome.stderr);
+    assert!(files(&written.backup) == before, "the backup is as it was");
+}
+
+/// A byte of one value was changed; the others beside it are read all the same.
+fn one_is_damaged(setting: &Setting, written: &Written) {
+    let name = written.names.first().unwrap();
+    let path = Apiserver::etcd_path(name);
+    let mut value = setting.etcd.get(&path).unwrap().unwrap().bytes;
+    let last = value.iter().rposition(|byte| byte.is_ascii_graphic()).unwrap();
+    // the annotation's text is at the end, the sealed data at the beginning
+    let inside = value.len().min(last) / 4;
+    value[inside] ^= 1;
+    setting.etcd.put(&path, &value).unwrap();
+    let snapshot = setting.snapshot("damaged-value.db");
+    let outcome = setting.drill(&[
+        ("--snapshot", &snapshot),
+        ("--state", &setting.lab.path("data")),
+        ("--encryption-config", &written.config),
+    ]);
+    let found = report(&outcome);
+    assert_eq!((outcome.code, &found["unreadable"]), (1, &1.into()), "{found}");
+    assert_eq!(named(&found, "damaged"), BTreeSet::from([name.clone()]), "{found}");
+    assert!(found["missing_key_versions"].as_array().unwrap().is_empty());
+}
+
+/// The backup of another installation.
+fn they_do_not_belong_together(setting: &Setting, written: &Written) {
+    let other = Lab::new();
+    let mut up = other.up();
+    assert!(up.stop().unwrap().success());
+    let state = other.path("data");
+    let outcome = setting.drill(&[("--snapshot", &written.snapshot), ("--state", &state)]);
+    let found = report(&outcome);
+    assert_eq!(outcome.code, 1, "{found}");
+    assert_eq!(named(&found, "cluster-unknown").len(), 9, "{found}");
+    assert!(outcome.stderr.contains("the snapshot is of another cluster"), "{}", outcome.stderr);
 }
 
 #[test]
