@@ -72,7 +72,11 @@ fn weave_all(work: &Work<'_>) -> Result<HashMap<String, Vec<Place>>, Error> {
         let woven = weave::weave(&source, &mutants).map_err(weave::syntax(file))?;
         let there: HashSet<u32> = woven.numbers.iter().copied().collect();
         for out in mutants.iter().filter(|m| !there.contains(&m.number)) {
-            outcomes.put(&out.mutant.name, Outcome::Unwoven, "no place for it")?;
+            let (outcome, why) = match woven.refused.contains(&out.number) {
+                true => (Outcome::Unbuildable, "`||` in a chain of `let`"),
+                false => (Outcome::Unwoven, "no place for it"),
+            };
+            outcomes.put(&out.mutant.name, outcome, why)?;
         }
         texts.insert(file.to_owned(), woven.text);
         places.insert(file.to_owned(), woven.places);
@@ -170,8 +174,15 @@ fn take_out(
     Ok(())
 }
 
+/// The borrow checker's codes, and those of what is not known to be set.
+const BORROWING: [&str; 21] = [
+    "E0373", "E0381", "E0382", "E0384", "E0499", "E0502", "E0503", "E0505", "E0506", "E0507",
+    "E0509", "E0510", "E0515", "E0521", "E0594", "E0596", "E0597", "E0700", "E0712", "E0713",
+    "E0716",
+];
+
 fn is_borrowing(code: &str) -> bool {
-    code.starts_with("E05") || code.starts_with("E07") || code == "E0382" || code == "E0373"
+    BORROWING.contains(&code)
 }
 
 /// The smallest place that the complaint is about: a mutant's own if there is one.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -19,6 +19,8 @@ const FIRST_LOT: Duration = Duration::from_millis(800);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// So many times as long as they took unchanged.
 const FACTOR: u32 = 8;
+/// Nothing is waited for longer.
+const LONGEST_LOOK: Duration = Duration::from_secs(600);
 
 /// What mutants are judged with.
 pub(crate) struct Bench<'a> {
@@ -94,8 +96,7 @@ pub(crate) fn noticed(
     tests: &[&Test],
 ) -> Result<(Outcome, String), Error> {
     for lot in lots(tests) {
-        let took: Duration = lot.iter().map(|test| test.took).sum();
-        match runner.run(&lot, &On { number: on, limit: PATIENCE + took * FACTOR, seen: None })? {
+        match patiently(runner, on, &lot)? {
             End::Passed => {}
             End::Failed(test) => return Ok((Outcome::Caught, test)),
             End::TooLong => {
@@ -106,6 +107,27 @@ pub(crate) fn noticed(
         }
     }
     Ok((Outcome::Survived, format!("{} tests ran", tests.len())))
+}
+
+/// Runs a lot for as long as it may take. Where it takes longer, so may the unchanged program on a
+/// machine that is busy by now: that is looked at, and the lot given as much more time.
+fn patiently(runner: &Runner, on: u32, lot: &[&Test]) -> Result<End, Error> {
+    let took: Duration = lot.iter().map(|test| test.took).sum();
+    // What was built on its own cannot be switched off, so it is given more time at once.
+    let mut limit = (PATIENCE + took * FACTOR) * if on == 0 { 4 } else { 1 };
+    loop {
+        let end = runner.run(lot, &On { number: on, limit, seen: None })?;
+        if end != End::TooLong || on == 0 {
+            return Ok(end);
+        }
+        let began = Instant::now();
+        runner.run(lot, &On { number: 0, limit: LONGEST_LOOK, seen: None })?;
+        let needed = began.elapsed() * FACTOR;
+        if needed <= limit || limit >= LONGEST_LOOK {
+            return Ok(End::TooLong);
+        }
+        limit = needed.min(LONGEST_LOOK);
+    }
 }
 
 /// The tests in lots that one process each runs, the shortest first.

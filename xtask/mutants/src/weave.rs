@@ -36,6 +36,8 @@ pub(crate) struct Woven {
     pub(crate) places: Vec<Place>,
     /// Those that there was a place for.
     pub(crate) numbers: Vec<u32>,
+    /// Those that no compiler takes.
+    pub(crate) refused: Vec<u32>,
 }
 
 /// Lines that belong to mutants.
@@ -50,9 +52,10 @@ pub(crate) struct Place {
 /// Weaves `mutants`, all of them of this file, into `source`.
 pub(crate) fn weave(source: &str, mutants: &[Numbered<'_>]) -> Result<Woven, syn::Error> {
     let file = syn::parse_file(source)?;
-    let mut finder = Finder { mutants, wraps: Vec::new(), inserts: Vec::new() };
+    let mut finder =
+        Finder { mutants, wraps: Vec::new(), inserts: Vec::new(), refused: Vec::new() };
     finder.visit_file(&file);
-    let Finder { mut wraps, mut inserts, .. } = finder;
+    let Finder { mut wraps, mut inserts, refused, .. } = finder;
     // Outer before inner.
     wraps.sort_by_key(|wrap| (wrap.range.start, usize::MAX - wrap.range.end));
     inserts.sort_by_key(|insert| insert.at);
@@ -68,7 +71,7 @@ pub(crate) fn weave(source: &str, mutants: &[Numbered<'_>]) -> Result<Woven, syn
         places: Vec::new(),
     };
     writer.piece(0..source.len(), &wraps);
-    Ok(Woven { text: writer.text, places: writer.places, numbers })
+    Ok(Woven { text: writer.text, places: writer.places, numbers, refused })
 }
 
 /// The source with this mutant only.
@@ -110,6 +113,7 @@ struct Finder<'a> {
     mutants: &'a [Numbered<'a>],
     wraps: Vec<Wrap>,
     inserts: Vec<Insert>,
+    refused: Vec<u32>,
 }
 
 impl Finder<'_> {
@@ -187,7 +191,12 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     }
 
     fn visit_expr_binary(&mut self, node: &'ast syn::ExprBinary) {
-        if !is_chain(node) {
+        if is_chain(node) {
+            let here = self.at(Genre::BinaryOperator, node.op.span().start());
+            let or = here.iter().filter(|m| m.mutant.replacement == "||").map(|m| m.number);
+            let or: Vec<u32> = or.collect();
+            self.refused.extend(or);
+        } else {
             self.wrap(node, Genre::BinaryOperator, &[node.op.span().start()]);
         }
         visit::visit_expr_binary(self, node);

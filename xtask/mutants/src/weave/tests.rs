@@ -79,6 +79,10 @@ fn what_has_to_be_constant_or_is_a_chain_is_left_out() {
         let all = [mutant(Genre::BinaryOperator, source, changed, "-")];
         assert_eq!(woven(source, &all), (source.to_owned(), vec![]), "{source}");
     }
+    let source = "fn f() { if let Some(a) = b() && a {} }";
+    let or = mutant(Genre::BinaryOperator, source, "&&", "||");
+    let numbered = [Numbered { number: 3, mutant: &or }];
+    assert_eq!(weave(source, &numbered).unwrap().refused, [3], "no compiler takes it");
     let source = "fn f() -> impl Iterator<Item = u8> { x }";
     assert!(woven(source, &[mutant(Genre::FnValue, source, "x", "once(1)")]).1.is_empty());
 }
