@@ -62,6 +62,11 @@ pub(super) async fn ask<T>(
 ) -> Result<Done<T>, Error> {
     let person = person(&scope.caller.principal).ok_or(Error::Denied)?;
     let now = core.clock.now();
+    if scope.caller.dry_run {
+        // There is no request to be confirmed.
+        let (id, until) = ("ID".to_owned(), now.after(PATIENCE));
+        return Err(Error::AwaitsSecondPerson { id, by: person, until });
+    }
     let (known, mut change) = (stored(core).await?, Change::new());
     let (live, over): (Vec<_>, Vec<_>) = known.iter().partition(|known| known.value.until > now);
     let same = live.iter().find(|one| one.value.proposed == proposed && one.value.person == person);

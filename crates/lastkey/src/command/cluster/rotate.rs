@@ -242,7 +242,15 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
             let (resource, namespace) = (text("resource"), text("namespace"));
             said += &format!("\n- {resource} {namespace}/{}: {}", text("name"), text("reason"));
         }
-        said + "\n`lastkey cluster rotate --report` prints the signed report"
+        for (what, field) in [
+            ("to be retired once no backup needs it either", "retiring"),
+            ("not retired, because callers have encrypted by themselves", "kept_for_callers"),
+        ] {
+            for version in content[field].as_array().into_iter().flatten() {
+                said += &format!("\n{what}: {}", version.as_str().unwrap_or_default());
+            }
+        }
+        said + &format!("\n`lastkey cluster rotate {name} --report` prints the signed report")
     });
     Ok(())
 }
