@@ -171,6 +171,58 @@ fn a_node_is_examined_part_by_part() {
     assert!(exit == 1 && with_code(&items, "socket-dead").is_some(), "{items:#?}");
 }
 
+/// Each file of the identity, and the address, wrong in each way.
+#[test]
+fn an_identity_is_examined_without_the_plugin() {
+    let node = Node::new();
+    let other = Lab::new();
+    let stranger = other.up();
+    let place = node.lab.folder("identity");
+    let copy = |from: &Path, name: &str| {
+        let to = place.join(name);
+        fs::copy(from, &to).unwrap();
+        to.to_str().unwrap().to_owned()
+    };
+    let (ours, theirs) = (&node.up.ready, &stranger.ready);
+    let finds = |change: &[(&str, &str)], code: &str, fix: &str| {
+        let mut words = arguments(&node);
+        for (option, value) in change {
+            let at = words.iter().position(|word| word == option).unwrap();
+            words[at + 1] = (*value).to_owned();
+        }
+        let pod = serde_json::json!({"spec": {"containers": [{"args": words}]}});
+        let manifest = node.lab.path("identity.yaml");
+        fs::write(&manifest, pod.to_string()).unwrap();
+        let (exit, items) = node.doctor_of(manifest.to_str().unwrap());
+        assert_eq!(exit, 1, "{code}: {items:#?}");
+        let errors: Vec<&Value> = items.iter().filter(|it| it["severity"] == "error").collect();
+        assert_eq!(errors.len(), 1, "one cause, one error: {errors:#?}");
+        assert_eq!(errors[0]["code"], code, "{items:#?}");
+        assert!(errors[0]["fix"].as_str().unwrap().contains(fix), "{items:#?}");
+    };
+    let none = place.join("none.pem");
+    finds(&[("--client-cert", none.to_str().unwrap())], "certificate-unreadable", "cluster add");
+    fs::write(place.join("nonsense.pem"), "nonsense").unwrap();
+    let nonsense = place.join("nonsense.pem").to_str().unwrap().to_owned();
+    finds(&[("--client-cert", &nonsense)], "certificate-unreadable", "cluster add");
+    // the other installation's certificate, which ours does not know
+    let cert = copy(&theirs.plugin_cert_file, "their.pem");
+    let key = copy(&theirs.plugin_key_file, "their.key");
+    chmod(Path::new(&key), 0o600);
+    let both = [("--client-cert", &*cert), ("--client-key", &*key)];
+    finds(&both, "identity-refused", "cluster add");
+    finds(&[("--client-key", &key)], "plugin-arguments", "cluster config");
+    // the other installation's CA, or its server
+    let ca = copy(&theirs.ca_file, "their-ca.pem");
+    finds(&[("--ca-file", &ca)], "server-not-trusted", "--ca-file");
+    finds(&[("--server", &theirs.url)], "server-not-trusted", "--ca-file");
+    finds(&[("--key", "alias/nothing")], "identity-refused", "cluster list");
+    let closed = format!("https://127.0.0.1:{}", free_port().unwrap());
+    finds(&[("--server", &closed)], "server-unreachable", "the network");
+    assert!(ours.plugin_cert_file.exists());
+    node.is_well();
+}
+
 fn arguments(node: &Node) -> Vec<String> {
     let pid = node.plugin.main().as_raw_nonzero();
     let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser as _;
-use lastkey_client::{Category, Client, native::PluginStatusRequest};
+use lastkey_client::{Category, Client, Error, native::PluginStatusRequest};
 use lastkey_kubernetes::{encryption_config::Finding, socket::SocketAddress};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
@@ -79,10 +79,12 @@ impl Plugin {
         self.options.sockets.iter().filter_map(|socket| socket.parse().ok()).collect()
     }
 
-    /// Whether its certificate is there, safe, and good for a while.
-    pub(super) fn certificate(&self, findings: &mut Vec<Finding>) {
-        let Some(files) = identity_of(&self.options) else { return };
+    /// Whether its certificate is there, safe, and good for a while; false if nobody could be asked
+    /// with it.
+    pub(super) fn certificate(&self, findings: &mut Vec<Finding>) -> bool {
+        let Some(files) = identity_of(&self.options) else { return true };
         let (certificate, key) = (files.certificate, files.key);
+        let before = findings.len();
         match std::fs::read(&certificate).map(|pem| certificate_end(&pem)) {
             Ok(Some(end)) => findings.push(ends(&certificate, end)),
             Ok(None) => {
@@ -96,9 +98,11 @@ impl Plugin {
                 findings.push(Finding::error("certificate-unreadable", message).fix(fix));
             }
         }
+        let usable = findings[before..].iter().all(|it| it.code != "certificate-unreadable");
         if let Some(finding) = key_is_open(&key) {
             findings.push(finding);
         }
+        usable
     }
 
     /// Asks the server, as the plugin does.
@@ -143,17 +147,7 @@ impl Plugin {
                 });
             }
             Err(error) => {
-                let (code, fix) = match error.category() {
-                    Category::Denied => (
-                        "identity-refused",
-                        "the server does not take this certificate: renew it, or run lastkey cluster add",
-                    ),
-                    Category::Unavailable => (
-                        "server-unreachable",
-                        "look at the server (lastkey status there), the address and the network",
-                    ),
-                    _ => ("server-fails", "the server's log says more"),
-                };
+                let (code, fix) = judge(&error);
                 findings.push(Finding::error(code, chain(&error)).fix(fix));
             }
         }
@@ -162,6 +156,33 @@ impl Plugin {
     fn client(&self) -> Result<Client, String> {
         let config = client_of(&self.connect, &self.options);
         Client::new(config.map_err(|failure| failure.to_string())?).map_err(|error| chain(&error))
+    }
+}
+
+/// What an operator calls a failure, and what to do about it.
+fn judge(error: &Error) -> (&'static str, &'static str) {
+    match (error, error.category()) {
+        // told in an alert: it is we who are not accepted
+        (Error::Tls { reason, .. }, _) if reason.contains("alert") => (
+            "identity-refused",
+            "this server does not know the certificate: lastkey cluster add (or cluster node approve) on \
+             the server of --server makes one",
+        ),
+        (Error::Tls { .. }, _) => (
+            "server-not-trusted",
+            "compare --ca-file with ca.pem in the server's data directory, and --server with the names \
+             in its certificate (--tls-name)",
+        ),
+        (_, Category::Denied) => (
+            "identity-refused",
+            "lastkey cluster list shows which keys the cluster was given (compare --key), and lastkey \
+             cluster node list whether the node was revoked",
+        ),
+        (_, Category::Unavailable) => (
+            "server-unreachable",
+            "look at the server (lastkey status there), the address and the network",
+        ),
+        _ => ("server-fails", "the server's log says more"),
     }
 }
 
