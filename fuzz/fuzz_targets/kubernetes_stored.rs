@@ -1,8 +1,11 @@
 #![no_main]
 //! A value out of etcd, and lines of an apiserver's metrics: whatever they are, they are counted
-//! under something.
+//! under something, and what is seen of an apiserver can be stored and read back.
 
-use lastkey_kubernetes::coverage::{parse, samples};
+use lastkey_kubernetes::{
+    coverage::{parse, samples},
+    transition::loaded::Seen,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -14,4 +17,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(sample.name == "a" || sample.name == "b");
         let _ = (sample.label("x"), sample.label(""));
     }
+    let seen = Seen::read("u", text);
+    let stored = serde_json::to_string(&seen).expect("it can be stored");
+    assert_eq!(serde_json::from_str::<Seen>(&stored).ok(), Some(seen));
 });
