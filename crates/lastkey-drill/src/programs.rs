@@ -1,4 +1,5 @@
-//! Finds the programs that a drill starts: as given, else in `PATH`, else beside us.
+//! Finds the programs that a drill starts: as given, else in `PATH`, else beside us or where they
+//! usually are.
 
 use std::{
     env,
@@ -32,6 +33,10 @@ pub struct Programs {
     pub etcdutl: Option<PathBuf>,
 }
 
+/// Where they often are, although not in `PATH`: installed by hand, by the container Linuxes, by
+/// kubebuilder's envtest.
+const USUAL: [&str; 4] = ["/usr/local/bin", "/opt/bin", "/opt/etcd", "/usr/local/kubebuilder/bin"];
+
 const RELEASES: &str = "https://github.com/etcd-io/etcd/releases";
 
 impl Programs {
@@ -46,6 +51,7 @@ impl Programs {
         let beside: Vec<PathBuf> = std::iter::once(&lastkey)
             .chain(all.into_iter().flatten())
             .filter_map(|path| Some(path.parent()?.to_owned()))
+            .chain(USUAL.map(PathBuf::from))
             .collect();
         let find = |program, given: &Option<PathBuf>, advice: &dyn Fn() -> String| {
             let missing = |looked| DrillError::Missing { program, looked, advice: advice() };

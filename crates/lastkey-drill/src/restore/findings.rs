@@ -42,8 +42,8 @@ impl Reason {
             Self::VersionMissing => (
                 "key-version-missing",
                 "the backup does not have the key version",
-                "use a backup of Lastkey that was made after that version was: back up after \
-                 every rotation, and before the snapshot is taken",
+                "use a backup of Lastkey that was made after that version was; from now on, back \
+                 Lastkey up after each rotation, and after each snapshot of etcd",
             ),
             Self::ClusterUnknown => (
                 "cluster-unknown",

@@ -125,15 +125,15 @@ fn time(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Programs")]
 pub(crate) struct ProgramOptions {
-    /// The kube-apiserver [default: in PATH, or beside lastkey].
+    /// The kube-apiserver [default: in PATH, beside lastkey, or where it usually is].
     #[arg(long, value_name = "PATH")]
     pub(crate) kube_apiserver: Option<PathBuf>,
 
-    /// etcd [default: in PATH, or beside lastkey or the kube-apiserver].
+    /// etcd [default: in PATH, beside lastkey or the kube-apiserver, or where it usually is].
     #[arg(long, value_name = "PATH")]
     pub(crate) etcd: Option<PathBuf>,
 
-    /// etcdutl [default: in PATH, or beside lastkey or etcd].
+    /// etcdutl [default: in PATH, beside lastkey or etcd, or where it usually is].
     #[arg(long, value_name = "PATH")]
     pub(crate) etcdutl: Option<PathBuf>,
 
