@@ -50,6 +50,32 @@ fn the_largest_record_is_taken_and_a_larger_one_refused() {
 }
 
 #[test]
+fn a_journal_that_is_filled_to_its_last_byte_is_closed_without_growing() {
+    // A file's room for frames, and what each takes beside its line.
+    const ROOM: usize = (4 << 20) - 4096;
+    const FRAME: usize = 112;
+    let other = World::new();
+    let log = other.open();
+    assert_eq!(answer(log.append(body(100))), Ok(1));
+    log.close();
+    let line = fs::metadata(&segments(&other.audit())[0]).unwrap().len() as usize;
+    let world = World::new();
+    let log = world.open();
+    for number in 1..=4 {
+        assert_eq!(answer(log.append(body(ROOM / 4 - FRAME - (line - 100)))), Ok(number));
+    }
+    log.close();
+    for half in ["journal-0", "journal-1"] {
+        let length = fs::metadata(world.place.path().join("journal").join(half)).unwrap().len();
+        assert_eq!(length, 4 << 20, "{half}");
+    }
+    let log = world.open();
+    assert_eq!(answer(log.append(body(100))), Ok(5));
+    log.close();
+    assert!(world.verify().ok);
+}
+
+#[test]
 fn what_comes_together_is_numbered_in_its_order_over_many_batches() {
     let world = World { segment_bytes: 1 << 20, ..World::new() };
     let log = world.open();
