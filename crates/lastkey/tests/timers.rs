@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "what was measured")]
 
+mod drilling;
+#[path = "timers/drills.rs"]
+mod drills;
 #[path = "load/grpc.rs"]
 #[allow(dead_code, reason = "each test target uses its own part of it")]
 mod grpc;
