@@ -120,6 +120,37 @@ fn what_has_no_lines_to_move_is_written_anew() {
     }
 }
 
+/// As an editor on Windows saves them; a last line without its end.
+#[test]
+fn carriage_returns_and_missing_ends_stay_out_of_the_way() {
+    let text = "\
+# mine
+apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+- resources:
+  - secrets
+  providers:
+  # old
+  - aescbc:
+      keys:
+      - name: k1
+        secret: p2G0T8dJ6mPqRk1ZxYwVu3sLhNfBeCa9DiXo5tQyEjM=
+  - identity: {}";
+    for text in [text.to_owned(), text.replace('\n', "\r\n"), format!("\u{feff}{text}")] {
+        let (first, second) = both(&text, &goal(&["secrets"]));
+        let kinds = |text: &str| -> Vec<String> {
+            let config = examine(text).config;
+            let kinds = config.rules[0].providers.iter();
+            kinds.map(|one| one.kind().unwrap().name().to_owned()).collect()
+        };
+        assert_eq!(kinds(&first.text), ["aescbc", "kms", "identity"], "{text:?}");
+        assert_eq!(kinds(&second.text), ["kms", "aescbc", "identity"], "{text:?}");
+        assert!(second.text.contains("# mine") && second.text.contains("# old"), "{text:?}");
+        assert!(!first.comments_lost && !second.comments_lost, "{text:?}");
+    }
+}
+
 #[test]
 fn what_the_doctor_refuses_is_neither_read_nor_written() {
     let config = |providers: &str| {

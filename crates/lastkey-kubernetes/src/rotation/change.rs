@@ -365,6 +365,7 @@ impl Worker {
 
     async fn not_loaded(&self, claim: &Claim, step: &Step, late: bool) -> Vec<String> {
         let (mut behind, mut fails) = (Vec::new(), false);
+        let Ok((_, _, hands)) = self.goal(claim) else { return behind };
         for (index, look) in loaded::look(&self.api).await.into_iter().enumerate() {
             let seen = match look {
                 Ok(seen) => seen,
@@ -380,20 +381,26 @@ impl Worker {
             let before = step.seen.get(index).filter(|before| before.url == seen.url);
             let before = before.cloned().unwrap_or_default();
             if let Some(why) = seen.why_not(&before, &step.after) {
-                let url = self.api.urls().nth(index);
-                let never = url.is_some_and(|url| url.is_loopback() && !reloads(url.port()));
-                let hint = match (seen.fails_since(&before), never, late) {
+                let port = self.api.urls().nth(index).filter(|url| url.is_loopback());
+                let loads = port.map_or(Loads::Unknown, |url| Loads::of_process(url.port()));
+                let hint = match (seen.fails_since(&before), loads, late) {
                     // It tries, so nothing has to be restarted.
-                    (true, _, _) => "",
-                    (false, true, _) => {
-                        ": it reads its configuration only when it starts; restart it"
+                    (true, _, _) | (false, Loads::Unknown, false) => String::new(),
+                    (false, Loads::Never, _) => format!(
+                        ": it was started without --encryption-provider-config: start it anew with \
+                         --encryption-provider-config={} \
+                         --encryption-provider-config-automatic-reload=true",
+                        hands.place.path.display()
+                    ),
+                    (false, Loads::AtStart, _) => {
+                        ": it reads its configuration only when it starts; restart it".to_owned()
                     }
-                    (false, false, true) => {
+                    (false, Loads::Unknown, true) => {
                         ": without --encryption-provider-config-automatic-reload=true it has to be \
                          restarted, so has a pod into which the file is mounted without its \
                          directory; on a machine of its own it needs a copy of the file"
+                            .to_owned()
                     }
-                    (false, false, false) => "",
                 };
                 fails |= seen.fails_since(&before);
                 behind.push(format!("{} {why}{hint}", seen.url));
@@ -415,12 +422,29 @@ impl Worker {
     }
 }
 
-/// Whether the apiserver that listens here loads its configuration anew by itself; true where that
-/// cannot be seen.
-fn reloads(port: u16) -> bool {
-    crate::doctor::flags_of_process(port).is_none_or(|flags| {
-        flags.get("encryption-provider-config-automatic-reload") == Some("true")
-    })
+/// When an apiserver on this machine reads its configuration, as its flags say.
+enum Loads {
+    /// It has none.
+    Never,
+    /// Once.
+    AtStart,
+    /// By itself, or that cannot be seen.
+    Unknown,
+}
+
+impl Loads {
+    /// The apiserver that listens here.
+    fn of_process(port: u16) -> Self {
+        let Some(flags) = crate::doctor::flags_of_process(port) else { return Self::Unknown };
+        match (
+            flags.get("encryption-provider-config"),
+            flags.get("encryption-provider-config-automatic-reload"),
+        ) {
+            (None, _) => Self::Never,
+            (Some(_), Some("true")) => Self::Unknown,
+            (Some(_), _) => Self::AtStart,
+        }
+    }
 }
 
 /// The plugin's socket, where it is on this machine, answers with the key id of the key.

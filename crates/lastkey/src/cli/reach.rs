@@ -48,7 +48,8 @@ pub(crate) struct AccessOptions {
     pub(crate) etcd_prefix: String,
 
     /// The apiservers' EncryptionConfiguration, which says what is encrypted. It may be read again
-    /// later, by whoever looks after the cluster, at the same path.
+    /// later, by whoever looks after the cluster, at the same path. A new cluster need not have it
+    /// yet: `cluster enable` writes it.
     #[arg(long, value_name = "FILE", requires = "kubeconfig")]
     pub(crate) encryption_config: Option<PathBuf>,
 

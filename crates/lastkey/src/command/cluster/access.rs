@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     cli::AccessOptions,
-    output::{Exit, Failure, chain},
+    output::{Exit, Failure, Output, chain},
 };
 
 /// An apiserver believes in a new role once its caches have it.
@@ -89,8 +89,14 @@ impl Prepared {
         access.resources = options.resources.clone();
         if let Some(file) = &options.encryption_config {
             let absolute = std::path::absolute(file).map_err(|e| Failure::file(file, &e))?;
-            if access.resources.is_empty() {
-                access.resources = names_in(&absolute)?;
+            match (access.resources.is_empty(), absolute.try_exists()) {
+                (false, _) => {}
+                // A new cluster has none yet, and on another machine it cannot be seen.
+                (true, Ok(false)) => Output::note(&format!(
+                    "{} is not there (yet): taken to be for secrets; --resource says otherwise",
+                    absolute.display()
+                )),
+                (true, _) => access.resources = names_in(&absolute)?,
             }
             access.encryption_config = Some(absolute);
         }

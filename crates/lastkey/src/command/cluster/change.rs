@@ -258,29 +258,41 @@ impl Start<'_> {
         Ok(self.client.start_rotation(self.cluster.id, &start).await?)
     }
 
-    /// A socket on this machine has to answer before anything is begun.
+    /// A socket on this machine has to answer, and for this cluster, before anything is begun.
     async fn check_socket(&self, socket: &SocketAddress) -> Result<(), Failure> {
         if !self.socket.parent().is_some_and(Path::is_dir) {
             return Ok(());
         }
-        let answer = ask_status(socket).await;
-        answer.map(drop).map_err(|error| {
-            let place = self.socket.display();
+        let place = self.socket.display();
+        let answer = ask_status(socket).await.map_err(|error| {
             Failure::new(
                 Exit::Unavailable,
                 format_args!("the plugin at {place}: {}", chain(&error)),
             )
             .and("start it, or give --plugin-socket PATH; `lastkey doctor` says more")
-        })
+        })?;
+        if self.known_ids().await.contains(&answer.key_id) {
+            return Ok(());
+        }
+        Err(Failure::failed(format_args!(
+            "the plugin at {place} acts for another cluster or key: give --plugin-socket PATH of one \
+             that has the identity of {} (`lastkey cluster config`)",
+            self.cluster.shown()
+        )))
     }
 
-    /// The KMS providers that the apiservers know by a key id of this cluster's keys.
-    async fn told(&self) -> Vec<String> {
+    /// The key ids that apiservers of this cluster may be told.
+    async fn known_ids(&self) -> Vec<String> {
         let mut ids = Vec::new();
         for key in &self.cluster.keys {
             ids.extend(self.key_ids(*key).await);
         }
-        providers_told(self.api, &ids).await
+        ids
+    }
+
+    /// The KMS providers that the apiservers know by a key id of this cluster's keys.
+    async fn told(&self) -> Vec<String> {
+        providers_told(self.api, &self.known_ids().await).await
     }
 
     async fn key_ids(&self, key: KeyId) -> Vec<String> {
