@@ -1,8 +1,8 @@
 //! Lane: rotations of live clusters' keys, on real kube-apiservers and a real etcd.
 //!
 //! What was acknowledged to whom is kept in a model and compared at the end with what the
-//! apiservers answer and with what rests in etcd. `LASTKEY_TEST_SECRETS` sets how many Secrets the
-//! large ones have, `LASTKEY_TEST_SEED` replays a run's choices.
+//! apiservers answer and with what rests in etcd. `LASTKEY_TEST_SECRETS` sets how many Secrets all of
+//! the large ones have, `LASTKEY_TEST_SEED` replays a run's choices.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "what was measured, and the seed of a run")]

@@ -35,7 +35,7 @@ struct Field {
 
 impl Field {
     fn new(cluster: &Cluster) -> Self {
-        let secrets = size("LASTKEY_TEST_SECRETS", 1500);
+        let secrets = size("LASTKEY_TEST_SECRETS", 10_000);
         let still: Vec<_> = (0..secrets * UNTOUCHED / 100).map(|n| format!("still-{n}")).collect();
         let names: Vec<_> = (still.len()..secrets).map(|n| format!("w-{n}")).collect();
         let model: Model = model::create_all(&cluster.apiserver, &still).into_iter().collect();
