@@ -375,3 +375,40 @@ proptest! {
         }
     }
 }
+
+/// A sink that counts how often it is flushed.
+#[derive(Default)]
+struct Flushed(Vec<u8>, usize);
+
+impl Write for Flushed {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1 += 1;
+        Ok(())
+    }
+}
+
+#[test]
+fn pieces_need_not_end_where_chunks_do() {
+    let plaintext = pattern(2 * CHUNK_LEN + 1000);
+    let file = new_file(&key(1), vec![stanza(7, 112)]).unwrap();
+    let mut file = Encryptor::new(Flushed::default(), file).unwrap();
+    let (first, rest) = plaintext.split_at(700_000);
+    let (second, third) = rest.split_at(CHUNK_LEN + 1);
+    assert_eq!(file.write(first).unwrap(), first.len());
+    file.write_all(second).unwrap();
+    file.flush().unwrap();
+    // How much it was is told, of what was read and of what comes out.
+    assert_eq!(file.copy_from(&mut &third[..]).unwrap(), third.len() as u64);
+    let Flushed(sealed, flushed) = file.finish().unwrap();
+    assert_eq!(flushed, 2, "when it was asked for, and at the end");
+    assert_eq!(open(&sealed).unwrap(), plaintext);
+    let mut source = &sealed[..];
+    let header = Header::read(&mut source).unwrap();
+    let mut opened = Vec::new();
+    let mut decryptor = Decryptor::new(source, &header, &key(1)).unwrap();
+    assert_eq!(decryptor.copy_to(&mut opened).unwrap(), plaintext.len() as u64);
+}

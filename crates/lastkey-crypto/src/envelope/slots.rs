@@ -137,3 +137,31 @@ fn read_slot(slot: &[u8], binding: &[u8]) -> Option<(u64, Stanzas)> {
 fn checksum(body: &[u8], binding: &[u8]) -> [u8; CHECKSUM_LEN] {
     sha256(&[b"lastkey file 2 stanzas", binding, body])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{KeyId, envelope::Stanza};
+
+    #[test]
+    fn a_slot_has_one_form_and_is_counted_from_one() {
+        let stanza = Stanza::new(KeyId::from_bytes([7; 16]), vec![7; 100]).unwrap();
+        let stanzas = Stanzas::new(vec![stanza]).unwrap();
+        let slots = Slots::for_list(stanzas.encoded_len()).unwrap();
+        let binding = [3; 32];
+        // With the right checksum behind whatever was changed.
+        let read = |generation: u64, at: usize, byte: u8| {
+            let mut slot = Slots { generation, ..slots }.fill(&stanzas, &binding);
+            let end = slot.len() - CHECKSUM_LEN;
+            slot[end - at] = byte;
+            let code = checksum(&slot[..end], &binding);
+            slot[end..].copy_from_slice(&code);
+            read_slot(&slot, &binding).map(|(generation, _)| generation)
+        };
+        assert_eq!(read(1, 1, 0), Some(1));
+        assert_eq!(read(1, 1, 1), None, "something behind the list");
+        assert_eq!(read(0, 1, 0), None, "a blank one's generation");
+        let whole = slots.fill(&stanzas, &binding);
+        assert!(read_slot(&whole, &[4; 32]).is_none(), "of another file");
+    }
+}
