@@ -16,7 +16,7 @@ use crate::{
     AccessKey, ClientCertificate, ConfigError, Credentials, Endpoint, Error, Identity,
     api::Reply,
     signature::acs3,
-    transport::{Call, Repeat, Transport, tls},
+    transport::{Call, MAX_ANSWER, Repeat, Transport, tls},
 };
 
 /// The version of the KMS OpenAPI that [`Client::alibaba`] speaks.
@@ -198,6 +198,7 @@ impl Client {
             headers: vec![("accept", "application/json".to_owned())],
             body: Bytes::new(),
             timeout: self.timeout,
+            limit: MAX_ANSWER,
             repeat: Repeat::Never,
         };
         RequestBuilder { client: self, call }
@@ -271,6 +272,12 @@ impl RequestBuilder<'_> {
 
     pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
         self.call.timeout = timeout;
+        self
+    }
+
+    /// The longest answer, in bytes; more is garbage.
+    pub(crate) fn limit(mut self, limit: usize) -> Self {
+        self.call.limit = limit;
         self
     }
 

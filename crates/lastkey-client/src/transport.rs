@@ -30,7 +30,7 @@ pub use self::stream::MaybeTls;
 use crate::{ConfigError, Endpoint, Error, Timeouts, api::Reply};
 
 /// An answer larger than this is no answer of ours: a page of audit records stays far below.
-const MAX_ANSWER: usize = 16 << 20;
+pub(crate) const MAX_ANSWER: usize = 16 << 20;
 /// A silent connection is probed after this long, and given up after the next constant. A host
 /// that came back refuses the probe at once, so this bounds how long its return goes unnoticed.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(900);
@@ -48,6 +48,8 @@ pub(crate) struct Call {
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Bytes,
     pub(crate) timeout: Duration,
+    /// The longest answer that is read, in bytes.
+    pub(crate) limit: usize,
     pub(crate) repeat: Repeat,
 }
 
@@ -172,7 +174,7 @@ impl Server {
 
     async fn send(&self, call: &Call, headers: HeaderMap, way: Way) -> Result<Reply, Error> {
         let request = self.request(call, headers)?;
-        match tokio::time::timeout(call.timeout, self.exchange(request, way)).await {
+        match tokio::time::timeout(call.timeout, self.exchange(request, (way, call.limit))).await {
             Ok(Ok(reply)) => reply.unless_unavailable(),
             Ok(Err(error)) => Err(self.failure(error.as_ref())),
             Err(_) => {
@@ -211,7 +213,7 @@ impl Server {
     async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
-        way: Way,
+        (way, limit): (Way, usize),
     ) -> Result<Reply, Box<dyn StdError + Send + Sync>> {
         let connections = match way {
             Way::Usual => &self.http,
@@ -219,7 +221,7 @@ impl Server {
         };
         let answer = connections.request(request).await?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await?.to_bytes();
+        let body = Limited::new(answer.into_body(), limit).collect().await?.to_bytes();
         Ok(Reply { server: self.endpoint.to_string(), status, body })
     }
 

@@ -230,6 +230,12 @@ struct DecryptJson<'a> {
     blob: String,
 }
 
+/// What an apiserver encrypts has a kilobyte: many of these calls are under way at a time, so whoever
+/// answers without end shall not fill the memory.
+const MAX_ANSWER: usize = 64 << 10;
+/// A lineage of each key of the cluster's is in it.
+const MAX_STATUS: usize = 1 << 20;
+
 #[derive(Deserialize)]
 struct Decrypted {
     plaintext: Zeroizing<String>,
@@ -245,7 +251,7 @@ impl Client {
         let json = StatusJson { key, cluster, known, wait_seconds: wait.as_secs(), instance };
         let request = self.request(Method::POST, "/v1/plugin/status").json(&json);
         let request = request.timeout(wait + LONG_POLL_GRACE).repeat(Repeat::WhenBroken);
-        request.send().await?.json()
+        request.limit(MAX_STATUS).send().await?.json()
     }
 
     /// Encrypts for an apiserver, within `timeout`.
@@ -257,7 +263,7 @@ impl Client {
         let plaintext = Zeroizing::new(BASE64.encode(call.plaintext));
         let json = EncryptJson { key: call.key, cluster: call.cluster, pin: call.pin, plaintext };
         let request = self.request(Method::POST, "/v1/plugin/encrypt").json(&json);
-        request.timeout(timeout).repeat(Repeat::Hedged).send().await?.json()
+        request.timeout(timeout).limit(MAX_ANSWER).repeat(Repeat::Hedged).send().await?.json()
     }
 
     /// Decrypts for an apiserver, within `timeout`.
@@ -269,7 +275,8 @@ impl Client {
         let blob = BASE64.encode(call.blob);
         let json = DecryptJson { key: call.key, generation: call.generation, blob };
         let request = self.request(Method::POST, "/v1/plugin/decrypt").json(&json);
-        let reply = request.timeout(timeout).repeat(Repeat::Hedged).send().await?;
+        let request = request.timeout(timeout).limit(MAX_ANSWER).repeat(Repeat::Hedged);
+        let reply = request.send().await?;
         let server = reply.server.clone();
         let answer: Decrypted = reply.json()?;
         match BASE64.decode(answer.plaintext.as_bytes()) {
