@@ -11,16 +11,9 @@ pub enum DrillError {
     /// Somebody wanted it to end before it had seen anything.
     #[error("interrupted; nothing is left behind")]
     Interrupted,
-    /// A program is not there.
-    #[error("{program} was not found (looked for {looked}); {advice}")]
-    Missing {
-        /// Its name.
-        program: &'static str,
-        /// Where.
-        looked: String,
-        /// How to get it.
-        advice: String,
-    },
+    /// Programs are not there.
+    #[error("{}", .0.join("\n"))]
+    Missing(Vec<String>),
     /// A program did not start.
     #[error("cannot start {program}: {source}")]
     Start {
@@ -30,7 +23,7 @@ pub enum DrillError {
         source: io::Error,
     },
     /// A process ended although it should go on.
-    #[error("{name} ended ({status}); its last words:\n{log}")]
+    #[error("{name} ended ({status}){}", last_words(log))]
     Ended {
         /// Which.
         name: String,
@@ -48,6 +41,17 @@ pub enum DrillError {
         seconds: u64,
         /// What was there instead.
         last: String,
+    },
+    /// The path of a scratch directory leaves no room for the sockets in it.
+    #[error(
+        "{}: its path is too long for sockets below it ({} bytes at most); choose another place \
+         with --scratch-dir", directory.display(), most
+    )]
+    LongPath {
+        /// The place.
+        directory: PathBuf,
+        /// How long it may be.
+        most: usize,
     },
     /// A file could not be used.
     #[error("{}: {source}{}", path.display(), advice(.source))]
@@ -124,6 +128,13 @@ impl DrillError {
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { path, source }
+    }
+}
+
+fn last_words(log: &str) -> String {
+    match log.trim() {
+        "" => " and said nothing".to_owned(),
+        log => format!("; its last words:\n{log}"),
     }
 }
 

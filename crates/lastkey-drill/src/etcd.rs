@@ -58,6 +58,16 @@ pub(crate) struct Files {
     pub(crate) key: PathBuf,
 }
 
+/// Whether a snapshot is a file with something in it.
+pub(crate) fn look_at(snapshot: &Path) -> Result<(), DrillError> {
+    let broken = |reason: String| DrillError::Snapshot { file: snapshot.to_owned(), reason };
+    let file = std::fs::File::open(snapshot).map_err(|error| broken(error.to_string()))?;
+    match file.metadata() {
+        Ok(meta) if meta.is_file() && meta.len() > 0 => Ok(()),
+        _ => Err(broken("it is no file with something in it".to_owned())),
+    }
+}
+
 /// Looks at a snapshot and restores it into `data`; its own hash is checked unless that is waived.
 pub(crate) async fn restore(
     (etcdutl, ground): (&Path, &Ground),
@@ -66,10 +76,6 @@ pub(crate) async fn restore(
     skip_hash_check: bool,
 ) -> Result<SnapshotStatus, DrillError> {
     let broken = |reason: String| DrillError::Snapshot { file: snapshot.to_owned(), reason };
-    let meta = std::fs::metadata(snapshot).map_err(|error| broken(error.to_string()))?;
-    if !meta.is_file() || meta.len() == 0 {
-        return Err(broken("it is no file with something in it".to_owned()));
-    }
     let run = |name: &str, args: Vec<OsString>| {
         let program = Program {
             name: name.to_owned(),

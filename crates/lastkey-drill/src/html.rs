@@ -38,7 +38,9 @@ code { font: .85rem ui-monospace, monospace; overflow-wrap: anywhere } .soft { o
 pub fn page(restore: Option<&RestoreReport>, outages: Option<&OutageReport>) -> String {
     let mut page = Page(HEAD.to_owned());
     let version = env!("CARGO_PKG_VERSION");
-    page.raw(&format!("<p class=\"soft\">lastkey {version}, on scratch processes</p>\n"));
+    let now = jiff::Timestamp::now();
+    let held = format!("Held on scratch processes, over at {now:.0}, by lastkey {version}.");
+    page.element("p class=\"soft\"", &held);
     if let Some(report) = restore {
         page.restore(report);
     }
@@ -142,7 +144,7 @@ impl Page {
         );
         let newest = state.newest_key_version.as_deref().unwrap_or("-");
         let ours = format!(
-            "seal {} (opened by {}), {} clusters, {} key versions, the newest of {newest}",
+            "seal {} (opened by {}), {} cluster(s), {} key version(s), the newest of {newest}",
             state.seal, state.unsealed_by, state.clusters, state.key_versions
         );
         let sources = [("Snapshot", &snapshot.file, &etcd), ("Backup", &state.directory, &ours)];
@@ -218,11 +220,13 @@ impl Page {
                 Cell::Text(&row.namespace),
                 Cell::Text(&row.name),
                 Cell::Text(&row.provider),
+                Cell::Text(or_dash(&row.key)),
                 Cell::Code(or_dash(&row.key_version)),
                 Cell::Code(row.reason),
             ]
         });
-        self.table(&["Resource", "Namespace", "Name", "Under", "Key version", "Reason"], rows);
+        let heads = ["Resource", "Namespace", "Name", "Under", "Key", "Key version", "Reason"];
+        self.table(&heads, rows);
         let named = report.unreadable_objects.len().min(NAMED) as u64;
         if report.unreadable > named {
             self.element("p", &format!("and {} more", report.unreadable - named));

@@ -43,7 +43,7 @@ impl Programs {
     /// Finds all of them.
     ///
     /// # Errors
-    /// [`DrillError::Missing`] for the first one that is nowhere, with how to get it.
+    /// [`DrillError::Missing`] for all that are nowhere, with how to get them.
     pub fn find(given: &Given, restores: bool) -> Result<Self, DrillError> {
         let lastkey = env::current_exe()
             .map_err(|source| DrillError::Start { program: "lastkey".to_owned(), source })?;
@@ -54,7 +54,8 @@ impl Programs {
             .chain(USUAL.map(PathBuf::from))
             .collect();
         let find = |program, given: &Option<PathBuf>, advice: &dyn Fn() -> String| {
-            let missing = |looked| DrillError::Missing { program, looked, advice: advice() };
+            let missing =
+                |looked| format!("{program} was not found (looked for {looked}); {}", advice());
             look_for(program, given.as_deref(), &beside).map_err(missing)
         };
         let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
@@ -69,15 +70,22 @@ impl Programs {
         let etcdutl = || {
             format!("it is beside etcd in the archive of {RELEASES}; name it with --etcdutl PATH")
         };
-        Ok(Self {
-            kube_apiserver: find("kube-apiserver", &given.kube_apiserver, &apiserver)?,
-            etcd: find("etcd", &given.etcd, &etcd)?,
-            etcdutl: match restores {
-                true => Some(find("etcdutl", &given.etcdutl, &etcdutl)?),
-                false => None,
-            },
-            lastkey,
-        })
+        let kube_apiserver = find("kube-apiserver", &given.kube_apiserver, &apiserver);
+        let etcd = find("etcd", &given.etcd, &etcd);
+        let etcdutl = match restores {
+            true => find("etcdutl", &given.etcdutl, &etcdutl).map(Some),
+            false => Ok(None),
+        };
+        match (kube_apiserver, etcd, etcdutl) {
+            (Ok(kube_apiserver), Ok(etcd), Ok(etcdutl)) => {
+                Ok(Self { lastkey, kube_apiserver, etcd, etcdutl })
+            }
+            // all at once: nobody wants to be told one after the other
+            (one, two, three) => {
+                let missing = [one.err(), two.err(), three.err()];
+                Err(DrillError::Missing(missing.into_iter().flatten().collect()))
+            }
+        }
     }
 }
 
@@ -125,5 +133,12 @@ mod tests {
         assert!(look_for(name, None, &beside).is_err());
         fs::rename(&there, place.path().join(name)).unwrap();
         assert_eq!(look_for(name, None, &beside), Ok(place.path().join(name)));
+        // everything that is missing is said at once
+        let nowhere = Some(PathBuf::from("/nowhere/program"));
+        let given =
+            Given { kube_apiserver: nowhere.clone(), etcd: nowhere.clone(), etcdutl: nowhere };
+        let said = |restores| Programs::find(&given, restores).unwrap_err().to_string();
+        assert_eq!(said(true).lines().count(), 3, "{}", said(true));
+        assert!(said(false).contains("--etcd PATH") && !said(false).contains("etcdutl"));
     }
 }

@@ -91,6 +91,8 @@ impl Restore {
     /// When it cannot be held. What cannot be read is in the report.
     pub async fn run(&self, operator: &mut dyn Operator) -> Result<RestoreReport, DrillError> {
         let began = Instant::now();
+        // before anything large is copied
+        etcd::look_at(&self.snapshot)?;
         let scratch = Scratch::new(&self.scratch_dir)?.swept_by(&self.programs.lastkey)?;
         let started = made_at(scratch.root());
         let ground = self.ground(&scratch)?;

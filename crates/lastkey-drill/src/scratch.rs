@@ -20,6 +20,8 @@ use crate::{DrillError, child::LOOK_EVERY};
 
 const PREFIX: &str = "lastkey-drill-";
 const LOCK: &str = "lock";
+/// A socket's path has at most 107 bytes, and the longest below is that of a cluster's plugin.
+const MAX_PATH: usize = 107 - "/0123456789ab.sock".len();
 /// Larger files hold no key of ours; they are removed as they are.
 const OVERWRITTEN: u64 = 16 << 20;
 
@@ -50,6 +52,11 @@ impl Scratch {
         SystemEntropy.fill(&mut random);
         let name = format!("{PREFIX}{}", hex::encode(random));
         let root = place.join(&name);
+        let length = root.as_os_str().len();
+        if length > MAX_PATH {
+            let most = MAX_PATH - (length - place.as_os_str().len());
+            return Err(DrillError::LongPath { directory: place, most });
+        }
         // it has its name once it is locked: another drill's clearing up may come at any moment
         let unlocked = place.join(format!(".{name}"));
         let mut made = Self::lock(&unlocked, true).map_err(DrillError::file(&root))?;
@@ -219,5 +226,10 @@ mod tests {
         assert!(place.path().join("lastkey-drill-of-somebody-else").exists());
         assert!(matches!(third.needs(u64::MAX), Err(DrillError::NoRoom { .. })));
         third.needs(1).unwrap();
+        let long = place.path().join("x".repeat(90));
+        fs::create_dir(&long).unwrap();
+        let said = Scratch::new(&long).unwrap_err().to_string();
+        assert!(said.contains("(62 bytes at most)") && said.contains("--scratch-dir"), "{said}");
+        assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
     }
 }

@@ -2,17 +2,18 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use lastkey_drill::outage::Outage;
 
 use super::operator::TokenOptions;
 
 /// Options of `cluster drill`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("drill").args(["snapshot", "outages"]).required(true).multiple(true))]
 pub(crate) struct DrillOptions {
     /// Restore this snapshot of etcd (`etcdctl snapshot save`) on scratch processes, together with
     /// the backup --state, and say which of its objects can be read.
-    #[arg(long, value_name = "FILE", requires = "state", required_unless_present = "outages")]
+    #[arg(long, value_name = "FILE", requires = "state")]
     pub(crate) snapshot: Option<PathBuf>,
 
     /// Play outages on an installation of the drill's own, and say what was observed: all of them,

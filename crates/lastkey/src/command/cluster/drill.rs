@@ -201,8 +201,9 @@ fn tell(
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failed(error: DrillError) -> Failure {
     let exit = match &error {
-        DrillError::Missing { .. } => Exit::NotFound,
+        DrillError::Missing(_) => Exit::NotFound,
         DrillError::Sealed(_) => Exit::Unavailable,
+        DrillError::LongPath { .. } => Exit::Usage,
         _ => Exit::Failed,
     };
     Failure::new(exit, chain(&error))

@@ -61,6 +61,7 @@ pub(super) fn restore(report: &RestoreReport) -> String {
             Column("NOT READABLE", "resource"),
             Column("NAMESPACE", "namespace"),
             Column("NAME", "name"),
+            Column("KEY", "key"),
             Column("KEY VERSION", "key_version"),
             Column("WHY", "reason"),
         ];
