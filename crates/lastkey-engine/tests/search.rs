@@ -57,12 +57,17 @@ fn packed() -> (World, AuditLog, Vec<PathBuf>) {
     for start in (1..=100).step_by(10) {
         write(&log, start..=start + 9, 300);
     }
+    let packed = settled(&world);
+    (world, log, packed)
+}
+
+/// Waits until all closed segments are compressed; their files.
+fn settled(world: &World) -> Vec<PathBuf> {
     for _ in 0..6000 {
         let files = segments(&world.audit());
         let of = |name: &str| files.iter().filter(|p| p.extension().unwrap() == name).count();
         if of("jsonl") == 1 && of("idx") == of("zst") {
-            let packed = files.into_iter().filter(|path| is_packed(path)).collect();
-            return (world, log, packed);
+            return files.into_iter().filter(|path| is_packed(path)).collect();
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -180,6 +185,22 @@ fn a_page_ends_where_there_is_no_more() {
         assert_eq!((page.records.len(), page.next), (5, None));
         assert_eq!(numbers(&log, &newest), [76, 81, 86, 91, 96]);
     }
+}
+
+#[test]
+fn the_newest_of_a_segment_without_an_index_are_its_last_ones() {
+    let (world, log, _) = packed();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(log.append(br#""action":"Decrypt","key":"other""#.to_vec())).unwrap();
+    // The segment in which the record above lies is the only one that is open.
+    let packed = settled(&world);
+    for path in &packed {
+        fs::remove_file(path.with_extension("").with_extension("idx")).unwrap();
+    }
+    let newest =
+        Query { newest: true, limit: 3, action: Some("encrypt".into()), ..Query::default() };
+    assert_eq!(numbers(&log, &newest), [98, 99, 100]);
+    assert_eq!(numbers(&log, &Query { newest: false, ..newest }), [1, 2, 3]);
 }
 
 /// Who is asked says this of every deed with that file.
