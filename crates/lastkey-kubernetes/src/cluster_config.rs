@@ -14,6 +14,7 @@
 //! ```
 
 mod encryption;
+mod helm;
 mod k3s;
 mod kubeadm;
 mod static_pod;
@@ -26,6 +27,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use crate::socket::SocketAddress;
 
 pub use encryption::{EncryptionConfig, KmsVersion};
+pub use helm::HelmValues;
 pub use k3s::K3sConfig;
 pub use kubeadm::ApiserverPatch;
 pub use static_pod::StaticPod;
@@ -60,8 +62,10 @@ pub enum Identity {
         cluster: String,
         /// The CA of the server.
         ca: PathBuf,
-        /// The kubelet's certificate and key.
+        /// The kubelet's certificate.
         kubelet: PathBuf,
+        /// Its key, where that is not in the same file.
+        kubelet_key: Option<PathBuf>,
     },
 }
 
@@ -81,10 +85,13 @@ impl PluginCommand {
                 option("--client-key", &directory.join("plugin.key").display());
                 option("--ca-file", &directory.join("ca.pem").display());
             }
-            Identity::Enrolled { cluster, ca, kubelet } => {
+            Identity::Enrolled { cluster, ca, kubelet, kubelet_key } => {
                 option("--cluster", cluster);
                 option("--ca-file", &ca.display());
                 option("--kubelet-cert", &kubelet.display());
+                if let Some(key) = kubelet_key {
+                    option("--kubelet-key", &key.display());
+                }
             }
         }
         option("--state-dir", &self.state.display());
@@ -104,9 +111,13 @@ impl PluginCommand {
             Identity::Files(directory) => {
                 directories.push(("identity", directory.display().to_string(), true));
             }
-            Identity::Enrolled { ca, kubelet, .. } => {
+            Identity::Enrolled { ca, kubelet, kubelet_key, .. } => {
                 directories.push(("ca", parent_of(ca), false));
                 directories.push(("kubelet", parent_of(kubelet), false));
+                let key = kubelet_key.as_deref().map(parent_of);
+                if let Some(apart) = key.filter(|key| *key != parent_of(kubelet)) {
+                    directories.push(("kubelet-key", apart, false));
+                }
             }
         }
         directories
@@ -138,6 +149,11 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The chart brings no secret to a node.
+    #[error(
+        "the chart's plugins get their identity by the kubelet's certificate: give --enrol CLUSTER_ID"
+    )]
+    NeedsEnrolment,
     /// These need a directory to mount or to make.
     #[error("this needs a socket with a path, not an abstract one")]
     NeedsPath,

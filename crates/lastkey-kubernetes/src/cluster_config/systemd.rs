@@ -61,7 +61,8 @@ Description=Lastkey KMS plugin for kube-apiserver
 Requires=lastkey-kms-plugin.socket
 Wants=network-online.target
 After=network-online.target lastkey-kms-plugin.socket
-Before=kubelet.service
+# whichever of them runs the apiserver here
+Before=kubelet.service k3s.service rke2-server.service
 # never gives up: the socket is held, and the apiserver waits
 StartLimitIntervalSec=0
 

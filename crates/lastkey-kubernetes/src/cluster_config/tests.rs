@@ -28,6 +28,7 @@ fn enrolled() -> PluginCommand {
         cluster: "83eb9abc-da3e-494e-b0e6-96b3c401cd15".into(),
         ca: "/etc/lastkey/ca.pem".into(),
         kubelet: "/var/lib/kubelet/pki/kubelet-client-current.pem".into(),
+        kubelet_key: None,
     };
     PluginCommand { identity, metrics: Some(([127, 0, 0, 1], 9099).into()), ..command() }
 }
@@ -233,6 +234,46 @@ fn systemd_takes_the_units() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && !said.contains("lastkey-kms-plugin"), "{said}");
     }
+}
+
+/// k3s has the kubelet's key in a file of its own.
+fn on_k3s(key: &str) -> PluginCommand {
+    let Identity::Enrolled { cluster, ca, .. } = enrolled().identity else {
+        panic!("it enrols");
+    };
+    let kubelet = "/var/lib/rancher/k3s/agent/client-kubelet.crt".into();
+    let identity = Identity::Enrolled { cluster, ca, kubelet, kubelet_key: Some(key.into()) };
+    PluginCommand { identity, ..enrolled() }
+}
+
+#[test]
+fn a_kubelets_key_in_a_file_of_its_own() {
+    let beside = on_k3s("/var/lib/rancher/k3s/agent/client-kubelet.key");
+    let words = beside.arguments().join(" ");
+    assert!(words.contains(" --kubelet-key /var/lib/rancher/k3s/agent/client-kubelet.key "));
+    let mounts = |command: PluginCommand| {
+        let pod = StaticPod { command, image: "lastkey:1".into() }.yaml().unwrap();
+        parse(&pod)["spec"]["volumes"].as_array().unwrap().len()
+    };
+    assert_eq!(mounts(beside) + 1, mounts(on_k3s("/elsewhere/kubelet.key")), "a mount of its own");
+}
+
+#[test]
+fn values_of_the_chart() {
+    let command = on_k3s("/var/lib/rancher/k3s/agent/client-kubelet.key");
+    let values = HelmValues { command: command.clone(), image: "lastkey:1".into() };
+    let values = parse(&values.yaml().unwrap());
+    assert_eq!(values["servers"], json!(command.servers));
+    assert_eq!(values["kubelet"]["key"], "/var/lib/rancher/k3s/agent/client-kubelet.key");
+    assert_eq!((&values["image"], &values["key"]), (&json!("lastkey:1"), &json!(command.key)));
+    // every value is one that the chart knows
+    let chart = include_str!("../../../../packaging/helm/lastkey-kms-plugin/values.yaml");
+    let known = parse(chart);
+    for name in values.as_object().unwrap().keys() {
+        assert!(known.get(name).is_some(), "{name}");
+    }
+    let files = HelmValues { command: self::command(), image: "lastkey:1".into() };
+    assert_eq!(files.yaml(), Err(ConfigError::NeedsEnrolment));
 }
 
 #[test]

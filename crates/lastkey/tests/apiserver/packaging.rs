@@ -92,7 +92,11 @@ fn chart(lab: &Lab, peers: &Peers) -> String {
     // What it cannot do without is asked for.
     let bare = helm(&["template", "lastkey-kms-plugin"], &[&servers]);
     assert!(!bare.status.success() && said(&bare).contains("cluster list"), "{}", said(&bare));
-    let rendered = helm(&["template", "lastkey-kms-plugin"], &[&servers, &cluster]);
+    // What is printed for it is all that it needs.
+    let values = lab.path("values.yaml");
+    fs::write(&values, printed(lab, &["helm", "--enrol", CLUSTER])).unwrap();
+    let filled = ["template", "lastkey-kms-plugin", "--values", values.to_str().unwrap()];
+    let rendered = helm(&filled, &[]);
     assert!(rendered.status.success(), "{}", said(&rendered));
     String::from_utf8(rendered.stdout).unwrap()
 }

@@ -7,8 +7,8 @@ use std::{
 
 use lastkey_kubernetes::{
     cluster_config::{
-        ApiserverPatch, EncryptionConfig, Identity, K3sConfig, KmsVersion, PluginCommand,
-        StaticPod, SystemdUnits,
+        ApiserverPatch, EncryptionConfig, HelmValues, Identity, K3sConfig, KmsVersion,
+        PluginCommand, StaticPod, SystemdUnits,
     },
     socket::SocketAddress,
 };
@@ -43,6 +43,7 @@ pub(super) fn run(
         ConfigPiece::Encryption => vec![pieces.encryption()?],
         ConfigPiece::StaticPod => vec![pieces.static_pod()?],
         ConfigPiece::Systemd => pieces.systemd()?,
+        ConfigPiece::Helm => vec![pieces.helm()?],
         ConfigPiece::Kubeadm => vec![pieces.kubeadm()?],
         ConfigPiece::K3s => vec![pieces.k3s()?],
         ConfigPiece::Alerts => vec![ALERTS],
@@ -112,6 +113,7 @@ impl Pieces {
                         cluster: cluster.clone(),
                         ca: options.identity_dir.join("ca.pem"),
                         kubelet: options.kubelet_cert.clone(),
+                        kubelet_key: options.kubelet_key.clone(),
                     },
                 },
                 state: PathBuf::from(STATE),
@@ -136,6 +138,14 @@ impl Pieces {
     fn static_pod(&self) -> Result<Piece, Failure> {
         let pod = StaticPod { command: self.command.clone(), image: self.image.clone() };
         Ok(("/etc/kubernetes/manifests/lastkey-kms-plugin.yaml", pod.yaml().map_err(wrong)?.into()))
+    }
+
+    fn helm(&self) -> Result<Piece, Failure> {
+        let values = HelmValues { command: self.command.clone(), image: self.image.clone() };
+        Ok((
+            "values.yaml (helm install --values values.yaml)",
+            values.yaml().map_err(wrong)?.into(),
+        ))
     }
 
     fn systemd(&self) -> Result<Vec<Piece>, Failure> {

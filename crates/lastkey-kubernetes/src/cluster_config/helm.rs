@@ -1,0 +1,52 @@
+//! Values for the chart in `packaging/helm`.
+
+use super::{ConfigError, Identity, PluginCommand, quoted};
+
+/// What differs from cluster to cluster; the chart knows the rest.
+#[derive(Debug, Clone)]
+pub struct HelmValues {
+    /// What each node runs.
+    pub command: PluginCommand,
+    /// The image with the `lastkey` binary as its entry point.
+    pub image: String,
+}
+
+impl HelmValues {
+    /// A file for `helm install --values`.
+    pub fn yaml(&self) -> Result<String, ConfigError> {
+        let PluginCommand { key, servers, identity, state, metrics, .. } = &self.command;
+        let Identity::Enrolled { cluster, ca, kubelet, kubelet_key } = identity else {
+            return Err(ConfigError::NeedsEnrolment);
+        };
+        let path = |path: &std::path::Path| quoted(&path.display().to_string());
+        let mut list = String::new();
+        for server in servers {
+            list += &format!("  - {}\n", quoted(server)?);
+        }
+        let kubelet_key = kubelet_key.as_deref().unwrap_or(std::path::Path::new(""));
+        Ok(format!(
+            "\
+image: {image}
+servers:
+{list}cluster: {cluster}
+key: {key}
+socket: {socket}
+caFile: {ca}
+kubelet:
+  certificate: {kubelet}
+  key: {kubelet_key}
+stateDir: {state}
+metricsListen: {metrics}
+",
+            image = quoted(&self.image)?,
+            cluster = quoted(cluster)?,
+            key = quoted(key)?,
+            socket = path(self.command.socket_path()?)?,
+            ca = path(ca)?,
+            kubelet = path(kubelet)?,
+            kubelet_key = path(kubelet_key)?,
+            state = path(state)?,
+            metrics = quoted(&metrics.map(|it| it.to_string()).unwrap_or_default())?,
+        ))
+    }
+}
