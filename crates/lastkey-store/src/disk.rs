@@ -345,6 +345,17 @@ impl DiskFile for File {
 mod tests {
     use super::*;
 
+    /// Nobody sees a disk being written; but that the kernel was asked shows where it refuses.
+    #[test]
+    fn what_cannot_be_made_durable_is_told() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(reader));
+        assert!(DiskFile::sync(&pipe).is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let missing = FileSystem.sync_directory(&directory.path().join("missing")).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+    }
+
     #[test]
     fn the_machines_file_system_does_what_the_trait_says() {
         let directory = tempfile::tempdir().unwrap();
