@@ -29,6 +29,12 @@ fn from_clear_there_and_back_killed_in_the_middle() {
     assert_eq!(world.encryption()["status"], "updating");
     let busy = world.cli(&["cluster", "rotate", "prod"]);
     assert!(busy.code == 1 && busy.stderr.contains("enable"), "{}", busy.stderr);
+    let doctor = world.cli(&["cluster", "doctor", "prod"]);
+    assert!(doctor.stdout.contains("change-under-way"), "{}", doctor.stdout);
+    assert_eq!(world.cli(&["key", "disable", KEY]).code, 5, "it is needed from now on");
+    let forget = ["cluster", "forget", "prod", "--override", "prod", "--reason", "no"];
+    let forget = world.cli(&forget);
+    assert!(forget.code == 1 && forget.stderr.contains("under way"), "{}", forget.stderr);
     let mut second = world.start("enable", &["--rate", "10", "--page", "10"]);
     second.wait_for(|event| event["event"] == "progress" && event["rewritten"] != 0);
     second.kill();
@@ -109,6 +115,44 @@ fn on_1_31_from_secretbox_to_another_plugin() {
     world.assert_all_under(OURS);
     let ids: BTreeSet<String> = world.stored().into_keys().collect();
     assert_eq!(ids.len(), 1);
+}
+
+/// What cannot come to an end is refused before anything is begun or written.
+#[test]
+fn what_cannot_be_done_is_not_begun() {
+    let test = "what_cannot_be_done_is_not_begun";
+    let Some(world) = World::new(test, "1.37.0", &[CLEAR], &[RELOADS]) else { return };
+    let before = std::fs::read_to_string(&world.config).unwrap();
+    let refused = |args: &[&str], code: i32, why: &str| {
+        let outcome = world.cli(&[&["cluster"], args].concat());
+        assert_eq!(outcome.code, code, "{args:?}: {}{}", outcome.stdout, outcome.stderr);
+        assert!(outcome.stderr.contains(why), "{args:?}: {}", outcome.stderr);
+    };
+    refused(&["disable", "prod"], 1, "no provider at");
+    refused(&["rotate", "prod"], 1, "lastkey cluster enable prod");
+    refused(&["disable", "prod", "--to", "nobody"], 2, "no KMS v2 provider");
+    let nowhere = world.lab.path("run/none.sock");
+    std::fs::create_dir_all(nowhere.parent().unwrap()).unwrap();
+    let nowhere = nowhere.to_str().unwrap();
+    refused(&["enable", "prod", "--plugin-socket", nowhere], 6, "--plugin-socket");
+    // A new cluster has no file yet, and needs a plugin of its own.
+    let kubeconfig = world.cluster.apiserver.kubeconfig().to_str().unwrap();
+    let (file, out) = (world.lab.path("etc/new.yaml"), world.lab.path("new"));
+    let (file, out) = (file.to_str().unwrap(), out.to_str().unwrap());
+    let add = ["cluster", "add", "new", "--key", KEY, "--kubeconfig", kubeconfig];
+    let add = [&add[..], &["--encryption-config", file, "--out", out]].concat();
+    assert_eq!(world.cli(&add).code, 0);
+    refused(&["enable", "new"], 1, "acts for another cluster");
+    // A file that no apiserver would take.
+    std::fs::write(file, before.replace("identity: {}", "nonsense: {}")).unwrap();
+    let ours = world.ready().plugin_socket.to_str().unwrap();
+    refused(&["disable", "new", "--plugin-socket", ours], 1, "error");
+    for (verb, name) in [("enable", "prod"), ("disable", "prod"), ("enable", "new")] {
+        refused(&[verb, name, "--cancel"], 3, "under way");
+    }
+    assert_eq!(std::fs::read_to_string(&world.config).unwrap(), before);
+    assert_eq!(world.encryption()["status"], "off");
+    world.assert_all_under("clear");
 }
 
 /// Nothing is written where somebody has forbidden it, an apiserver that does not load by itself is

@@ -92,7 +92,7 @@ impl Wanted<'_> {
     }
 }
 
-fn verb(way: Way) -> &'static str {
+pub(super) fn verb(way: Way) -> &'static str {
     match way {
         Way::Enable => "enable",
         Way::Disable => "disable",

@@ -6,7 +6,7 @@
 use std::{fs::File, io::Read, path::Path};
 
 use jiff::Timestamp;
-use lastkey_client::Client;
+use lastkey_client::{Client, native::Rotation};
 use lastkey_kubernetes::{
     cluster::{Access, ApiServer},
     doctor::{
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::{
     access::{Known, reach},
+    change::verb,
     status::cover,
 };
 use crate::{
@@ -103,7 +104,21 @@ async fn look(
     // 5. What lies around here.
     findings.extend(here(&access, config.as_ref(), options));
     findings.sort_by_key(|finding| finding.severity);
+    // Before all else: the others may be about a step that is not the last one.
+    let rotations = client.rotations(cluster.id).await?;
+    let way = rotations.iter().filter(|one| !one.is_over()).find_map(Rotation::way);
+    findings.splice(0..0, way.map(|way| under_way(name, verb(way))));
     Ok(findings)
+}
+
+fn under_way(name: &str, verb: &str) -> Finding {
+    let message = format!(
+        "`lastkey cluster {verb}` is under way: what is said of the file is said of a step"
+    );
+    let fix = format!(
+        "`lastkey cluster {verb} {name}` goes on with it, --cancel gives it up; leave the file alone until then"
+    );
+    Finding::warning("change-under-way", message).fix(fix)
 }
 
 fn no_config(path: Option<&Path>) -> Finding {

@@ -17,7 +17,7 @@ use lastkey_client::{
 use lastkey_crypto::{ClusterId, Entropy as _, SystemEntropy, signing::PublicKey};
 use lastkey_kubernetes::{
     cluster::{Access, ApiServer},
-    encryption_config::{ProviderKind, examine},
+    encryption_config::{EncryptionConfiguration, ProviderKind, examine},
     rotation::{Options, Worker},
 };
 use serde_json::{Value, json};
@@ -70,7 +70,8 @@ pub(super) fn run(
             None if options.resume => return Err(nothing(name)),
             None => {
                 // Whether the cluster can be reached is found out before its key has a new version.
-                reach(&client, cluster).await?;
+                let (access, _) = reach(&client, cluster).await?;
+                refuse_without_kms(name, &access)?;
                 let start = StartRotation {
                     key: options.key.clone(),
                     keep_version: options.keep_version,
@@ -114,6 +115,24 @@ pub(crate) async fn reach(
     Ok((access, api))
 }
 
+/// Where the configuration can be read here and has no KMS, no apiserver would ever take a new key.
+fn refuse_without_kms(name: &str, access: &Access) -> Result<(), Failure> {
+    let Some(config) = registered_config(access) else { return Ok(()) };
+    if config.rules.is_empty() || config.kms().next().is_some() {
+        return Ok(());
+    }
+    Err(Failure::failed(format_args!(
+        "the configuration of {name} has no KMS provider: `lastkey cluster enable {name}` brings it \
+         under its key"
+    )))
+}
+
+/// The registered configuration, if it lies here.
+fn registered_config(access: &Access) -> Option<EncryptionConfiguration> {
+    let text = access.encryption_config.as_ref().and_then(|path| fs::read_to_string(path).ok());
+    text.map(|text| examine(&zeroize::Zeroizing::new(text)).config)
+}
+
 /// What is written anew, and whether that is all that may be under the key.
 pub(crate) struct Resources {
     pub(crate) names: Vec<String>,
@@ -124,8 +143,7 @@ impl Resources {
     /// Those that were chosen; else what the registered configuration encrypts by a KMS, if it can be
     /// read here; else what was registered.
     pub(crate) fn of(access: &Access, chosen: &[String]) -> Self {
-        let text = access.encryption_config.as_ref().and_then(|path| fs::read_to_string(path).ok());
-        let config = text.map(|text| examine(&zeroize::Zeroizing::new(text)).config);
+        let config = registered_config(access);
         let named = |first: bool| -> Vec<String> {
             let rules = config.iter().flat_map(|config| &config.rules);
             let by_kms = rules.filter(|rule| {
