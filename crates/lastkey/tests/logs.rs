@@ -38,15 +38,15 @@ fn each_call_is_a_line_of_json_with_the_apiservers_uid() {
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let socket = lab.path("json.sock");
-    let files = lastkey_testbed::Ready { plugin_socket: socket.clone(), ..up.ready.clone() };
-    let plugin =
-        Lastkey::new(&script, &lab.folder("json")).plugin(&plugin_options(&files)).unwrap();
+    let mut files = up.ready;
+    files.plugin_socket.clone_from(&socket);
+    let plugin = Lastkey::new(&script, lab.folder("json")).plugin(&plugin_options(&files)).unwrap();
     assert!(call(&socket, "Encrypt", &message("a seed", "uid-of-a-seed")));
     assert!(!call(&socket, "Decrypt", &message("nonsense", "uid-of-nonsense")));
     let line = |uid: &str| {
         eventually(&format!("the log has {uid}"), SOON, || {
             let log = plugin.process.log();
-            let lines = log.lines().map(|line| serde_json::from_str::<Value>(line));
+            let lines = log.lines().map(serde_json::from_str::<Value>);
             let lines: Vec<Value> =
                 lines.collect::<Result<_, _>>().map_err(|e| format!("{e}: {log}"))?;
             lines.into_iter().find(|line| line["uid"] == uid).ok_or(log)

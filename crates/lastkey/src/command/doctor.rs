@@ -130,10 +130,10 @@ async fn examine(options: &NodeDoctorOptions) -> Vec<Finding> {
         socket::examine(address, user, &mut findings).await;
     }
     // 4. The plugin's identity, and the server as the plugin finds it.
-    if let Some(plugin) = &plugin {
-        if plugin.certificate(&mut findings) {
-            plugin.server(&mut findings).await;
-        }
+    if let Some(plugin) = &plugin
+        && plugin.certificate(&mut findings)
+    {
+        plugin.server(&mut findings).await;
     }
     findings.sort_by_key(|finding| finding.severity);
     findings

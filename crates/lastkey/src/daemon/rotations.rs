@@ -5,7 +5,7 @@
 //! the admin socket, and claims a rotation like any other worker: one that a command has left goes
 //! on here, and one that ends here goes on elsewhere.
 //!
-//! 1. Every few seconds the engine is asked what there is to do ([`Engine::rotation_work`]): nothing
+//! 1. Every few seconds the engine is asked what there is to do ([`lastkey_engine::Engine::rotation_work`]): nothing
 //!    for a cluster that has not been registered for it.
 //! 2. A rotation is begun, or claimed, and worked off. Its progress is kept with it.
 //! 3. What fails is kept with it, too, and tried again after 30 seconds, then twice as long each
