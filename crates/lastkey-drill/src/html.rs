@@ -369,8 +369,66 @@ mod tests {
     use super::*;
     use crate::{
         etcd::SnapshotStatus,
+        outage::{ErrorText, Outage, Probe},
         report::{Snapshot, State, Unreadable},
     };
+
+    /// One outage that was cut short, of whose error this is the text.
+    fn outages(text: &str) -> OutageReport {
+        let error = ErrorText { text: text.to_owned(), first_after: 9.0, count: 61 };
+        let row = Row {
+            apiserver: "one",
+            probe: Probe::Write,
+            ok: 9,
+            failed: 61,
+            slowest: 0.041,
+            stopped_after: Some(9.0),
+            healed_after: None,
+            expected: "goes on".to_owned(),
+            as_expected: false,
+            errors: vec![error],
+        };
+        let one = Observed {
+            outage: Outage::ServerDown,
+            done: "the server was killed",
+            undone: "it was started again",
+            seconds: 70.0,
+            expected: "nothing".to_owned(),
+            as_expected: false,
+            complete: false,
+            healed: false,
+            healed_after: None,
+            written: 140,
+            lost: None,
+            under_old_version: None,
+            probes: vec![row],
+        };
+        OutageReport {
+            ok: false,
+            verdict: "interrupted".to_owned(),
+            cut_short: Some(text.to_owned()),
+            outage_seconds: 240,
+            outages: vec![one],
+            not_played: vec![Outage::Sealed],
+            seconds: 80,
+        }
+    }
+
+    #[test]
+    fn an_outage_that_was_cut_short_is_neither_healed_nor_sick() {
+        let page = page(None, Some(&outages("interrupted")));
+        for text in [
+            "It ended early: interrupted",
+            "Not played: sealed",
+            "The server was killed; then it was not seen to its end.",
+            "<td>not seen</td>",
+            "<td class=\"n bad\">61</td>",
+            "<td>0.041 s</td>",
+        ] {
+            assert!(page.contains(text), "{text}: {page}");
+        }
+        assert!(!page.contains("never") && !page.contains("<h2>Restore"), "{page}");
+    }
 
     #[test]
     fn everything_is_escaped_and_nothing_comes_from_elsewhere() {
@@ -402,7 +460,8 @@ mod tests {
             remarks: vec![evil.to_owned()],
             seconds: 1,
         };
-        let page = page(Some(&report), None);
+        let page = page(Some(&report), Some(&outages(evil)));
+        assert_eq!(page.matches("alert(&#39;x&#39;)").count(), 10, "{page}");
         assert!(!page.contains("<script") && page.contains("&lt;script&gt;alert(&#39;x&#39;)"));
         for elsewhere in ["http:", "https:", "src=", "href=", "@import", "url("] {
             assert!(!page.contains(elsewhere), "{elsewhere}");

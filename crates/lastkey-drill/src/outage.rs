@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{DrillError, Event, Operator, Programs, Scratch, child::LOOK_EVERY};
 
-pub use observed::{Observed, OutageReport, Row};
+pub use observed::{ErrorText, Observed, OutageReport, Row};
 pub use probing::Probe;
 
 /// Everything goes well for so long before an outage begins, and after it has ended.

@@ -114,6 +114,19 @@ fn outages(text: &str) -> Result<OutageList, String> {
     Ok(OutageList(list))
 }
 
+/// What would lead the scratch apiserver to another etcd, or others to it, is the drill's own.
+fn apiserver_flag(text: &str) -> Result<String, String> {
+    let name = text.split('=').next().unwrap_or_default();
+    let Some(name) = name.strip_prefix("--").filter(|name| !name.is_empty()) else {
+        return Err("a flag begins with --, and has its value behind =".to_owned());
+    };
+    let own = ["etcd-", "bind-address", "advertise-address", "secure-port", "encryption-provider-"];
+    match own.iter().any(|own| name.replace('_', "-").starts_with(own)) {
+        true => Err("a drill sets that one itself: its apiserver is nobody else's".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 /// At least as long as it takes to see anything.
 fn time(text: &str) -> Result<Duration, String> {
     match super::node::time(text)? {
@@ -140,7 +153,7 @@ pub(crate) struct ProgramOptions {
 
     /// One more flag for the scratch kube-apiserver, such as --feature-gates=…; may be given several
     /// times.
-    #[arg(long = "apiserver-flag", value_name = "FLAG", allow_hyphen_values = true)]
+    #[arg(long = "apiserver-flag", value_name = "FLAG", allow_hyphen_values = true, value_parser = apiserver_flag)]
     pub(crate) apiserver_flags: Vec<String>,
 }
 
@@ -167,5 +180,37 @@ mod tests {
         assert_eq!(two, [Outage::Sealed, Outage::ServerDown]);
         assert!(outages("sealed,fire").is_err() && outages("").is_err());
         assert!(time("1s").is_err() && time("30s").is_ok());
+    }
+
+    #[test]
+    fn the_scratch_apiserver_stays_a_scratch_apiserver() {
+        let flag = "--feature-gates=KMSv1=true";
+        assert_eq!(apiserver_flag(flag), Ok(flag.to_owned()));
+        for wrong in [
+            "--etcd-servers=https://live:2379",
+            "--etcd_prefix=/x",
+            "--bind-address=0.0.0.0",
+            "--encryption-provider-config=/etc/x",
+            "v=4",
+            "--",
+            "",
+        ] {
+            assert!(apiserver_flag(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_of_the_two_has_to_be_asked_for() {
+        use clap::Parser as _;
+        let parse = |args: &[&str]| {
+            let args = ["lastkey", "cluster", "drill"].into_iter().chain(args.iter().copied());
+            crate::cli::Cli::try_parse_from(args).map(drop).map_err(|error| error.to_string())
+        };
+        let said = parse(&[]).unwrap_err();
+        assert!(said.contains("--snapshot") && said.contains("--outages"), "{said}");
+        assert!(parse(&["--snapshot", "a"]).unwrap_err().contains("--state"));
+        assert!(parse(&["--state", "b"]).is_err());
+        assert_eq!(parse(&["--outages"]), Ok(()));
+        assert_eq!(parse(&["--snapshot", "a", "--state", "b", "--outages", "sealed"]), Ok(()));
     }
 }
