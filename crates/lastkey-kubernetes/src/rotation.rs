@@ -357,8 +357,10 @@ impl Worker {
         let (fence, state) = (claim.rotation.fence, claim.state.to_json());
         let (progress, problem) = (Some(claim.progress()), None);
         let save = SaveRotation { fence, phase, state, release, progress, problem };
-        let saved = self.client.save_rotation(&claim.rotation, &save).await;
-        claim.rotation = saved.map_err(RotateError::from)?;
+        claim.rotation = match self.client.save_rotation(&claim.rotation, &save).await {
+            Ok(saved) => saved,
+            Err(error) => return Err(self.or_cancelled(claim, error).await.into()),
+        };
         claim.saved = Instant::now();
         if release {
             return Ok(());
@@ -378,6 +380,19 @@ impl Worker {
             return Box::pin(self.save(claim, Some(RotationPhase::Converging), false)).await;
         }
         Ok(())
+    }
+
+    /// Why a step was not saved: somebody may have given it all up.
+    async fn or_cancelled(&self, claim: &Claim, error: lastkey_client::Error) -> RotateError {
+        if error.code() != Some("Rejected.StateModifiedFailed") {
+            return error.into();
+        }
+        let known = self.client.rotations(claim.rotation.cluster).await.unwrap_or_default();
+        let now = known.iter().find(|one| one.id == claim.rotation.id);
+        match now.map(|one| one.phase) {
+            Some(RotationPhase::Cancelled) => RotateError::Cancelled,
+            _ => error.into(),
+        }
     }
 
     /// Gives the claim back, with why it does not go on for whoever looks.

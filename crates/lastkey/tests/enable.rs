@@ -197,6 +197,8 @@ fn by_hand_with_restarts_and_somebody_else() {
         other => Err(format!("{other:?}")),
     })
     .unwrap();
+    let said = work.errors();
+    assert!(said.contains("was cancelled"), "{said}");
     world.assert_all_under(OURS);
     assert_eq!(world.providers(), ["kms", "identity"]);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -145,6 +145,7 @@ impl Work {
             .env("LASTKEY_CREDENTIALS", &world.ready().credentials_file)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -162,7 +163,17 @@ impl Work {
             }
             seen.push(event.to_string());
         }
-        panic!("it ended without what was waited for:\n{}", seen.join("\n"));
+        let said = self.errors();
+        panic!("it ended without what was waited for:\n{}\n{said}", seen.join("\n"));
+    }
+
+    /// What it says on standard error, until it ends.
+    pub(crate) fn errors(&mut self) -> String {
+        let mut said = String::new();
+        if let Some(mut errors) = self.child.stderr.take() {
+            errors.read_to_string(&mut said).unwrap();
+        }
+        said
     }
 
     /// `kill -9`.
