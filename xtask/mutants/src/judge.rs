@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// So many times as long as they took unchanged.
 const FACTOR: u32 = 8;
 /// Nothing is waited for longer.
-const LONGEST_LOOK: Duration = Duration::from_secs(600);
+const LONGEST_LOOK: Duration = Duration::from_secs(180);
 
 /// What mutants are judged with.
 pub(crate) struct Bench<'a> {
@@ -99,7 +99,7 @@ pub(crate) fn noticed(
         match patiently(runner, on, &lot)? {
             End::Passed => {}
             End::Failed(test) => return Ok((Outcome::Caught, test)),
-            End::TooLong => {
+            End::TooLong | End::Endless => {
                 let of =
                     format!("{}: {} and {} more", lot[0].binary.name, lot[0].name, lot.len() - 1);
                 return Ok((Outcome::Forever, of));
