@@ -6,7 +6,10 @@ use std::{
 };
 
 use clap::Parser as _;
-use lastkey_client::{Category, Client, Error, native::PluginStatusRequest};
+use lastkey_client::{
+    Category, Client, Error,
+    native::{PluginStatus, PluginStatusRequest},
+};
 use lastkey_kubernetes::{encryption_config::Finding, socket::SocketAddress};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
@@ -23,6 +26,9 @@ const MANIFEST: &str = "/etc/kubernetes/manifests/lastkey-kms-plugin.yaml";
 const ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
 /// An audit record's time is the server's, a signature's is ours: more is refused.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
+/// After connections that broke.
+const ASK_AGAIN: usize = 5;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A plugin as it was started.
 pub(super) struct Plugin {
@@ -126,7 +132,7 @@ impl Plugin {
             wait: Duration::ZERO,
             instance: None,
         };
-        match client.plugin_status(question).await {
+        match ask(&client, question).await {
             Ok(status) => {
                 if let Some(finding) = clock(&status.server_time) {
                     findings.push(finding);
@@ -157,6 +163,20 @@ impl Plugin {
         let config = client_of(&self.connect, &self.options);
         Client::new(config.map_err(|failure| failure.to_string())?).map_err(|error| chain(&error))
     }
+}
+
+/// Asks again when the connection broke: with TLS 1.3 a refused certificate is told after the
+/// handshake, and a connection that is closed at the same moment can swallow why.
+async fn ask(client: &Client, question: PluginStatusRequest<'_>) -> Result<PluginStatus, Error> {
+    let mut answer = client.plugin_status(question).await;
+    for _ in 0..ASK_AGAIN {
+        if !matches!(answer, Err(Error::Broken { .. })) {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+        answer = client.plugin_status(question).await;
+    }
+    answer
 }
 
 /// What an operator calls a failure, and what to do about it.
