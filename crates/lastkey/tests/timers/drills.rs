@@ -126,7 +126,8 @@ fn a_drill_of_an_apiserver_that_is_stuck_on_the_old_key() {
     }
     let old = one["under_old_version"].as_array().unwrap();
     let stuck = row(one, "two", "write")["ok"].as_u64().unwrap();
-    assert!(old[1].as_u64().unwrap() >= stuck && stuck > 0, "{one:#}");
+    // what was under way when it was connected again may be under either
+    assert!(old[1].as_u64().unwrap() + 2 >= stuck && stuck > 2, "{one:#}");
     assert!(old[0].as_u64().unwrap() < row(one, "one", "write")["ok"].as_u64().unwrap(), "{one:#}");
     // it cannot read what is under the new one; the other one reads everything
     let other = row(one, "two", "read-other");
