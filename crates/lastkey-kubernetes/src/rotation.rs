@@ -21,6 +21,7 @@ mod clean;
 mod convergence;
 mod error;
 mod gate;
+mod new_keys;
 mod other;
 mod pass;
 mod state;

@@ -79,11 +79,26 @@ fn from_local_keys_and_over_to_others() {
     assert_eq!(report["removed"], serde_json::json!(["aescbc", "clear"]), "{report}");
     world.assert_all_under(OURS);
     assert_eq!(world.providers(), ["kms"]);
-    // Over to local keys, which are made.
+    // Over to local keys, which are made: never in a file that others can read.
+    let chmod = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&world.config, mode).unwrap();
+    };
+    chmod(0o644);
+    let before = std::fs::read_to_string(&world.config).unwrap();
+    let refused = world.cli(&["cluster", "disable", "prod", "--to", "secretbox"]);
+    assert!(refused.code == 1 && refused.stderr.contains("`chmod 600 "), "{}", refused.stderr);
+    assert_eq!(world.encryption()["status"], "running", "nothing is begun");
+    assert_eq!(std::fs::read_to_string(&world.config).unwrap(), before);
+    chmod(0o600);
     let report = world.run("disable", &["--to", "secretbox"]);
     assert_eq!(report["to"], "secretbox", "{report}");
     world.assert_all_under("secretbox");
     assert_eq!(world.providers(), ["secretbox"]);
+    for path in report["predecessors"].as_array().unwrap() {
+        let about = std::fs::metadata(path.as_str().unwrap()).unwrap();
+        assert_eq!(about.permissions().mode() & 0o777, 0o600, "{path}");
+    }
 }
 
 #[test]

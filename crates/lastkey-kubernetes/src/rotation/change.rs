@@ -18,7 +18,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::{ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker, convergence};
 use crate::{
     encryption_config::{
-        Edited, EncryptionConfiguration, Item, Kms, Provider, Rule, apply, examine, readable,
+        Edited, EncryptionConfiguration, Kms, Provider, Rule, apply, examine, readable,
     },
     node::ask_status,
     socket::SocketAddress,
@@ -268,11 +268,7 @@ impl Worker {
             in_use.iter().any(|(line, kept)| *line == rule.line && *kept == provider.line)
         };
         let draft = next(&config, &goal, stage, &needed).map_err(RotateError::from)?;
-        let makes_key = |item: &Item| matches!(item, Item::Local { .. });
-        let by_hand = hands.by_hand || hands.place.locked().is_some();
-        if by_hand && draft.rules.iter().flat_map(|rule| &rule.providers).any(makes_key) {
-            return Err(RotateError::NoKeys { target: goal.target.shown() }.into());
-        }
+        hands.may_make_keys(&draft, &goal)?;
         let text = current.unwrap_or_default();
         if current.is_some() && draft.is_same_as(&config) {
             let text = Zeroizing::new(text.to_owned());

@@ -69,6 +69,20 @@ pub enum RotateError {
         /// What is missing.
         target: String,
     },
+    /// Others could read the key that would be made.
+    #[error(
+        "{} can be read by others than its owner (mode {mode:04o}), and a new {target} key is to be \
+         written into it: `chmod 600 {}` first; its owner has to be whom the apiserver runs as",
+        path.display(), path.display()
+    )]
+    OpenToOthers {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// As it is.
+        mode: u32,
+        /// What would be made.
+        target: String,
+    },
     /// The plugin does not answer as it should.
     #[error("the plugin at {socket} cannot be used: {reason}")]
     Plugin {

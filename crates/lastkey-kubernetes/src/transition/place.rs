@@ -2,7 +2,8 @@
 //!
 //! It is replaced as a whole: the new content is written beside it with the same owner and mode,
 //! forced to disk and renamed into place, so that an apiserver reads the one or the other. What was
-//! there before stays beside it, under a name with the time.
+//! there before stays beside it, under a name with the time: a copy that only its owner may read,
+//! since it may hold keys that the file has no more.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -15,6 +16,11 @@ use lastkey_crypto::mac::sha256;
 use zeroize::Zeroizing;
 
 use crate::encryption_config::MAX_FILE;
+
+/// What of a mode lets others than the owner read a file; an access list shows in it, too.
+const READ_BY_OTHERS: u32 = 0o044;
+/// How files are made.
+const PRIVATE: u32 = 0o600;
 
 /// Why a file could not be read or replaced.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +94,19 @@ impl Place {
             .map(|error| format!("{}: {error}", path.display()))
     }
 
+    /// Its mode, if others than its owner may read it.
+    ///
+    /// # Errors
+    /// When it is there and cannot be looked at.
+    pub fn open_to_others(&self) -> io::Result<Option<u32>> {
+        match fs::metadata(&self.path) {
+            Ok(about) => Ok(Some(about.mode() & 0o7777).filter(|mode| mode & READ_BY_OTHERS != 0)),
+            // A new file is its owner's alone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Where it is kept once it is replaced: a name that nothing has yet. `None` if there is no
     /// such file.
     ///
@@ -118,17 +137,14 @@ impl Place {
         let path = self.real()?;
         let (directory, name) = parts(&path)?;
         let new = directory.join(format!(".{name}.lastkey-new"));
-        // left behind by one that was killed
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        clear(&new)?;
         let old = match fs::metadata(&path) {
             Ok(about) => Some(about),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let written = write(&new, text, old.as_ref()).and_then(|()| {
+        let like = old.as_ref().map(|old| (old, old.mode() & 0o7777));
+        let written = write(&new, text.as_bytes(), like).and_then(|()| {
             kept.map_or(Ok(()), |kept| keep(&path, kept))?;
             fs::rename(&new, &path)?;
             File::open(directory)?.sync_all()
@@ -152,17 +168,26 @@ impl Place {
     }
 }
 
-fn write(path: &Path, text: &str, like: Option<&fs::Metadata>) -> io::Result<()> {
+/// Removes what one that was killed has left behind.
+fn clear(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a new file with the owner of another and a mode.
+fn write(path: &Path, content: &[u8], like: Option<(&fs::Metadata, u32)>) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
-    if let Some(like) = like {
+    let mut file = options.write(true).create_new(true).mode(PRIVATE).open(path)?;
+    if let Some((like, mode)) = like {
         let now = file.metadata()?;
         if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
             fchown(&file, Some(like.uid()), Some(like.gid()))?;
         }
-        file.set_permissions(Permissions::from_mode(like.mode() & 0o7777))?;
+        file.set_permissions(Permissions::from_mode(mode))?;
     }
-    file.write_all(text.as_bytes())?;
+    file.write_all(content)?;
     file.sync_all()
 }
 
@@ -172,16 +197,40 @@ fn parts(path: &Path) -> io::Result<(&Path, std::borrow::Cow<'_, str>)> {
     Ok((directory, name.to_string_lossy()))
 }
 
-/// Gives the file a second name, which it keeps. One that was killed may have done so already.
+/// Copies the file to where it is kept, for its owner alone, whoever may read the file itself. One
+/// that was killed may have done so already.
 fn keep(path: &Path, kept: &Path) -> io::Result<()> {
-    match fs::hard_link(path, kept) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let (own, other) = (fs::metadata(path)?, fs::symlink_metadata(kept)?);
-            let same = (own.dev(), own.ino()) == (other.dev(), other.ino());
-            if same { Ok(()) } else { Err(error) }
+    let (content, about) = content(path)?;
+    let (directory, name) = parts(kept)?;
+    let new = directory.join(format!(".{name}-new"));
+    clear(&new)?;
+    let written = write(&new, &content, Some((&about, PRIVATE))).and_then(|()| {
+        // Unlike a rename, this never takes the place of something else.
+        match fs::hard_link(&new, kept) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if is_copy(kept, &content)? { Ok(()) } else { Err(error) }
+            }
+            done => done,
         }
-        done => done,
-    }
+    });
+    clear(&new).and(written)
+}
+
+fn content(path: &Path) -> io::Result<(Zeroizing<Vec<u8>>, fs::Metadata)> {
+    let mut file = File::open(path)?;
+    let about = file.metadata()?;
+    // With room for all of it, nothing of it is left in memory by growing.
+    let room = usize::try_from(about.len()).unwrap_or(MAX_FILE).min(MAX_FILE) + 32;
+    let mut content = Zeroizing::new(Vec::with_capacity(room));
+    file.read_to_end(&mut content)?;
+    Ok((content, about))
+}
+
+/// Whether this is what [`keep`] would have made.
+fn is_copy(kept: &Path, wanted: &[u8]) -> io::Result<bool> {
+    let about = fs::symlink_metadata(kept)?;
+    let private = about.is_file() && about.mode() & 0o7777 == PRIVATE;
+    Ok(private && content(kept)?.0.as_slice() == wanted)
 }
 
 /// The hash under which an apiserver's metrics name a configuration it has loaded.
@@ -209,12 +258,16 @@ mod tests {
         for (text, before) in [("two\n", "one\n"), ("three\n", "two\n")] {
             let kept = place.predecessor(time).unwrap().unwrap();
             if text == "three\n" {
-                // One that was killed has kept it already.
-                fs::hard_link(&path, &kept).unwrap();
+                // One that was killed has kept it already, and was about to clear up.
+                let mine = Permissions::from_mode(PRIVATE);
+                fs::copy(&path, &kept).unwrap();
+                fs::set_permissions(&kept, mine).unwrap();
+                fs::write(dir.path().join(".config.yaml.lastkey-20260101T000000Z-2-new"), "")
+                    .unwrap();
             }
             place.replace(text, Some(&kept)).unwrap();
             assert_eq!(fs::read_to_string(&kept).unwrap(), before);
-            assert_eq!(fs::metadata(&kept).unwrap().mode() & 0o7777, 0o640);
+            assert_eq!(fs::metadata(&kept).unwrap().mode() & 0o7777, 0o600, "never for others");
             assert_eq!(place.read().unwrap().unwrap().as_str(), text);
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
         }
@@ -228,6 +281,24 @@ mod tests {
         assert!(place.replace("four\n", Some(&taken)).is_err());
         assert_eq!(fs::read_to_string(&taken).unwrap(), "one\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "three\n");
+        // Not even if it says the same and everybody may read it.
+        fs::write(&taken, "three\n").unwrap();
+        fs::set_permissions(&taken, Permissions::from_mode(0o644)).unwrap();
+        assert!(place.replace("four\n", Some(&taken)).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left behind");
+    }
+
+    #[test]
+    fn who_may_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        let place = Place { path: path.clone() };
+        assert_eq!(place.open_to_others().unwrap(), None);
+        fs::write(&path, "one").unwrap();
+        for (mode, open) in [(0o600, false), (0o700, false), (0o640, true), (0o604, true)] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(place.open_to_others().unwrap(), open.then_some(mode), "{mode:o}");
+        }
     }
 
     #[test]

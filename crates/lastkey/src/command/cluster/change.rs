@@ -247,6 +247,10 @@ impl Start<'_> {
         }
         self.check_access(&resources).await?;
         let goal = Goal { resources, target: goal.target };
+        if let Target::Local { .. } = goal.target {
+            let checked = self.hands.check_new_keys(&config, &goal);
+            checked.map_err(|error| Failure::failed(chain(&error)))?;
+        }
         let goal = serde_json::to_value(&goal).map_err(Failure::failed)?;
         let key = match (wanted.key, self.cluster.keys.len()) {
             (Some(key), _) => Some(key.to_owned()),
