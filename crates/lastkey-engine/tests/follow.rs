@@ -378,7 +378,7 @@ fn what_is_written_while_it_looks_for_the_next_segment_is_not_passed_over() {
         let more = left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
         // Now and then enough for a segment and the next one's beginning.
         if done == Deed::List && more {
-            write(&writer, if left.load(Relaxed) % 3 == 0 { 7 } else { 1 });
+            write(&writer, if left.load(Relaxed).is_multiple_of(3) { 7 } else { 1 });
         }
         Ok(())
     });
