@@ -3,36 +3,16 @@
 
 mod support;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use lastkey_crypto::{EncryptionContext, KeyMaterial, KeyVersionId, signing::SigningKey};
+use lastkey_crypto::{EncryptionContext, KeyVersionId};
 use lastkey_engine::{
-    AliasName, CLUSTER_KIND, ClusterName, Dependant, Engine, Error, Key, Label, Parts, Principal,
-    Source, VersionState,
-    audit::{AuditLog, AuditOptions, Checkpointing},
-    command::*,
+    AliasName, CLUSTER_KIND, ClusterName, Dependant, Engine, Error, Key, Label, Principal, Source,
+    VersionState, command::*,
 };
-use support::{START, World, by_id, create_key, root, secret};
+use support::{START, World, by_id, create_key, root, secret, signing};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// An engine whose log signs checkpoints, and so reports.
-async fn signing(world: &World) -> Engine {
-    let directory = world.directory.path().to_owned();
-    let store: Arc<dyn lastkey_store::Store> = world.store.clone();
-    let anchor = Arc::new(lastkey_engine::NoAnchor);
-    let parts = support::parts(store, world.clock.clone(), &directory, "here", anchor);
-    let clock = world.clock.clone();
-    let open = move |key| {
-        let seed = KeyMaterial::from_slice(&[9; 32]);
-        let signing = SigningKey::from_seed(seed).expect("32 bytes");
-        let checkpoints = Some(Checkpointing::new(signing, clock.clone()));
-        let options = AuditOptions { checkpoints, ..AuditOptions::default() };
-        let (audit, journal) = (directory.join("audit"), directory.join("journal"));
-        AuditLog::open_with(&audit, &journal, key, options).map(|log| Arc::new(log) as _)
-    };
-    Engine::start(Parts { audit: Box::new(open), ..parts }).await.unwrap()
-}
 
 async fn rotate(engine: &Engine, key: &Key) -> KeyVersionId {
     engine.execute(&root(engine), CreateKeyVersion { key: by_id(key) }).await.unwrap().id

@@ -3,10 +3,14 @@
 
 use std::{path::Path, sync::Arc};
 
-use lastkey_crypto::{EncryptionContext, SecretBytes, SystemEntropy};
+use lastkey_crypto::{
+    EncryptionContext, KeyMaterial, SecretBytes, SystemEntropy, signing::SigningKey,
+};
 use lastkey_engine::{
     Anchor, BuiltinPolicy, Caller, Engine, FileSeal, Key, KeyRef, ManualClock, NoAnchor, Parts,
-    Principal, Source, StartError, Timestamp, audit::AuditLog, command::CreateKey,
+    Principal, Source, StartError, Timestamp,
+    audit::{AuditLog, AuditOptions, Checkpointing},
+    command::CreateKey,
 };
 use lastkey_store::{MemoryStore, Store};
 
@@ -50,6 +54,23 @@ pub(crate) async fn start(
     incarnation: &str,
 ) -> Result<Engine, StartError> {
     Engine::start(parts(store, clock, directory, incarnation, Arc::new(NoAnchor))).await
+}
+
+/// An engine whose log signs checkpoints, and so reports.
+pub(crate) async fn signing(world: &World) -> Engine {
+    let directory = world.directory.path().to_owned();
+    let store: Arc<dyn Store> = world.store.clone();
+    let parts = parts(store, world.clock.clone(), &directory, "here", Arc::new(NoAnchor));
+    let clock = world.clock.clone();
+    let open = move |key| {
+        let seed = KeyMaterial::from_slice(&[9; 32]);
+        let signing = SigningKey::from_seed(seed).expect("32 bytes");
+        let checkpoints = Some(Checkpointing::new(signing, clock.clone()));
+        let options = AuditOptions { checkpoints, ..AuditOptions::default() };
+        let (audit, journal) = (directory.join("audit"), directory.join("journal"));
+        AuditLog::open_with(&audit, &journal, key, options).map(|log| Arc::new(log) as _)
+    };
+    Engine::start(Parts { audit: Box::new(open), ..parts }).await.unwrap()
 }
 
 #[allow(clippy::too_many_arguments, reason = "each is a thing of its own")]
