@@ -47,6 +47,7 @@ use serde_json::{Value, json};
 pub(crate) use self::convergence::{hash_of, told_last};
 pub use self::{
     change::ConfigEvent,
+    convergence::ToldLast,
     error::RotateError,
     state::{Counts, Refusal},
 };

@@ -10,7 +10,7 @@ mod worlds;
 use std::{collections::BTreeSet, os::unix::fs::PermissionsExt, path::Path};
 
 use lastkey_testbed::{Ready, eventually};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use support::{KEY, SOON, plugin_options};
 use worlds::{AES, BOX, CLEAR, RELOADS, World};
@@ -95,6 +95,11 @@ fn from_local_keys_and_over_to_others() {
     assert_eq!(report["to"], "secretbox", "{report}");
     world.assert_all_under("secretbox");
     assert_eq!(world.providers(), ["secretbox"]);
+    // The apiserver's metrics keep what it wrote under; it does not any more.
+    let status = world.lab.cli(world.ready(), &["cluster", "status", "prod"]);
+    let (used, in_use) = (&status["items"][0]["apiservers"][0], &status["items"][0]["in_use"]);
+    assert_eq!((&used["key_version_ids"], in_use), (&json!([]), &json!([])), "{status}");
+    assert_eq!(used["last_wrote_under"].as_array().map(Vec::len), Some(1), "{status}");
     for path in report["predecessors"].as_array().unwrap() {
         let about = std::fs::metadata(path.as_str().unwrap()).unwrap();
         assert_eq!(about.permissions().mode() & 0o777, 0o600, "{path}");

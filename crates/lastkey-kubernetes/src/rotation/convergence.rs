@@ -93,22 +93,30 @@ fn newest_is(text: &str, hash: &str) -> Told {
     }
 }
 
-/// The hashes of the key ids that each provider named last; several where they came at one moment.
-pub(crate) fn told_last(text: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let mut newest: BTreeMap<&str, (f64, BTreeSet<String>)> = BTreeMap::new();
+/// What a provider named last.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToldLast {
+    /// When, by the apiserver's clock, in seconds since 1970.
+    pub at: f64,
+    /// The hashes of the key ids; several where they came at one moment.
+    pub hashes: BTreeSet<String>,
+}
+
+/// What each provider named last.
+pub(crate) fn told_last(text: &str) -> BTreeMap<String, ToldLast> {
+    let mut newest: BTreeMap<String, ToldLast> = BTreeMap::new();
     for (labels, time) in text.lines().filter_map(|line| sample(line, TOLD)) {
         let Some(hash) = label(labels, "key_id_hash") else { continue };
         let provider = label(labels, "provider_name").unwrap_or_default();
-        let (at, hashes) = newest.entry(provider).or_default();
-        if time > *at {
-            *at = time;
-            hashes.clear();
+        let last = newest.entry(provider.to_owned()).or_default();
+        if time > last.at {
+            *last = ToldLast { at: time, hashes: BTreeSet::new() };
         }
-        if time >= *at {
-            hashes.insert(hash.to_owned());
+        if time >= last.at {
+            last.hashes.insert(hash.to_owned());
         }
     }
-    newest.into_iter().map(|(provider, (_, hashes))| (provider.to_owned(), hashes)).collect()
+    newest
 }
 
 /// Labels and value of a line of that metric.
@@ -168,8 +176,9 @@ mod tests {
             line("other", "sha256:two", "7"),
         ];
         let told = told_last(&text.concat());
-        let of = |provider: &str| told[provider].iter().map(String::as_str).collect::<Vec<_>>();
-        assert_eq!(of("lastkey"), ["sha256:new"]);
+        let of =
+            |provider: &str| told[provider].hashes.iter().map(String::as_str).collect::<Vec<_>>();
+        assert_eq!((told["lastkey"].at, of("lastkey")), (6.0, vec!["sha256:new"]));
         assert_eq!(of("other"), ["sha256:one", "sha256:two"]);
         assert!(told_last("}").is_empty());
     }

@@ -119,7 +119,7 @@ pub async fn providers_told(api: &ApiServer, key_ids: &[String]) -> Vec<String> 
     let mut names = Vec::new();
     for metrics in join_all(asked).await.into_iter().flatten() {
         for (provider, told) in told_last(&metrics) {
-            if told.iter().any(|hash| hashes.contains(hash)) && !names.contains(&provider) {
+            if told.hashes.iter().any(|hash| hashes.contains(hash)) && !names.contains(&provider) {
                 names.push(provider);
             }
         }

@@ -6,14 +6,15 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
+use jiff::Timestamp;
 use lastkey_client::{
     Client,
     native::{Course, Rotation, RotationPhase, StartRotation, Way},
 };
-use lastkey_crypto::{ClusterId, KeyId};
+use lastkey_crypto::KeyId;
 use lastkey_kubernetes::{
     cluster::{Access, ApiError, ApiServer, ListQuery, Shape},
-    coverage::resources_of,
+    coverage::{in_use::Ended, resources_of},
     encryption_config::{EncryptionConfiguration, readable},
     node::ask_status,
     rotation::{Options, Worker},
@@ -366,21 +367,29 @@ fn target(to: &str, config: &EncryptionConfiguration) -> Result<Target, Failure>
 
 /// Whether a cluster's objects go under the KMS: `updating`, `running` or `off`; what is under way,
 /// and since when. `under` says whether anything rests under one of its keys.
-pub(super) async fn state(
-    client: &Client,
-    cluster: ClusterId,
-    under: bool,
-) -> Result<Value, Failure> {
-    let known = client.rotations(cluster).await?;
-    let newest = known.iter().rev().find(|one| one.course.is_some());
-    let active = newest.filter(|one| !one.is_over());
-    Ok(match active {
+pub(super) fn state(known: &[Rotation], under: bool) -> Value {
+    match newest(known).filter(|one| !one.is_over()) {
         Some(one) => json!({
             "status": "updating", "way": one.way(), "phase": one.phase, "paused": one.paused,
             "since": one.started, "updated": one.updated,
         }),
         None => json!({ "status": if under { "running" } else { "off" } }),
-    })
+    }
+}
+
+fn newest(known: &[Rotation]) -> Option<&Rotation> {
+    known.iter().rev().find(|one| one.course.is_some())
+}
+
+/// That nothing writes under the cluster's keys any more: the newest change went out of the KMS and
+/// is finished, so every apiserver has loaded that; and nothing was found under them (`under`).
+pub(super) fn ended(known: &[Rotation], under: bool) -> Option<Ended> {
+    let newest = newest(known).filter(|_| !under)?;
+    if newest.way() != Some(Way::Disable) || newest.phase != RotationPhase::Finished {
+        return None;
+    }
+    let at: Timestamp = newest.updated.parse().ok()?;
+    Some(Ended { seconds: at.as_second(), at: newest.updated.clone() })
 }
 
 /// The same for people, where there is something to say.

@@ -2,7 +2,7 @@
 //!
 //! Whoever looks has the server keep what was found, as what needs each version of its keys.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use lastkey_client::Client;
@@ -85,8 +85,12 @@ async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Resu
     let asked = in_use::ask(&api).await;
     let coverage = cover(&access, &api).await?;
     let versions = Versions::of(client, cluster).await?;
-    let uses = versions.known_ids(&coverage).settle(&asked);
-    let in_use = in_use::all(&uses);
+    let known_ids = versions.known_ids(&coverage);
+    // the server believes the apiservers alone
+    let in_use = in_use::all(&known_ids.settle(&asked, None));
+    let rotations = client.rotations(cluster.id).await?;
+    let under = !coverage.exact || !coverage.versions().is_empty();
+    let uses = known_ids.settle(&asked, super::change::ended(&rotations, under).as_ref());
     let own = Own { client, cluster, coverage: &coverage, versions: &versions };
     let now = json!({
         "kind": "cluster", "id": cluster.id, "name": cluster.name, "seen_at": began,
@@ -133,10 +137,10 @@ async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Resu
             "key_id": versions.0.get(id).map(|version| version.key),
         })).collect::<Vec<_>>(),
         "apiservers": uses,
-        "in_use": in_use,
+        "in_use": in_use::all(&uses),
         "unknown": coverage.unknown,
         "remarks": coverage.remarks,
-        "encryption": super::change::state(client, cluster.id, !coverage.versions().is_empty()).await?,
+        "encryption": super::change::state(&rotations, !coverage.versions().is_empty()),
     }))
 }
 
@@ -334,11 +338,20 @@ fn users(item: &Value) -> Vec<String> {
 }
 
 fn user(of: &ServerUse) -> String {
-    let ids: Vec<String> = of.key_version_ids.iter().map(ToString::to_string).collect();
-    match (&of.problem, ids.is_empty()) {
+    let joined = |ids: &BTreeSet<KeyVersionId>| {
+        ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let now = match (&of.problem, of.key_version_ids.is_empty()) {
         (Some(problem), _) => format!("note: {}: {problem}", of.server),
         (None, true) => format!("{} writes under no version of its keys", of.server),
-        (None, false) => format!("{} writes under {}", of.server, ids.join(", ")),
+        (None, false) => format!("{} writes under {}", of.server, joined(&of.key_version_ids)),
+    };
+    match &of.until {
+        None => now,
+        Some(until) => {
+            let last = joined(&of.last_wrote_under);
+            format!("{now}; last under {last}, until {until} at the latest")
+        }
     }
 }
 
@@ -416,4 +429,54 @@ fn layout(row: &Row) -> String {
     format!("{resource:<26} {under:<22} {version:<42} {age:>5} {objects:>9}  {bar}")
         .trim_end()
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_apiserver_wrote_under_last_is_not_what_it_writes_under() {
+        let (one, two) = (KeyVersionId::from_bytes([1; 16]), KeyVersionId::from_bytes([2; 16]));
+        let mut uses = ServerUse {
+            server: "https://a".to_owned(),
+            key_version_ids: BTreeSet::from([one]),
+            last_wrote_under: BTreeSet::new(),
+            until: None,
+            problem: None,
+        };
+        assert_eq!(user(&uses), format!("https://a writes under {one}"));
+        uses.last_wrote_under = BTreeSet::from([two]);
+        uses.until = Some("2026-02-01T10:11:12Z".to_owned());
+        uses.key_version_ids.clear();
+        let last = format!("last under {two}, until 2026-02-01T10:11:12Z at the latest");
+        assert_eq!(user(&uses), format!("https://a writes under no version of its keys; {last}"));
+    }
+
+    #[test]
+    fn only_a_finished_way_out_has_ended_anything() {
+        let rotation = |way: Option<&str>, phase: &str| {
+            let course = way.map(|way| json!({ "way": way, "goal": {} }));
+            let of = json!({
+                "id": "r", "cluster": "018f0000-0000-7000-8000-000000000001",
+                "key": "018f0000-0000-7000-8000-000000000002",
+                "target": "018f0000-0000-7000-8000-000000000003", "course": course,
+                "phase": phase, "started": "2026-02-01T10:00:00Z",
+                "updated": "1970-01-01T00:16:40Z",
+            });
+            serde_json::from_value::<lastkey_client::native::Rotation>(of).unwrap()
+        };
+        let out = || rotation(Some("disable"), "finished");
+        let ended = super::super::change::ended;
+        let found = ended(&[out(), rotation(None, "finished")], false).unwrap();
+        assert_eq!((found.seconds, &*found.at), (1_000, "1970-01-01T00:16:40Z"));
+        assert_eq!(ended(&[out()], true), None, "something is under them");
+        for later in ["preparing", "cancelled", "finished"] {
+            assert_eq!(ended(&[out(), rotation(Some("enable"), later)], false), None, "{later}");
+        }
+        for phase in ["removing", "cancelled"] {
+            assert_eq!(ended(&[rotation(Some("disable"), phase)], false), None, "{phase}");
+        }
+        assert_eq!(ended(&[rotation(None, "finished")], false), None);
+    }
 }
