@@ -23,6 +23,7 @@ mod error;
 mod gate;
 mod new_keys;
 mod other;
+mod outlast;
 mod pass;
 mod state;
 
@@ -103,6 +104,11 @@ pub enum Event {
         total: u64,
         /// Of this and all passes before.
         counts: Counts,
+    },
+    /// Lastkey's server is away, sealed or overloaded; it is waited for.
+    Away {
+        /// In a sentence.
+        why: String,
     },
     /// The apiservers' configuration is changed.
     Config(ConfigEvent),
@@ -196,14 +202,14 @@ impl Worker {
         let mut other = Other::default();
         loop {
             self.go_on()?;
-            let known = self.client.rotations(which.cluster).await?;
+            let known = self.ask(|| self.client.rotations(which.cluster)).await??;
             let known = known.into_iter().find(|known| known.id == which.id);
             let known = known.ok_or(RotateError::Cancelled)?;
             if known.is_over() {
                 return Ok(Err(known));
             }
             if !known.paused && other.may_be_gone(known.lease.as_ref()) {
-                match self.client.claim_rotation(which, &self.options.holder).await {
+                match self.ask(|| self.client.claim_rotation(which, &self.options.holder)).await? {
                     Ok(rotation) => {
                         let state = State::read(&rotation.state).ok_or(RotateError::State)?;
                         let (saved, since) = (Instant::now(), Instant::now());
@@ -359,7 +365,8 @@ impl Worker {
         let (fence, state) = (claim.rotation.fence, claim.state.to_json());
         let (progress, problem) = (Some(claim.progress()), None);
         let save = SaveRotation { fence, phase, state, release, progress, problem };
-        claim.rotation = match self.client.save_rotation(&claim.rotation, &save).await {
+        let saved = self.ask(|| self.client.save_rotation(&claim.rotation, &save)).await?;
+        claim.rotation = match saved {
             Ok(saved) => saved,
             Err(error) => return Err(self.or_cancelled(claim, error).await.into()),
         };
@@ -424,6 +431,14 @@ impl Worker {
         }
     }
 
+    /// Asks Lastkey's server, for as long as that takes.
+    async fn ask<T, F: Future<Output = Result<T, lastkey_client::Error>>>(
+        &self,
+        call: impl Fn() -> F,
+    ) -> Result<Result<T, lastkey_client::Error>, RotateError> {
+        outlast::outlast(&self.stop, |why| (self.watch)(&Event::Away { why }), call).await
+    }
+
     fn gate(&self) -> Gate {
         Gate::new(self.options.rate, self.options.workers)
     }
@@ -438,7 +453,7 @@ impl Worker {
             _ => None,
         };
         let finish = FinishRotation { fence: claim.rotation.fence, content, found };
-        match self.client.finish_rotation(&claim.rotation, &finish).await {
+        match self.ask(|| self.client.finish_rotation(&claim.rotation, &finish)).await? {
             Ok(finished) => {
                 claim.rotation = finished;
                 Ok(())
@@ -458,7 +473,8 @@ impl Worker {
         let (target, pass) = (claim.rotation.target, &claim.state.pass);
         let mut versions = BTreeMap::from([(target, pass.current)]);
         if pass.refused > 0 {
-            let impact = self.client.key_impact(claim.rotation.key, None).await?;
+            let key = claim.rotation.key;
+            let impact = self.ask(|| self.client.key_impact(key, None)).await??;
             let all = impact["versions"].as_array().cloned().unwrap_or_default();
             let ids = all.iter().filter_map(|known| known["key_version_id"].as_str()?.parse().ok());
             versions.extend(ids.filter(|id| *id != target).map(|id| (id, pass.refused)));

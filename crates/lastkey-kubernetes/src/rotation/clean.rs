@@ -27,7 +27,8 @@ impl Worker {
     pub(super) async fn clean(&self, claim: &mut Claim) -> Result<(), Stop> {
         self.step(claim, Stage::Clean).await?;
         let (_, way, hands) = self.goal(claim)?;
-        let began = self.client.status().await.map_err(RotateError::from)?["now"].clone();
+        let status = self.ask(|| self.client.status()).await?;
+        let began = status.map_err(RotateError::from)?["now"].clone();
         let coverage = self.exactly(claim).await?;
         if coverage.is_none() && claim.state.pass.refused > 0 {
             // What is left is not known by version: nothing is settled.
@@ -64,7 +65,7 @@ impl Worker {
     ) -> Result<(), Stop> {
         let content = self.change_report(claim, coverage.is_some())?;
         let finish = FinishRotation { fence: claim.rotation.fence, content, found };
-        match self.client.finish_rotation(&claim.rotation, &finish).await {
+        match self.ask(|| self.client.finish_rotation(&claim.rotation, &finish)).await? {
             Ok(finished) => {
                 claim.rotation = finished;
                 Ok(())
@@ -142,7 +143,7 @@ impl Worker {
     }
 
     async fn versions_of(&self, key: KeyId) -> Result<BTreeSet<KeyVersionId>, RotateError> {
-        let impact = self.client.key_impact(key, None).await?;
+        let impact = self.ask(|| self.client.key_impact(key, None)).await??;
         let all = impact["versions"].as_array().cloned().unwrap_or_default();
         let ids = all.iter().filter_map(|known| known["key_version_id"].as_str()?.parse().ok());
         Ok(ids.collect())
@@ -154,7 +155,7 @@ impl Worker {
         claim: &Claim,
         (counted, began, elsewhere): (&BTreeMap<KeyVersionId, u64>, &Value, bool),
     ) -> Result<(), RotateError> {
-        let clusters = self.client.clusters().await?.items;
+        let clusters = self.ask(|| self.client.clusters()).await??.items;
         let id = claim.rotation.cluster.to_string();
         let own = clusters.iter().find(|one| one["id"] == id.as_str());
         let keys = own.and_then(|one| one["keys"].as_array()).into_iter().flatten();
@@ -177,7 +178,7 @@ impl Worker {
         key: KeyId,
         (found, written): (&FoundObjects, bool),
     ) -> Result<(), RotateError> {
-        let clusters = self.client.clusters().await?.items;
+        let clusters = self.ask(|| self.client.clusters()).await??.items;
         let id = claim.rotation.cluster.to_string();
         let name = clusters.iter().find(|one| one["id"] == id.as_str());
         let name = name.and_then(|one| one["name"].as_str()).unwrap_or_default();
@@ -186,7 +187,7 @@ impl Worker {
             "kind": "cluster", "id": id, "name": name, "versions": found.versions,
             "seen_at": found.began, "in_use": in_use,
         });
-        Ok(self.client.put_dependant(key, &dependant).await?)
+        Ok(self.ask(|| self.client.put_dependant(key, &dependant)).await??)
     }
 
     fn change_report(&self, claim: &Claim, exact: bool) -> Result<Value, RotateError> {

@@ -256,6 +256,7 @@ fn tell(cluster: ClusterId, event: &Event) {
         Event::Behind(behind) => {
             tracing::info!(%cluster, waiting_for = behind.join("; "), "the rotation of a cluster");
         }
+        Event::Away { why } => tracing::warn!(%cluster, why, "a rotation waits for this server"),
         Event::Claimed { why } => tracing::info!(%cluster, why, "another worker is at it"),
         Event::Paused => tracing::info!(%cluster, "the rotation of a cluster rests"),
         _ => {}

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use super::{
     access::{Known, reach, unreachable},
-    rotate::{holder, newest_report, stop_on_signals, tell, verify},
+    rotate::{holder, newest_report, stop_on_signals, stopped, tell, verify},
 };
 use crate::{
     cli::{ChangeOptions, Connect, DisableOptions, EnableOptions},
@@ -434,7 +434,7 @@ async fn work(
         watch: Box::new(move |event| progress.tell(event)),
         stop,
     };
-    let over = worker.run(rotation).await.map_err(|error| Failure::failed(chain(&error)))?;
+    let over = worker.run(rotation).await.map_err(stopped)?;
     drop(worker);
     match over.phase {
         RotationPhase::Finished => reported(name, (&over, wanted.verb()), output),

@@ -18,7 +18,7 @@ use lastkey_crypto::{ClusterId, Entropy as _, SystemEntropy, signing::PublicKey}
 use lastkey_kubernetes::{
     cluster::{Access, ApiServer},
     encryption_config::{EncryptionConfiguration, ProviderKind, examine},
-    rotation::{Options, Worker},
+    rotation::{Options, RotateError, Worker},
 };
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -203,11 +203,19 @@ async fn work(
     };
     drop(access);
     stop_on_signals(&stop);
-    let over = worker.run(rotation).await.map_err(|error| Failure::failed(chain(&error)))?;
+    let over = worker.run(rotation).await.map_err(stopped)?;
     drop(worker);
     match over.phase {
         RotationPhase::Finished => reported(name, &over, output),
         _ => Err(Failure::failed(format_args!("the rotation of {name} was cancelled"))),
+    }
+}
+
+/// A worker that stopped: what the server says has the exit code that it has everywhere.
+pub(super) fn stopped(error: RotateError) -> Failure {
+    match error {
+        RotateError::Server(error) => error.into(),
+        error => Failure::failed(chain(&error)),
     }
 }
 

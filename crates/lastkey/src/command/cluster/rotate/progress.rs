@@ -54,6 +54,10 @@ impl Progress {
             Event::Claimed { why } => {
                 self.say(&json!({ "event": "claimed", "why": why }), why);
             }
+            Event::Away { why } => self.say(
+                &json!({ "event": "away", "why": why }),
+                &format!("waiting for Lastkey's server: {why}"),
+            ),
             Event::Behind(behind) => self.say(
                 &json!({ "event": "waiting", "behind": behind }),
                 &format!("waiting for every apiserver: {}", behind.join("; ")),
