@@ -187,12 +187,12 @@ async fn a_silent_network_shows_in_healthz_only() {
     let start = Instant::now();
     let slow = encrypt(&kms, &[1; 32]).await;
     assert!(matches!(code(&slow), Code::DeadlineExceeded | Code::Unavailable));
-    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(20));
     let unhealthy = |said: &Result<StatusResponse, Status>| {
         said.as_ref().is_ok_and(|said| said.healthz != "ok")
     };
     eventually(|| status(&kms), unhealthy).await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
     network.fall_silent(false);
     eventually(|| status(&kms), |said| !unhealthy(said)).await.unwrap();
     encrypt(&kms, &[1; 32]).await.unwrap();
@@ -418,7 +418,7 @@ async fn a_server_that_contradicts_itself_is_not_believed() {
 #[tokio::test]
 async fn garbage_and_silence_have_their_codes() {
     let mut plugin = Running::start_with(FakeKms::new(), |config| {
-        config.budget = Duration::from_millis(300);
+        config.budget = Duration::from_secs(2);
     })
     .await;
     let kms = Kms::new(plugin.connected().await);
@@ -440,7 +440,7 @@ async fn too_many_calls_are_refused_not_queued() {
     let mut plugin = Running::start_with(FakeKms::new(), |config| config.max_calls = 2).await;
     let kms = Kms::new(plugin.connected().await);
     status(&kms).await.unwrap();
-    plugin.kms.set(Mode::Slow(Duration::from_millis(500)));
+    plugin.kms.set(Mode::Slow(Duration::from_secs(30)));
     let calls = (0..8).map(|_| encrypt(&kms, &[1; 32]));
     let outcomes = futures_util::future::join_all(calls).await;
     let refused = outcomes.iter().filter(|it| code(it) == Code::ResourceExhausted).count();
@@ -455,6 +455,6 @@ async fn it_stops_soon_with_a_connection_open_and_leaves_no_socket() {
     status(&kms).await.unwrap();
     let (socket, start) = (plugin.socket.clone(), Instant::now());
     plugin.stop().await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(8));
+    assert!(start.elapsed() < Duration::from_secs(30));
     assert!(!socket.exists());
 }

@@ -208,10 +208,12 @@ async fn a_status_watch_wakes_up_and_stops() {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     tokio::spawn(connection);
     let waiting = tokio::spawn(sender.send_request(ask(woken["token"].as_str().unwrap())));
-    tokio::time::sleep(Duration::from_millis(200)).await;
     let started = std::time::Instant::now();
+    while server.metric("lastkey_requests_under_way").await < 1 {
+        assert!(started.elapsed() < Duration::from_secs(20), "the request does not begin");
+    }
     server.stop().await;
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(40));
     assert_eq!(waiting.await.unwrap().unwrap().status(), 503);
     assert!(!server.admin.exists());
 }

@@ -13,6 +13,8 @@ use tokio::{
     net::UnixStream,
 };
 
+/// Before any bound that is not the one a test is about.
+const SOON: Duration = Duration::from_secs(20);
 const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,10 +46,10 @@ async fn too_much_is_refused_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slow_are_let_go() {
     let limits = Limits {
-        handshake: Duration::from_millis(300),
-        first_request: Duration::from_millis(400),
-        idle: Duration::from_millis(600),
-        read_body: Duration::from_millis(300),
+        handshake: Duration::from_millis(1500),
+        first_request: Duration::from_millis(2000),
+        idle: Duration::from_millis(2000),
+        read_body: Duration::from_millis(1500),
         ..Limits::default()
     };
     let server = start_with(limits).await;
@@ -55,14 +57,14 @@ async fn the_slow_are_let_go() {
     // Nothing at all.
     let started = Instant::now();
     assert_eq!(read_to_end(&mut server.tcp().await).await, "");
-    assert!(started.elapsed() < Duration::from_secs(3));
+    assert!(started.elapsed() < SOON);
 
     // A head that never ends, a byte at a time.
     let mut stream = server.tls(server.client_config(None)).await.unwrap();
     let started = Instant::now();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nx: ").await.unwrap();
     while stream.write_all(b"a").await.is_ok() && stream.flush().await.is_ok() {
-        assert!(started.elapsed() < Duration::from_secs(5), "a slow head is still open");
+        assert!(started.elapsed() < SOON, "a slow head is still open");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
@@ -74,8 +76,7 @@ async fn the_slow_are_let_go() {
     let started = Instant::now();
     let kept = server.raw(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(kept.starts_with("HTTP/1.1 200 "));
-    assert!(started.elapsed() > Duration::from_millis(500));
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!((Duration::from_millis(1900)..SOON).contains(&started.elapsed()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +94,7 @@ async fn no_room_sheds() {
     let busy = server.native("GET", "/v1/status", &Value::Null).await;
     assert_eq!(busy.error(), (429, "Rejected.Throttling".to_owned()));
     assert_eq!(busy.headers["retry-after"], "1");
-    assert!((patience..20 * patience).contains(&started.elapsed()));
+    assert!((patience..SOON).contains(&started.elapsed()));
 
     let server = start_with(Limits { under_way: 0, ..Limits::default() }).await;
     let busy = server.call("ListKeys", &[]).await;
@@ -156,7 +157,7 @@ async fn the_idle_give_way_and_the_busy_do_not() {
     // All are busy: newcomers are told so, and health is answered.
     let busy = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nabc";
     let mut both = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(4);
+    let deadline = Instant::now() + SOON;
     for count in 1..=2 {
         let mut stream = server.tls(server.client_config(None)).await.unwrap();
         stream.write_all(busy).await.unwrap();
@@ -218,7 +219,7 @@ async fn who_left_while_waiting_frees_the_place() {
         waits
     };
     let mut waits = ask().await;
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + SOON;
     let full = loop {
         let path = "/v1/audit/tail?after=1000000&wait=0";
         let answer = server.native("GET", path, &Value::Null).await;
@@ -235,7 +236,7 @@ async fn who_left_while_waiting_frees_the_place() {
     drop(waits);
     let left = Instant::now();
     while server.native("GET", "/v1/audit/tail?wait=0", &Value::Null).await.status != 200 {
-        assert!(left.elapsed() < Duration::from_secs(3), "the seat is still taken");
+        assert!(left.elapsed() < SOON, "the seat is still taken");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(server.shed("gone").await, 1);
@@ -243,7 +244,7 @@ async fn who_left_while_waiting_frees_the_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_finishes_what_was_begun_and_waits_for_nobody_else() {
-    let mut server = start().await;
+    let mut server = start_with(Limits { drain: 3 * SOON, ..Limits::default() }).await;
     let silent = server.tcp().await;
     let idle = server.tls(server.client_config(None)).await.unwrap();
     let mut half = server.tls(server.client_config(None)).await.unwrap();
@@ -251,7 +252,10 @@ async fn a_stop_finishes_what_was_begun_and_waits_for_nobody_else() {
     let mut begun = server.tls(server.client_config(None)).await.unwrap();
     begun.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\nabc").await.unwrap();
     begun.flush().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let deadline = Instant::now() + SOON;
+    while server.metric("lastkey_requests_under_way").await < 1 {
+        assert!(Instant::now() < deadline, "the request does not begin");
+    }
     let finish = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         begun.write_all(b"def").await.unwrap();
@@ -264,7 +268,7 @@ async fn a_stop_finishes_what_was_begun_and_waits_for_nobody_else() {
         "{answer}"
     );
     let took = started.elapsed();
-    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    assert!(took < SOON, "it took {took:?}");
     drop((silent, idle, half));
 }
 
