@@ -54,7 +54,7 @@ pub use self::{
 };
 use self::{gate::Gate, other::Other, state::State};
 use crate::{
-    cluster::{ApiServer, Discovery},
+    cluster::{ApiServer, Discovery, EtcdAccess},
     transition::Hands,
 };
 
@@ -127,6 +127,8 @@ pub struct Worker {
     pub client: Client,
     /// The cluster.
     pub api: ApiServer,
+    /// The store under it, where it may be read: what rests there is the proof.
+    pub etcd: Option<EtcdAccess>,
     /// How.
     pub options: Options,
     /// What changes of provider need; `None` for mere rotations.

@@ -190,6 +190,7 @@ async fn work_off(
     let worker = Worker {
         client: Client::new(Config::admin(socket.to_owned()))?,
         api,
+        etcd: access.etcd.clone(),
         options: Options {
             resources: resources.names,
             whole: resources.whole,

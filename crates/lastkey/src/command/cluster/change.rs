@@ -422,6 +422,7 @@ async fn work(
     let worker = Worker {
         client,
         api,
+        etcd: hands.etcd.clone(),
         options: Options {
             resources: goal.resources,
             whole: true,

@@ -189,6 +189,7 @@ async fn work(
     let worker = Worker {
         client,
         api,
+        etcd: access.etcd.clone(),
         options: Options {
             resources: resources.names,
             whole: resources.whole,
