@@ -175,7 +175,9 @@ async fn what_was_not_answered_comes_again() {
     let numbers: std::collections::BTreeSet<u64> =
         received.lock().iter().map(|line| seq(line)).collect();
     assert_eq!(numbers, (1..=5).collect());
-    assert!(received.lock().len() >= 20, "four times");
+    // A first parcel may not have had all five; this record was in each.
+    let first = received.lock().iter().filter(|line| seq(line) == 1).count();
+    assert!(first >= 4, "it came {first} times");
 }
 
 /// One sink accepts and never reads, one is not there at all, one refuses: the log and a fourth
