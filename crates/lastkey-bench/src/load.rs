@@ -1,6 +1,7 @@
-//! Closed-loop load: so many callers, each with one call in flight.
+//! Closed-loop load: so many callers, each with one call in flight. And load at a pace ([`pace`]).
 
 mod http;
+mod paced;
 mod plugin;
 mod request;
 
@@ -16,6 +17,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio_rustls::TlsConnector;
 
 pub(crate) use http::Connection;
+pub(crate) use paced::pace;
 pub(crate) use plugin::{Call as PluginCall, Caller as PluginCaller};
 pub(crate) use request::{Credentials, Template};
 

@@ -40,12 +40,13 @@ impl Subject {
         let plaintext = vec![b'p'; options.plaintext.into()];
         let (running, socket, pid) = match scenario {
             Scenario::PluginDecrypt => alone(forgetful(options, dir)?),
-            Scenario::PluginStatusAway => alone(orphan(options, dir).await?),
+            Scenario::PluginStatusAway => alone(orphan(options, dir, "orphan").await?),
+            Scenario::PluginStatusAwayPaced => alone(orphan(options, dir, "paced").await?),
             _ => (None, ours.plugin_socket().to_owned(), ours.pid()),
         };
         let call = match scenario {
-            Scenario::PluginStatus => PluginCall::Status,
-            Scenario::PluginStatusAway => PluginCall::AnyStatus,
+            Scenario::PluginStatus | Scenario::PluginStatusPaced => PluginCall::Status,
+            Scenario::PluginStatusAway | Scenario::PluginStatusAwayPaced => PluginCall::AnyStatus,
             Scenario::PluginEncrypt => PluginCall::Encrypt(plaintext),
             _ => {
                 let call = PluginCall::Encrypt(plaintext.clone());
@@ -75,9 +76,9 @@ fn forgetful(options: &Options, dir: &Path) -> Result<Running, Error> {
 }
 
 /// A plugin whose server is gone, and that knows it.
-async fn orphan(options: &Options, dir: &Path) -> Result<Running, Error> {
+async fn orphan(options: &Options, dir: &Path, name: &str) -> Result<Running, Error> {
     let lastkey = Lastkey::new(binary(options)?, dir);
-    let data = dir.join("orphan");
+    let data = dir.join(name);
     let mut up = lastkey.up(&data, "127.0.0.1:0")?;
     let ready = up.ready.clone();
     up.stop()?;

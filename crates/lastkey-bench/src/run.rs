@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     files,
     floor::shape::Shape,
-    load::{Caller, Connection, Plan, PluginCaller, drive},
+    load::{Caller, Connection, Plan, PluginCaller, drive, pace},
     machine::{Machine, Noise, NoiseMeter},
     options::{Engine, Options},
     plugins::Subject,
@@ -179,7 +179,11 @@ impl<'a> Bench<'a> {
                 };
                 let call = subject.call.clone();
                 let caller = PluginCaller::open(socket, call, side.name()).await?;
-                warm(vec![caller; callers], plan, pid).await
+                let callers = vec![caller; callers];
+                match self.scenario.pace() {
+                    None => warm(callers, plan, pid).await,
+                    Some(rate) => Ok(Round::of(&pace(callers, (plan, rate), pid).await?)),
+                }
             }
             Kind::Engine | Kind::Other => {
                 let pair = self.shape.map(Shape::pair);

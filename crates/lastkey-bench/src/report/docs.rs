@@ -9,11 +9,11 @@ use super::{
     Line, Results,
     grid::number,
     plot::{Bar, Chart, Group, Panel, Scale},
-    sections::{self, Compared, compared, is_crypto},
+    sections::{self, Compared, compared, is_crypto, is_plugin_loop},
 };
 use crate::{
     error::Error,
-    scenario::{Kind, Scenario, Side},
+    scenario::{Scenario, Side},
 };
 
 /// Rewrites tables and plots of the page at `page`; the plots lie beside it in `benchmarks/`.
@@ -89,7 +89,7 @@ fn charts(results: &Results) -> Vec<(&'static str, Chart)> {
             pairs(
                 results,
                 ("Calls of the KMS plugin per second, by calls in flight", rate),
-                |scenario, side| scenario.kind() == Kind::Plugin && side == scenario.yardstick(),
+                |scenario, side| is_plugin_loop(scenario) && side == scenario.yardstick(),
                 rates,
             ),
         ),
@@ -219,6 +219,7 @@ mod tests {
             "create-key",
             "creation",
             "plugin",
+            "plugin-paced",
             "files",
             "start",
         ] {

@@ -23,6 +23,7 @@ pub(super) fn all(results: &Results) -> Vec<Section> {
         Section { name: "allocations", title: "Allocations", grid: allocations(results) },
         Section { name: "create-key", title: "Creation of keys", grid: create_key(results) },
         Section { name: "plugin", title: "KMS plugin", grid: plugin(results) },
+        Section { name: "plugin-paced", title: "KMS plugin, paced", grid: paced(results) },
         Section { name: "files", title: "Files", grid: files(results) },
         Section { name: "start", title: "Start", grid: starts(results) },
         Section { name: "rotate", title: "Rotation", grid: rotations(results) },
@@ -86,6 +87,11 @@ pub(super) fn compared(
 
 pub(super) fn is_crypto(scenario: Scenario) -> bool {
     scenario.kind() == Kind::Https && !scenario.makes_keys()
+}
+
+/// The plugin under as much load as it takes.
+pub(super) fn is_plugin_loop(scenario: Scenario) -> bool {
+    scenario.kind() == Kind::Plugin && scenario.pace().is_none()
 }
 
 fn ratio(line: &Line) -> String {
@@ -214,7 +220,7 @@ fn plugin(results: &Results) -> Grid {
         "ours p50 / p99 µs",
         "cpu µs that → ours",
     ]);
-    for row in compared(results, |scenario, _| scenario.kind() == Kind::Plugin) {
+    for row in compared(results, |scenario, _| is_plugin_loop(scenario)) {
         grid.row(vec![
             row.floor.scenario.name().to_owned(),
             row.floor.connections.to_string(),
@@ -225,6 +231,34 @@ fn plugin(results: &Results) -> Grid {
             aim(row.floor),
             latency(row.floor),
             latency(row.ours),
+            cpu_change(&row),
+        ]);
+    }
+    grid
+}
+
+fn paced(results: &Results) -> Grid {
+    let mut grid = Grid::new(&[
+        "",
+        "streams",
+        "calls /s",
+        "bare grpc p50 / p99 µs",
+        "ours p50 / p99 µs",
+        "aim for p99",
+        "cpu µs bare → ours",
+    ]);
+    for row in compared(results, |scenario, _| scenario.pace().is_some()) {
+        let verdict = |aim: f64| match row.ours.p99_us < aim {
+            true => format!("{aim} met"),
+            false => format!("{aim} missed"),
+        };
+        grid.row(vec![
+            row.floor.scenario.name().to_owned(),
+            row.floor.connections.to_string(),
+            per_second(row.ours.per_second),
+            latency(row.floor),
+            latency(row.ours),
+            row.floor.scenario.p99_aim().map(verdict).unwrap_or_default(),
             cpu_change(&row),
         ]);
     }
