@@ -65,7 +65,9 @@ fn mended(asked: u8, mut file: Vec<u8>) -> Vec<u8> {
         let hash = mac::sha256(&[&file[..fixed]]);
         let info = [format!("lastkey file {} commitment", file[8]).as_bytes(), &hash].concat();
         let (fixed, rest) = file.split_at_mut(fixed);
-        mac::hkdf_sha256(DATA_KEY.expose(), &fixed[START..START + 32], &info, &mut rest[..32]);
+        // HKDF (RFC 5869) for one block of output.
+        let secret = mac::hmac_sha256(&fixed[START..START + 32], &[DATA_KEY.expose()]);
+        rest[..32].copy_from_slice(&mac::hmac_sha256(&secret, &[&info, &[1]]));
     }
     let blocks = file.get(fixed + 32).map_or(0, |blocks| usize::from(*blocks));
     let hash = file.get(..fixed).map(|fixed| mac::sha256(&[fixed]));

@@ -13,5 +13,8 @@ fuzz_target!(|text: &str| {
         let again: ServerUrl = server.to_string().parse().expect("it was read before");
         assert_eq!(&again, server);
     }
-    let _ = ApiServer::new(&taken.access);
+    // A client takes a hundred times as long as the rest: a few of all inputs are enough.
+    if text.len() % 16 == 0 {
+        let _ = ApiServer::new(&taken.access);
+    }
 });
