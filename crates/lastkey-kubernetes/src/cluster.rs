@@ -14,6 +14,7 @@ mod etcd;
 pub mod fuzzing;
 mod kubeconfig;
 mod object;
+mod packed;
 mod resource;
 mod role;
 

@@ -12,6 +12,7 @@ pub mod encryption_config;
 pub mod node;
 pub mod plugin;
 pub mod proto;
+mod protobuf;
 pub mod rotation;
 pub mod socket;
 pub mod transition;

@@ -20,6 +20,7 @@ mod change;
 mod clean;
 mod convergence;
 mod error;
+mod flight;
 mod gate;
 mod new_keys;
 mod other;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use http::StatusCode;
 use serde::Deserialize;
 
+use super::packed;
+
 /// Why a call to an apiserver failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -128,7 +130,7 @@ impl ApiError {
         wait: Option<Duration>,
         answer: &Answer<'_>,
     ) -> Self {
-        let told: Status = serde_json::from_slice(answer.body).unwrap_or_default();
+        let told = Told::read(answer.body).unwrap_or_default();
         if let Some(webhook) = quoted_after(&told.message, "failed calling webhook ") {
             return Self::WebhookDown { webhook };
         }
@@ -140,13 +142,11 @@ impl ApiError {
             403 => Self::Forbidden { what: format!("{} {}", answer.method, answer.path) },
             404 => Self::NotFound,
             409 if told.reason != "AlreadyExists" => Self::Conflict,
-            410 => Self::Expired { next: Some(told.metadata.next).filter(|next| !next.is_empty()) },
+            410 => Self::Expired { next: Some(told.next).filter(|next| !next.is_empty()) },
             413 => Self::Invalid { fields: vec!["the object is too large".to_owned()] },
             429 => Self::TooMany { retry_after: wait },
             503 if wait.is_some() => Self::TooMany { retry_after: wait },
-            400 | 422 => Self::Invalid {
-                fields: told.details.causes.into_iter().map(|cause| cause.field).collect(),
-            },
+            400 | 422 => Self::Invalid { fields: told.fields },
             code => Self::Failed { status: code, reason: told.reason },
         }
     }
@@ -160,32 +160,52 @@ pub(super) struct Answer<'a> {
 }
 
 /// The parts of a `metav1.Status` that are looked at.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Status {
-    reason: String,
-    message: String,
-    metadata: ListMeta,
-    details: Details,
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) reason: String,
+    /// May quote what was sent: never shown.
+    pub(super) message: String,
+    /// Goes on with a list that has expired.
+    pub(super) next: String,
+    /// What is not valid.
+    pub(super) fields: Vec<String>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ListMeta {
-    #[serde(rename = "continue")]
-    next: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Details {
-    causes: Vec<Cause>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Cause {
-    field: String,
+impl Told {
+    /// In JSON or protobuf: an apiserver chooses by what the call accepts, and by who of its parts
+    /// answers.
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
+        if packed::is_packed(body) {
+            return packed::status(body);
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Status {
+            reason: String,
+            message: String,
+            metadata: ListMeta,
+            details: Details,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct ListMeta {
+            #[serde(rename = "continue")]
+            next: String,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Details {
+            causes: Vec<Cause>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Cause {
+            field: String,
+        }
+        let Status { reason, message, metadata, details } = serde_json::from_slice(body).ok()?;
+        let fields = details.causes.into_iter().map(|cause| cause.field).collect();
+        Some(Self { reason, message, next: metadata.next, fields })
+    }
 }
 
 /// Who refuses, as admission writes it.

@@ -5,6 +5,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
+use super::packed;
+
 /// What tells one object, and one state of it, from others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -17,10 +19,14 @@ pub struct Meta {
     pub uid: String,
     /// Changes with each write.
     pub resource_version: String,
-    /// When it was made (RFC 3339).
-    pub creation_timestamp: Option<String>,
-    /// Whether it is on its way out, waiting for its finalizers.
-    pub deletion_timestamp: Option<String>,
+}
+
+/// What an object's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Json,
+    /// Without the envelope that a body has.
+    Protobuf,
 }
 
 /// One object, exactly as it was sent: written back, it changes nothing.
@@ -31,17 +37,29 @@ pub struct Meta {
 pub struct Object {
     meta: Meta,
     raw: Bytes,
+    form: Form,
 }
 
 impl Object {
+    pub(super) fn new(meta: Meta, raw: Bytes, form: Form) -> Self {
+        Self { meta, raw, form }
+    }
+
     /// Reads one object out of a body.
-    pub(super) fn parse(raw: Bytes) -> Option<Self> {
+    pub(super) fn parse(body: Bytes) -> Option<Self> {
+        match packed::is_packed(&body) {
+            true => packed::object(&body),
+            false => Self::parse_json(body),
+        }
+    }
+
+    fn parse_json(raw: Bytes) -> Option<Self> {
         #[derive(Deserialize)]
         struct Partial {
             metadata: Meta,
         }
-        let Partial { metadata: meta } = serde_json::from_slice(&raw).ok()?;
-        Some(Self { meta, raw })
+        let Partial { metadata } = serde_json::from_slice(&raw).ok()?;
+        Some(Self::new(metadata, raw, Form::Json))
     }
 
     /// Which object, in which state.
@@ -49,9 +67,13 @@ impl Object {
         &self.meta
     }
 
-    /// Its JSON.
+    /// Its JSON, or its protobuf if it was listed so.
     pub fn raw(&self) -> Bytes {
         self.raw.clone()
+    }
+
+    pub(super) fn form(&self) -> Form {
+        self.form
     }
 }
 
@@ -70,6 +92,13 @@ pub struct Page {
 impl Page {
     /// Reads a list; its objects share the body's memory.
     pub(super) fn parse(body: &Bytes) -> Option<Self> {
+        match packed::is_packed(body) {
+            true => packed::list(body),
+            false => Self::parse_json(body),
+        }
+    }
+
+    fn parse_json(body: &Bytes) -> Option<Self> {
         #[derive(Deserialize)]
         struct List<'a> {
             #[serde(default)]
@@ -86,7 +115,7 @@ impl Page {
         }
         let list: List<'_> = serde_json::from_slice(body).ok()?;
         let objects = list.items.unwrap_or_default().into_iter();
-        let objects = objects.map(|raw| Object::parse(body.slice_ref(raw.get().as_bytes())));
+        let objects = objects.map(|raw| Object::parse_json(body.slice_ref(raw.get().as_bytes())));
         Some(Self {
             objects: objects.collect::<Option<_>>()?,
             next: Some(list.metadata.r#continue).filter(|token| !token.is_empty()),

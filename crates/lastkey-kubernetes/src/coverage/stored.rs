@@ -15,6 +15,7 @@
 use lastkey_crypto::plugin_blob::PluginBlob;
 
 use super::Under;
+use crate::protobuf;
 
 /// The longest id or name that is kept.
 const MAX_NAME: usize = 1024;
@@ -80,41 +81,17 @@ fn field(bytes: &[u8]) -> Option<(&str, &[u8])> {
 }
 
 /// keyID and encryptedDEKSource.
-fn encrypted_object(mut rest: &[u8]) -> Option<(&str, &[u8])> {
+fn encrypted_object(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (mut key_id, mut wrapped) = (None, None);
-    while !rest.is_empty() {
-        let tag = varint(&mut rest)?;
-        match (tag >> 3, tag & 7) {
-            (_, 0) => {
-                varint(&mut rest)?;
-            }
-            (number, 2) => {
-                let length = usize::try_from(varint(&mut rest)?).ok()?;
-                let (bytes, after) = rest.split_at_checked(length)?;
-                rest = after;
-                match number {
-                    2 if length <= MAX_NAME => key_id = std::str::from_utf8(bytes).ok(),
-                    3 => wrapped = Some(bytes),
-                    _ => {}
-                }
-            }
-            _ => return None,
+    protobuf::read(bytes, |number, value| {
+        match number {
+            2 if value.bytes()?.len() <= MAX_NAME => key_id = value.text(),
+            3 => wrapped = Some(value.bytes()?),
+            _ => {}
         }
-    }
+        Some(())
+    })?;
     Some((key_id?, wrapped?))
-}
-
-fn varint(rest: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, after) = rest.split_first()?;
-        *rest = after;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 impl Stored<'_> {

@@ -53,16 +53,32 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// Where a page begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Cursor {
+    /// In which resource.
+    pub(super) at: usize,
+    /// Where in it; `None` for its first page.
+    pub(super) next: Option<String>,
+}
+
+impl Cursor {
+    /// Where the page begins that follows one with this token for it.
+    pub(super) fn after(&self, next: Option<String>) -> Self {
+        Self { at: self.at + usize::from(next.is_none()), next }
+    }
+}
+
 /// All that has to be known to go on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct State {
     /// In the order they are gone through.
     pub(super) resources: Vec<Resource>,
-    /// Which of them is under way.
-    pub(super) at: usize,
-    /// The page of it that comes next.
-    pub(super) next: Option<String>,
+    /// The page that comes next.
+    #[serde(flatten)]
+    pub(super) cursor: Cursor,
     /// How many passes have begun.
     pub(super) passes: u32,
     /// When this one did (RFC 3339, by the server's clock).
@@ -96,8 +112,7 @@ impl State {
 
     /// Goes through everything from the beginning.
     pub(super) fn begin_pass(&mut self) {
-        self.at = 0;
-        self.next = None;
+        self.cursor = Cursor::default();
         self.passes += 1;
         self.pass_began = String::new();
         self.pass = Counts::default();
@@ -105,15 +120,12 @@ impl State {
     }
 
     /// A page is done.
-    pub(super) fn page(&mut self, counts: Counts, refusals: Vec<Refusal>, next: Option<String>) {
+    pub(super) fn page(&mut self, counts: Counts, refusals: Vec<Refusal>, after: Cursor) {
         self.pass.add(counts);
         self.total.add(counts);
         let room = NAMED.saturating_sub(self.refusals.len());
         self.refusals.extend(refusals.into_iter().take(room));
-        if next.is_none() {
-            self.at += 1;
-        }
-        self.next = next;
+        self.cursor = after;
     }
 }
 
@@ -132,14 +144,19 @@ mod tests {
             reason: "refused by ".repeat(20),
         };
         let counts = Counts { rewritten: 3, current: 2, gone: 1, conflicts: 1, refused: 500 };
-        state.page(counts, vec![refusal; 500], Some("token".repeat(500)));
+        let after = state.cursor.after(Some("token".repeat(500)));
+        state.page(counts, vec![refusal; 500], after);
         assert_eq!(State::read(&state.to_json()), Some(state.clone()));
         assert!(state.to_json().to_string().len() < 60 * 1024);
-        assert_eq!((state.at, state.pass.seen()), (0, 505));
-        state.page(counts, Vec::new(), None);
-        assert_eq!((state.at, state.total.rewritten), (1, 6));
+        assert_eq!((state.cursor.at, state.pass.seen()), (0, 505));
+        let after = state.cursor.after(None);
+        assert_eq!(after, Cursor { at: 1, next: None });
+        state.page(counts, Vec::new(), after);
+        assert_eq!((state.cursor.at, state.total.rewritten), (1, 6));
+        // As earlier releases have stored it.
+        assert_eq!(state.to_json()["at"], 1);
         state.begin_pass();
-        assert_eq!((state.at, state.pass, state.passes), (0, Counts::default(), 2));
+        assert_eq!((state.cursor.at, state.pass, state.passes), (0, Counts::default(), 2));
         assert_eq!(state.total.rewritten, 6);
         assert_eq!(State::read(&Value::Null), Some(State::default()));
         assert_eq!(State::read(&serde_json::json!([1])), None);

@@ -1,0 +1,256 @@
+//! What is under way of a pass: at most two pages, whose objects are written back some at a time,
+//! and the list of the page after the first of them.
+
+use std::{collections::VecDeque, vec};
+
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, FutureExt},
+    stream::FuturesUnordered,
+};
+
+use super::{
+    RotateError, Worker,
+    gate::Gate,
+    pass::{FIRST_PAUSE, Listed},
+    state::{Counts, Cursor, Refusal},
+};
+use crate::cluster::{ApiError, Object, Resource};
+
+/// An object that somebody else writes all the time is left alone after so many conflicts: what
+/// they write is under the new key id.
+const MAX_CONFLICTS: u64 = 5;
+/// The page that is written, and the one that comes next.
+const PAGES: usize = 2;
+
+/// What became of one object.
+enum Outcome {
+    Rewritten,
+    Current,
+    Gone,
+    Refused(String),
+}
+
+/// One object that was written back, or not.
+struct Done {
+    /// Which page it is of.
+    page: u64,
+    outcome: Outcome,
+    conflicts: u64,
+    object: Object,
+}
+
+/// A page under way.
+struct Batch {
+    at: usize,
+    waiting: vec::IntoIter<Object>,
+    /// Waiting or under way.
+    left: usize,
+    written: Written,
+}
+
+/// What became of a page.
+pub(super) struct Written {
+    pub(super) counts: Counts,
+    pub(super) refusals: Vec<Refusal>,
+    /// What there was from its beginning on, when it was listed.
+    pub(super) known: u64,
+    /// Where the next one begins.
+    pub(super) after: Cursor,
+}
+
+/// Where the next page is.
+enum Next<'a> {
+    Unlisted(Cursor),
+    Listing(BoxFuture<'a, Result<Option<Listed>, RotateError>>),
+    /// There is none.
+    Over,
+}
+
+/// All that is under way.
+pub(super) struct Flight<'a> {
+    worker: &'a Worker,
+    gate: &'a Gate,
+    resources: &'a [Resource],
+    namespace: Option<&'a str>,
+    next: Next<'a>,
+    batches: VecDeque<Batch>,
+    /// The number of the first of them.
+    first: u64,
+    writes: FuturesUnordered<BoxFuture<'a, Result<Done, RotateError>>>,
+}
+
+impl<'a> Flight<'a> {
+    pub(super) fn new(
+        (worker, gate): (&'a Worker, &'a Gate),
+        (resources, namespace): (&'a [Resource], Option<&'a str>),
+        start: Cursor,
+    ) -> Self {
+        let (batches, writes) = (VecDeque::new(), FuturesUnordered::new());
+        let next = Next::Unlisted(start);
+        Self { worker, gate, resources, namespace, next, batches, first: 0, writes }
+    }
+
+    /// Whether everything is written, and [`Flight::written`] has told of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.batches.is_empty() && matches!(self.next, Next::Over)
+    }
+
+    /// The first page, once all of it is written.
+    pub(super) fn written(&mut self) -> Option<Written> {
+        let batch = self.batches.pop_front_if(|batch| batch.left == 0)?;
+        self.first += 1;
+        Some(batch.written)
+    }
+
+    /// Goes on until a page is listed or an object is written; may be dropped at any moment.
+    pub(super) async fn step(&mut self) -> Result<(), RotateError> {
+        self.fill();
+        let writes = &mut self.writes;
+        let writing = !writes.is_empty();
+        let listed = match &mut self.next {
+            Next::Listing(listing) => tokio::select! {
+                listed = listing => listed?,
+                Some(done) = writes.next(), if writing => return self.account(done?),
+            },
+            _ if writing => match writes.next().await {
+                Some(done) => return self.account(done?),
+                None => return Ok(()),
+            },
+            _ => return Ok(()),
+        };
+        let Some(Listed { at, page, after }) = listed else {
+            self.next = Next::Over;
+            return Ok(());
+        };
+        self.next = Next::Unlisted(after.clone());
+        let left = page.objects.len();
+        let known = left as u64 + page.remaining.unwrap_or(0);
+        let (counts, refusals) = (Counts::default(), Vec::new());
+        let written = Written { counts, refusals, known, after };
+        self.batches.push_back(Batch { at, waiting: page.objects.into_iter(), left, written });
+        Ok(())
+    }
+
+    /// Goes on until something else is done.
+    pub(super) async fn beside<T>(
+        &mut self,
+        other: impl Future<Output = T>,
+    ) -> Result<T, RotateError> {
+        let mut other = std::pin::pin!(other);
+        loop {
+            self.fill();
+            if self.writes.is_empty() && !matches!(self.next, Next::Listing(_)) {
+                return Ok(other.await);
+            }
+            tokio::select! {
+                answer = &mut other => return Ok(answer),
+                step = self.step() => step?,
+            }
+        }
+    }
+
+    /// Starts whatever may be started.
+    fn fill(&mut self) {
+        let is_room = self.batches.len() < PAGES;
+        if let Next::Unlisted(cursor) = &mut self.next
+            && is_room
+        {
+            let (worker, within) = (self.worker, (self.resources, self.namespace));
+            self.next = Next::Listing(worker.list(within, std::mem::take(cursor)).boxed());
+        }
+        for (page, batch) in (self.first..).zip(&mut self.batches) {
+            while self.writes.len() < self.worker.options.workers.max(1) {
+                let Some(object) = batch.waiting.next() else { break };
+                let write = write(self.worker, (&self.resources[batch.at], object), self.gate);
+                self.writes.push(
+                    write
+                        .map(move |done| {
+                            let (outcome, conflicts, object) = done?;
+                            Ok(Done { page, outcome, conflicts, object })
+                        })
+                        .boxed(),
+                );
+            }
+        }
+    }
+
+    fn account(&mut self, done: Done) -> Result<(), RotateError> {
+        let Done { page, outcome, conflicts, object } = done;
+        let index = usize::try_from(page - self.first).unwrap_or(usize::MAX);
+        let Some(batch) = self.batches.get_mut(index) else { return Ok(()) };
+        batch.left -= 1;
+        let (counts, of) = (&mut batch.written.counts, &self.resources[batch.at]);
+        counts.conflicts += conflicts;
+        match outcome {
+            Outcome::Rewritten => counts.rewritten += 1,
+            Outcome::Current => counts.current += 1,
+            Outcome::Gone => counts.gone += 1,
+            Outcome::Refused(reason) => {
+                counts.refused += 1;
+                batch.written.refusals.push(Refusal {
+                    resource: of.full_name(),
+                    namespace: object.meta().namespace.clone(),
+                    name: object.meta().name.clone(),
+                    reason,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes one object back as it is; with what became of it, and how often somebody was quicker.
+async fn write(
+    worker: &Worker,
+    (of, mut object): (&Resource, Object),
+    gate: &Gate,
+) -> Result<(Outcome, u64, Object), RotateError> {
+    let (mut tries, mut conflicts) = (0, 0);
+    let outcome = loop {
+        let turn = gate.turn().await;
+        let answer = worker.api.put_back(of, &object).await;
+        drop(turn);
+        let error = match answer {
+            Ok(after) if after.meta().resource_version == object.meta().resource_version => {
+                break Outcome::Current;
+            }
+            Ok(_) => break Outcome::Rewritten,
+            Err(error) => error,
+        };
+        match error {
+            ApiError::NotFound => break Outcome::Gone,
+            ApiError::Conflict => {
+                conflicts += 1;
+                if conflicts > MAX_CONFLICTS {
+                    break Outcome::Current;
+                }
+                match worker.patiently(|| worker.api.get_again(of, &object)).await {
+                    Err(ApiError::NotFound) => break Outcome::Gone,
+                    // Deleted, and another one made since: under the new key id.
+                    Ok(other) if other.meta().uid != object.meta().uid => break Outcome::Gone,
+                    Ok(changed) => object = changed,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            ApiError::TooMany { retry_after } => {
+                worker.go_on()?;
+                gate.rest(retry_after);
+            }
+            ApiError::Refused { .. } | ApiError::Invalid { .. } => {
+                break Outcome::Refused(error.to_string());
+            }
+            error if !gate.has_given_up(&error) && worker.may_change(&error, tries).await => {
+                worker.go_on()?;
+                tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(tries)).await;
+                tries += 1;
+            }
+            ApiError::WebhookDown { .. } | ApiError::Failed { .. } => {
+                gate.give_up(&error);
+                break Outcome::Refused(error.to_string());
+            }
+            error => return Err(error.into()),
+        }
+    };
+    Ok((outcome, conflicts, object))
+}
