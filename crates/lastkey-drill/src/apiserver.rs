@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lastkey_kubernetes::cluster::{Access, ApiServer, Credential};
+use lastkey_kubernetes::cluster::{Access, ApiServer, Credential, Migrate};
 use tokio::time::Instant;
 
 use crate::{
@@ -81,6 +81,7 @@ impl Apiserver {
                 etcd: None,
                 encryption_config: None,
                 resources: Vec::new(),
+                migrate: Migrate::Auto,
             })?;
             let child = Child::start(&program, ground)?;
             let mut apiserver = Self { child, api: Rc::new(api) };

@@ -13,17 +13,19 @@ mod etcd;
 #[doc(hidden)]
 pub mod fuzzing;
 mod kubeconfig;
+mod migrations;
 mod object;
 mod packed;
 mod resource;
 mod role;
 
-pub use access::{Access, AccessError, Credential, EtcdAccess, ServerUrl};
+pub use access::{Access, AccessError, Credential, EtcdAccess, Migrate, ServerUrl};
 pub use apiserver::{ApiServer, ListQuery, Reply, Shape};
 pub use connect::certificates_in;
 pub use error::ApiError;
 pub use etcd::{Etcd, EtcdError, Scan};
 pub use kubeconfig::{Kubeconfig, KubeconfigError};
+pub use migrations::{MIGRATION_VERBS, MIGRATIONS, Migration, MigrationState, Right};
 pub use object::{Meta, Object, Page};
 pub use resource::{Discovery, Resource};
 pub use role::{NAMESPACE, Role};

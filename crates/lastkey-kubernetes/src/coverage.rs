@@ -61,6 +61,14 @@ pub struct Under {
 }
 
 impl Under {
+    /// Whether it starts as something encrypted does, and in no way that is known; or it is one of too
+    /// many different ones.
+    pub(crate) fn cannot_be_told(&self) -> bool {
+        matches!(self.provider.as_str(), "unknown" | Self::OTHERS)
+    }
+
+    /// More different ones than are told apart.
+    const OTHERS: &'static str = "others";
     /// In clear.
     pub const CLEAR: &'static str = "clear";
 
@@ -132,7 +140,7 @@ pub async fn exact(
             let under = parse(value).under();
             match counts.len() < MAX_DIFFERENT || counts.contains_key(&under) {
                 true => *counts.entry(under).or_default() += 1,
-                false => *counts.entry(Under::only("others")).or_default() += 1,
+                false => *counts.entry(Under::only(Under::OTHERS)).or_default() += 1,
             }
         };
         let scan = etcd.scan(&place_in_etcd(prefix, resource), |_, value| count(value)).await?;

@@ -16,12 +16,14 @@
 //! What is written under the old key id after step 1 does not exist: the list of step 2 begins
 //! later, so whatever changes meanwhile is under the new one already.
 
+mod by_cluster;
 mod change;
 mod clean;
 mod convergence;
 mod error;
 mod flight;
 mod gate;
+mod migration;
 mod new_keys;
 mod other;
 mod outlast;
@@ -48,19 +50,19 @@ use serde_json::{Value, json};
 
 pub(crate) use self::convergence::{hash_of, told_last};
 pub use self::{
+    by_cluster::delete_migrations,
     change::ConfigEvent,
     convergence::ToldLast,
     error::RotateError,
+    migration::{By, Choice, Chosen, choose},
     state::{Counts, Refusal},
 };
 use self::{gate::Gate, other::Other, state::State};
 use crate::{
-    cluster::{ApiServer, Discovery, EtcdAccess},
+    cluster::{ApiServer, Discovery, EtcdAccess, Migrate, Migration},
     transition::Hands,
 };
 
-/// What a cluster has its own migrations as, from 1.37 on.
-const MIGRATIONS: &str = "storageversionmigrations.storagemigration.k8s.io";
 /// A claim is renewed at least this often.
 const RENEW_EVERY: Duration = Duration::from_secs(8);
 /// What is behind is asked this often.
@@ -83,6 +85,12 @@ pub struct Options {
     pub page: u32,
     /// What this worker calls itself.
     pub holder: String,
+    /// Who is to write objects anew.
+    pub migrate: Migrate,
+    /// An option that was given and that only Lastkey's own way knows.
+    pub only_own: Option<&'static str>,
+    /// So long it is waited for the cluster to take up a migration.
+    pub patience: Duration,
 }
 
 /// What happens, for whoever watches.
@@ -113,11 +121,15 @@ pub enum Event {
     },
     /// The apiservers' configuration is changed.
     Config(ConfigEvent),
-    /// The cluster's own StorageVersionMigration is not used, and why.
+    /// Whether the cluster's own StorageVersionMigration is used, and why.
     Migration {
+        /// By whom objects are written anew.
+        by: By,
         /// In a sentence.
         why: String,
     },
+    /// Where the cluster's own migrations are.
+    Migrating(Vec<Migration>),
     /// Somebody has paused it.
     Paused,
 }
@@ -189,6 +201,9 @@ impl Worker {
                     };
                 }
                 Err(Stop::Failed(error)) => {
+                    if matches!(error, RotateError::Cancelled) && claim.state.by == By::Cluster {
+                        self.tidy(&claim).await;
+                    }
                     // Whoever goes on need not wait for our lease to run out.
                     self.give_back(&mut claim, &error).await;
                     return Err(error);
@@ -236,11 +251,16 @@ impl Worker {
         if claim.state.resources.is_empty() {
             let served = self.api.discover().await?;
             claim.state.resources = self.resources(&claim.rotation, &served)?;
-            claim.state.migration = why_not_migrated(&served).to_owned();
+            let chosen = self.choose(&claim.rotation, &claim.state.resources, &served).await?;
+            (claim.state.by, claim.state.migration) = (chosen.by, chosen.why);
+        } else if self.wants_otherwise(claim) {
+            self.choose_again(claim).await?;
         }
-        if claim.rotation.phase == RotationPhase::Converging {
-            (self.watch)(&Event::Migration { why: claim.state.migration.clone() });
+        let (by, why) = (claim.state.by, claim.state.migration.clone());
+        if claim.rotation.phase == RotationPhase::Converging || by == By::Cluster {
+            (self.watch)(&Event::Migration { by, why });
         }
+        let by_cluster = by == By::Cluster;
         loop {
             (self.watch)(&Event::Phase(claim.rotation.phase));
             match claim.rotation.phase {
@@ -248,6 +268,12 @@ impl Worker {
                     self.converge(claim).await?;
                     claim.state.begin_pass();
                     self.save(claim, Some(RotationPhase::Rewriting), false).await?;
+                }
+                RotationPhase::Rewriting if by_cluster => self.migrate(claim).await?,
+                RotationPhase::Verifying if by_cluster => {
+                    if self.is_migrated(claim).await? {
+                        return self.finish(claim).await;
+                    }
                 }
                 RotationPhase::Rewriting => {
                     self.pass(claim).await?;
@@ -506,22 +532,9 @@ impl Worker {
             "conflicts": state.total.conflicts,
             "refused": state.pass.refused,
             "refusals": state.refusals,
-            "migration": { "used": false, "why": state.migration },
-            "proof": "in the last pass no apiserver wrote an object anew, and all use the key id",
+            "migration": { "used": state.by == By::Cluster, "why": state.migration },
+            "proof": state.by.proof(),
         })
-    }
-}
-
-/// Why the cluster's own StorageVersionMigration is not the better way.
-fn why_not_migrated(served: &Discovery) -> &'static str {
-    match served.matching(MIGRATIONS).next() {
-        None => "the cluster serves no storagemigration.k8s.io",
-        Some(_) => {
-            "it writes the same objects at half the speed, cannot be told to wait for every \
-             apiserver, to keep a rate or to a namespace, names nothing that refuses, does not say \
-             whether anybody carries it out, and would have to be looked at by another pass all the \
-             same"
-        }
     }
 }
 

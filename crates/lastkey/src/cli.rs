@@ -37,7 +37,7 @@ pub(crate) use self::operator::{
     MaybeSplitting, OperatorAction, RotateWhat, SealChoice, SealOptions, Splitting, TokenOptions,
 };
 pub(crate) use self::reach::{AccessOptions, StatusOptions};
-pub(crate) use self::rotate::RotateOptions;
+pub(crate) use self::rotate::{Migration, RotateOptions};
 use crate::output::Format;
 
 /// The key-management service for Kubernetes.

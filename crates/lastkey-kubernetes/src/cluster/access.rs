@@ -27,6 +27,38 @@ pub struct Access {
     /// What is encrypted, as that file names it.
     #[serde(default)]
     pub resources: Vec<String>,
+    /// Who writes its objects anew in a rotation.
+    #[serde(default, skip_serializing_if = "Migrate::is_auto")]
+    pub migrate: Migrate,
+}
+
+/// Who writes a cluster's objects anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Migrate {
+    /// Lastkey where the account may update them, else the cluster, where the account may ask for that.
+    #[default]
+    Auto,
+    /// Lastkey.
+    Own,
+    /// The cluster itself, by StorageVersionMigrations: no object passes through Lastkey.
+    Cluster,
+}
+
+impl Migrate {
+    /// Whether it is left to what the account may.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+
+    /// As options and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Own => "own",
+            Self::Cluster => "cluster",
+        }
+    }
 }
 
 /// What proves to an apiserver who calls.

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use http::{Method, StatusCode};
 
-use super::{ApiError, Discovery, Object, Page, error::Answer, resource::group_versions};
+use super::{
+    ApiError, Discovery, Object, Page, error::Answer, migrations, resource::group_versions,
+};
 
 /// An answer's body.
 pub fn answer(data: &[u8]) {
@@ -15,6 +17,10 @@ pub fn answer(data: &[u8]) {
     }
     let _ = Object::parse(body);
     let _ = group_versions(data);
+    for migration in migrations::parse(data).into_iter().flatten() {
+        // of a message only a number or two and a name are passed on
+        assert!(migration.said.len() <= 400, "{}", migration.said);
+    }
     let mut discovery = Discovery::default();
     if discovery.add("example.org", "v1", data).is_some() {
         // no API has a dot in a resource's name

@@ -13,7 +13,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::{Access, AccessError, Credential, ServerUrl};
+use super::{Access, AccessError, Credential, Migrate, ServerUrl};
 
 /// Larger files are none.
 const MAX_FILE: u64 = 1 << 20;
@@ -207,6 +207,7 @@ impl Cluster {
             etcd: None,
             encryption_config: None,
             resources: Vec::new(),
+            migrate: Migrate::Auto,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! The account that Lastkey uses in a cluster: a service account that may read and write back what
-//! is encrypted, see how the apiservers are, and ask for its own next token. Nothing else.
+//! is encrypted, see how the apiservers are, and ask for its own next token. Nothing else. Where the
+//! cluster is to write its objects anew by itself, it may not even read them: it may have
+//! migrations made, and nothing more ([`Migrate::Cluster`]).
 //!
 //! 1. An administrator's credential is used once, to make it ([`Role::establish`]).
 //! 2. Its token is what is registered. It ends after 30 days, and asks for its successor whenever
@@ -10,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{ApiError, ApiServer, Credential};
+use super::{ApiError, ApiServer, Credential, MIGRATION_VERBS, Migrate};
 
 /// Where the account lives.
 pub const NAMESPACE: &str = "kube-system";
@@ -26,12 +28,14 @@ pub struct Role {
     pub name: String,
     /// As an EncryptionConfiguration names them.
     pub resources: Vec<String>,
+    /// Who writes them anew.
+    pub migrate: Migrate,
 }
 
 impl Role {
     /// The account `lastkey`, for these resources.
-    pub fn new(resources: &[String]) -> Self {
-        Self { name: "lastkey".to_owned(), resources: resources.to_vec() }
+    pub fn new(resources: &[String], migrate: Migrate) -> Self {
+        Self { name: "lastkey".to_owned(), resources: resources.to_vec(), migrate }
     }
 
     /// Everything that has to exist, in the order of its making.
@@ -77,17 +81,20 @@ impl Role {
     }
 
     fn cluster_rules(&self) -> Vec<Value> {
-        let mut rules: Vec<Value> = self
-            .resources
-            .iter()
-            .map(|named| {
-                let (resource, group) = named.split_once('.').unwrap_or((named, ""));
-                json!({
-                    "apiGroups": [group], "resources": [resource],
-                    "verbs": ["get", "list", "update"],
-                })
+        let to_write = |named: &String| {
+            let (resource, group) = named.split_once('.').unwrap_or((named, ""));
+            json!({
+                "apiGroups": [group], "resources": [resource],
+                "verbs": ["get", "list", "update"],
             })
-            .collect();
+        };
+        let mut rules: Vec<Value> = match self.migrate {
+            Migrate::Auto | Migrate::Own => self.resources.iter().map(to_write).collect(),
+            Migrate::Cluster => vec![json!({
+                "apiGroups": ["storagemigration.k8s.io"],
+                "resources": ["storageversionmigrations"], "verbs": MIGRATION_VERBS,
+            })],
+        };
         rules.push(json!({
             "nonResourceURLs": ["/metrics", "/readyz", "/readyz/*", "/version"], "verbs": ["get"],
         }));
@@ -211,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_role_is_narrow() {
-        let role = Role::new(&["secrets".to_owned(), "*.example.org".to_owned()]);
+        let role = Role::new(&["secrets".to_owned(), "*.example.org".to_owned()], Migrate::Auto);
         let objects = role.objects();
         let paths: Vec<String> = objects.iter().map(path_of).collect();
         assert_eq!(
@@ -235,5 +242,18 @@ mod tests {
         let documents: Vec<Value> =
             yaml.split("---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect();
         assert_eq!(documents, objects, "{yaml}");
+    }
+
+    #[test]
+    fn where_the_cluster_migrates_nothing_encrypted_can_be_read() {
+        let role = Role::new(&["secrets".to_owned(), "*.*".to_owned()], Migrate::Cluster);
+        let objects = role.objects();
+        let rules = objects[1]["rules"].as_array().unwrap();
+        let [migrations, urls] = &rules[..] else { panic!("{rules:?}") };
+        assert_eq!(migrations["apiGroups"], json!(["storagemigration.k8s.io"]));
+        assert_eq!(migrations["resources"], json!(["storageversionmigrations"]));
+        assert_eq!(urls["verbs"], json!(["get"]));
+        assert!(!role.yaml().contains("secrets"));
+        assert_eq!(objects.len(), Role::new(&[], Migrate::Own).objects().len());
     }
 }

@@ -142,7 +142,10 @@ impl Worker {
         Ok(Some(counted.map_err(RotateError::Etcd)?))
     }
 
-    async fn versions_of(&self, key: KeyId) -> Result<BTreeSet<KeyVersionId>, RotateError> {
+    pub(super) async fn versions_of(
+        &self,
+        key: KeyId,
+    ) -> Result<BTreeSet<KeyVersionId>, RotateError> {
         let impact = self.ask(|| self.client.key_impact(key, None)).await??;
         let all = impact["versions"].as_array().cloned().unwrap_or_default();
         let ids = all.iter().filter_map(|known| known["key_version_id"].as_str()?.parse().ok());

@@ -99,6 +99,80 @@ pub enum RotateError {
     /// The store under the apiservers.
     #[error(transparent)]
     Etcd(EtcdError),
+    /// The account may not write the objects back, and the cluster's own way is not to be had.
+    #[error(
+        "the registered account may not {missing}; the cluster's own migration is not used instead, \
+         because {instead}. With `lastkey cluster add NAME --kubeconfig FILE` it may read and update \
+         what is encrypted"
+    )]
+    MayNot {
+        /// The first right that is missing.
+        missing: String,
+        /// Why not the other way.
+        instead: String,
+    },
+    /// The cluster's own way was asked for.
+    #[error("the cluster's own migration cannot be used: {why}")]
+    NotByCluster {
+        /// What is missing, and what gives it.
+        why: String,
+    },
+    /// An option that only Lastkey's own way knows.
+    #[error(
+        "{option} does not go with the cluster's own migration, which knows no rate, no number of \
+         workers and no namespace: leave it out, or let the account update what is encrypted \
+         (`lastkey cluster add NAME --kubeconfig FILE --migration own`) and give --migration own"
+    )]
+    OnlyOwn {
+        /// Which one.
+        option: &'static str,
+    },
+    /// Nobody carries a migration out.
+    #[error(
+        "nobody has taken up {names} within {seconds} s: kube-controller-manager has to run (1.37 or \
+         later) with its controllers garbage-collector-controller and \
+         storage-version-migrator-controller. Nothing has become free; the same command goes on, and \
+         --migration own does without where the account may update what is encrypted"
+    )]
+    NotCarriedOut {
+        /// The migrations.
+        names: String,
+        /// How long it was waited.
+        seconds: u64,
+    },
+    /// A migration stands still.
+    #[error(
+        "{names} stands still: look at kube-controller-manager. Nothing has become free; the same \
+         command goes on"
+    )]
+    Stuck {
+        /// The migrations, with what they say.
+        names: String,
+    },
+    /// A migration has failed.
+    #[error(
+        "the cluster's own migration has failed: {failed}; it stops at the first object that is \
+         refused. {left} objects are left under older versions, and none of those has become free. \
+         The same command tries again"
+    )]
+    Failed {
+        /// Of what, and what the conditions say.
+        failed: String,
+        /// How many objects.
+        left: u64,
+    },
+    /// Migrations succeeded, and something is left.
+    #[error(
+        "after {rounds} more migrations there are objects under older versions: {left}. Events are \
+         never migrated and end by themselves, within an hour by default. Nothing has become free; \
+         the same command looks again"
+    )]
+    Left {
+        /// So often it was tried.
+        rounds: u32,
+        /// How many of what.
+        left: String,
+    },
     /// The one who started this process wants it to stop.
     #[error("interrupted; the same command goes on from here")]
     Interrupted,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::change::Change;
+use super::{By, change::Change};
 use crate::cluster::Resource;
 
 /// So many refusals are named; the others are counted.
@@ -91,8 +91,14 @@ pub(super) struct State {
     pub(super) total: Counts,
     /// How long was worked on it.
     pub(super) seconds: f64,
-    /// Why the cluster's own migration is not used.
+    /// By whom objects are written anew.
+    pub(super) by: By,
+    /// And why.
     pub(super) migration: String,
+    /// How many objects were not under the version, where the cluster migrates.
+    pub(super) stale: Option<u64>,
+    /// How often the cluster has had to migrate what was left.
+    pub(super) rounds: u32,
     /// Of a change of provider.
     pub(super) change: Change,
 }

@@ -75,8 +75,12 @@ pub(crate) struct SetOptions {
     pub(crate) name: String,
     /// Whether the server brings the cluster under a new version of its key by itself, as `cluster
     /// rotate --keep-version` does.
-    #[arg(long, value_enum, value_name = "STATE")]
-    pub(crate) rotate_automatically: Switch,
+    #[arg(long, value_enum, value_name = "STATE", required_unless_present = "migration")]
+    pub(crate) rotate_automatically: Option<Switch>,
+    /// Who writes its objects anew in a rotation. Its account may do what it could before: `cluster
+    /// add NAME --kubeconfig FILE --migration WAY` changes that too.
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub(crate) migration: Option<super::Migration>,
     /// And has the older versions retired once nothing needs them.
     #[arg(long)]
     pub(crate) retire: bool,

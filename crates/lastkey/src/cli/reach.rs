@@ -19,6 +19,12 @@ pub(crate) struct AccessOptions {
     #[arg(long, requires = "kubeconfig")]
     pub(crate) rotate_automatically: bool,
 
+    /// Who writes its objects anew in a rotation. With `cluster` the account is not made to read or
+    /// write what is encrypted: it may have StorageVersionMigrations made, and no more (Kubernetes
+    /// 1.37 or later; etcd has to be registered for the proof).
+    #[arg(long, value_enum, value_name = "WAY", requires = "kubeconfig")]
+    pub(crate) migration: Option<super::Migration>,
+
     /// Each apiserver's own address, instead of the kubeconfig's; may be given several times.
     #[arg(long = "apiserver", value_name = "URL", requires = "kubeconfig")]
     pub(crate) apiservers: Vec<String>,

@@ -3,6 +3,30 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use lastkey_kubernetes::cluster::Migrate;
+
+/// Who writes a cluster's objects anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Migration {
+    /// Lastkey where the account may update what is encrypted, else the cluster where the account may
+    /// ask for that.
+    Auto,
+    /// Lastkey: it reads and writes back every object.
+    Own,
+    /// The cluster, by StorageVersionMigrations (Kubernetes 1.37 or later): no object passes through
+    /// Lastkey, which need not even be allowed to read any.
+    Cluster,
+}
+
+impl From<Migration> for Migrate {
+    fn from(given: Migration) -> Self {
+        match given {
+            Migration::Auto => Self::Auto,
+            Migration::Own => Self::Own,
+            Migration::Cluster => Self::Cluster,
+        }
+    }
+}
 
 /// Options of `cluster rotate`.
 #[derive(Debug, Args)]
@@ -29,15 +53,21 @@ pub(crate) struct RotateOptions {
     /// secrets].
     #[arg(long = "resource", value_name = "RESOURCE")]
     pub(crate) resources: Vec<String>,
-    /// How many objects are written at once.
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) workers: u16,
+    /// How many objects are written at once [default: 16].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: Option<u16>,
     /// At most so many objects a second [default: as many as the apiserver takes].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rate: Option<u32>,
     /// How many objects are read, and held in memory, at once.
     #[arg(long, default_value_t = 500, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) page: u32,
+    /// Who writes the objects anew [default: what was registered with the cluster, else auto].
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub(crate) migration: Option<Migration>,
+    /// How long to wait for kube-controller-manager to take up a migration of the cluster's own.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = super::node::time)]
+    pub(crate) migration_patience: std::time::Duration,
     /// Have the rotation rest, whoever works on it.
     #[arg(long, conflicts_with_all = ["resume", "cancel", "report"])]
     pub(crate) pause: bool,

@@ -27,7 +27,7 @@ use lastkey_client::{
 };
 use lastkey_crypto::ClusterId;
 use lastkey_engine::{Instance, RotationWork};
-use lastkey_kubernetes::rotation::{Event, Options, Worker};
+use lastkey_kubernetes::rotation::{By, Event, Options, Worker};
 use serde_json::Value;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -47,6 +47,7 @@ const LAST_STEPS: Duration = Duration::from_secs(2);
 /// As the command has them by default.
 const WORKERS: usize = 16;
 const PAGE: u32 = 500;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Works for all clusters until the server stops; ends before it does.
 pub(super) async fn run(instance: Instance, admin_socket: PathBuf, stop: watch::Receiver<bool>) {
@@ -198,6 +199,9 @@ async fn work_off(
             rate: None,
             page: PAGE,
             holder: holder(),
+            migrate: access.migrate,
+            only_own: None,
+            patience: PATIENCE,
         },
         change: None,
         watch: Box::new(move |event| tell(cluster, event)),
@@ -256,6 +260,9 @@ fn tell(cluster: ClusterId, event: &Event) {
         Event::Phase(phase) => tracing::info!(%cluster, ?phase, "the rotation of a cluster"),
         Event::Behind(behind) => {
             tracing::info!(%cluster, waiting_for = behind.join("; "), "the rotation of a cluster");
+        }
+        Event::Migration { by: By::Cluster, why } => {
+            tracing::info!(%cluster, why, "the cluster migrates by itself");
         }
         Event::Away { why } => tracing::warn!(%cluster, why, "a rotation waits for this server"),
         Event::Claimed { why } => tracing::info!(%cluster, why, "another worker is at it"),

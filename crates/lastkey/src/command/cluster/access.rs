@@ -18,7 +18,8 @@ use lastkey_client::Client;
 use lastkey_crypto::{ClusterId, KeyId};
 use lastkey_kubernetes::{
     cluster::{
-        Access, ApiError, ApiServer, Credential, Etcd, EtcdAccess, Kubeconfig, NAMESPACE, Role,
+        Access, ApiError, ApiServer, Credential, Etcd, EtcdAccess, Kubeconfig, Migrate, NAMESPACE,
+        Role,
     },
     encryption_config::{MAX_FILE, examine},
 };
@@ -35,6 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(500);
 /// A token that is good for less than this is replaced when it is used.
 const RENEW_BELOW: Duration = Duration::from_secs(29 * 24 * 3600);
+
+/// Without it nobody would know whether the cluster has left an object out.
+pub(super) const NO_ETCD: &str = "--migration cluster needs the cluster's etcd, where it is seen \
+                                  that nothing is left: register it with --etcd";
 
 /// What is to be registered, before the server knows the cluster.
 pub(super) struct Prepared {
@@ -86,6 +91,10 @@ impl Prepared {
             access.servers = urls.collect::<Result<_, _>>().map_err(|error| wrong(&error))?;
         }
         access.etcd = etcd(options)?;
+        access.migrate = options.migration.map(Migrate::from).unwrap_or_default();
+        if access.migrate == Migrate::Cluster && access.etcd.is_none() {
+            return Err(Failure::new(Exit::Usage, NO_ETCD));
+        }
         access.resources = options.resources.clone();
         if let Some(file) = &options.encryption_config {
             let absolute = std::path::absolute(file).map_err(|e| Failure::file(file, &e))?;
@@ -104,7 +113,7 @@ impl Prepared {
             access.resources.push("secrets".to_owned());
         }
         ApiServer::new(&access).map_err(|error| wrong(&error))?;
-        let role = Role::new(&access.resources);
+        let role = Role::new(&access.resources, access.migrate);
         let AccessOptions { own_credential, rotate_automatically, .. } = *options;
         Ok(Self { access, role, own_credential, rotate_automatically })
     }
@@ -177,7 +186,7 @@ impl Prepared {
         let said = json!({
             "servers": servers, "etcd": etcd, "account": account, "remark": remark,
             "resources": self.access.resources, "role": role,
-            "rotate_automatically": self.rotate_automatically,
+            "rotate_automatically": self.rotate_automatically, "migration": self.access.migrate,
         });
         let who = account.unwrap_or_else(|| "the kubeconfig's own account".to_owned());
         let mut text = format!("it is reached at {} as {who}", servers.join(" and "));
@@ -262,7 +271,7 @@ pub(super) async fn reach(client: &Client, of: ClusterId) -> Result<(Access, Api
     })?;
     let api = open(&access)?;
     let Some(name) = due(&access.credential) else { return Ok((access, api)) };
-    let role = Role { name, resources: Vec::new() };
+    let role = Role { name, resources: Vec::new(), migrate: access.migrate };
     match role.renew(&api).await {
         Ok(credential) => {
             access.credential = credential;

@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -13,7 +14,7 @@ use lastkey_client::{
 };
 use lastkey_crypto::KeyId;
 use lastkey_kubernetes::{
-    cluster::{Access, ApiError, ApiServer, ListQuery, Shape},
+    cluster::{Access, ApiError, ApiServer, ListQuery, Migrate, Shape},
     coverage::{in_use::Ended, resources_of},
     encryption_config::{EncryptionConfiguration, readable},
     node::ask_status,
@@ -430,6 +431,9 @@ async fn work(
             rate: options.rate,
             page: options.page,
             holder: holder(),
+            migrate: Migrate::Own,
+            only_own: None,
+            patience: Duration::ZERO,
         },
         change: Some(hands),
         watch: Box::new(move |event| progress.tell(event)),

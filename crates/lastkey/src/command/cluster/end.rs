@@ -1,9 +1,10 @@
 //! `lastkey cluster set`, `remove-access` and `forget`.
 
 use lastkey_client::Client;
+use lastkey_kubernetes::cluster::{Access, Migrate};
 use serde_json::json;
 
-use super::access::Known;
+use super::access::{Known, NO_ETCD};
 use crate::{
     cli::{ForgetOptions, RemoveAccessOptions, SetOptions, Switch},
     output::{Exit, Failure, Output},
@@ -28,10 +29,26 @@ pub(super) async fn set(
     output: &Output,
 ) -> Result<(), Failure> {
     let found = find(client, &options.name).await?;
-    let on = options.rotate_automatically == Switch::On;
+    let on = options.rotate_automatically == Some(Switch::On);
     if options.retire && !on {
         let why = "--retire goes with --rotate-automatically on";
         return Err(Failure::new(Exit::Usage, why));
+    }
+    if let Some(migration) = options.migration {
+        let mut access: Access = client.cluster_access(found.id).await?;
+        access.migrate = migration.into();
+        if access.migrate == Migrate::Cluster && access.etcd.is_none() {
+            return Err(Failure::new(Exit::Usage, NO_ETCD));
+        }
+        client.put_cluster_access(found.id, &access).await?;
+        if options.rotate_automatically.is_none() {
+            let said = json!({ "id": found.id, "migration": access.migrate });
+            output.object(&said, || {
+                let way = access.migrate.name();
+                format!("rotations of {} go the way `{way}` from now on", found.shown())
+            });
+            return Ok(());
+        }
     }
     let said = client.configure_cluster(found.id, (on, options.retire)).await?;
     output.object(&said, || match on {

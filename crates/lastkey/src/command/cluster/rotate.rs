@@ -1,5 +1,6 @@
 //! `lastkey cluster rotate`: works a rotation off, or tells the worker of one what to do.
 
+mod migration;
 pub(super) mod progress;
 
 use std::{
@@ -30,6 +31,9 @@ use crate::{
     output::{Exit, Failure, Output, chain, line},
 };
 
+/// So many objects are written at once where nothing else is said.
+const WORKERS: usize = 16;
+
 pub(super) fn run(
     connect: &Connect,
     options: &RotateOptions,
@@ -49,7 +53,10 @@ pub(super) fn run(
         }
         if options.pause || options.cancel {
             let active = active.ok_or_else(|| nothing(name))?;
-            return tell(&client, (name, active), options.pause, output).await;
+            migration::may_rest(name, active, options.pause)?;
+            tell(&client, (name, active), options.pause, output).await?;
+            migration::delete_if(&client, active, options.cancel).await;
+            return Ok(());
         }
         if let Some(way) = active.and_then(Rotation::way) {
             return Err(Failure::failed(format_args!(
@@ -70,8 +77,9 @@ pub(super) fn run(
             None if options.resume => return Err(nothing(name)),
             None => {
                 // Whether the cluster can be reached is found out before its key has a new version.
-                let (access, _) = reach(&client, cluster).await?;
+                let (access, api) = reach(&client, cluster).await?;
                 refuse_without_kms(name, &access)?;
+                migration::check(&api, &access, options).await?;
                 let start = StartRotation {
                     key: options.key.clone(),
                     keep_version: options.keep_version,
@@ -193,10 +201,13 @@ async fn work(
         options: Options {
             resources: resources.names,
             whole: resources.whole,
-            workers: options.workers.into(),
+            workers: options.workers.map_or(WORKERS, usize::from),
             rate: options.rate,
             page: options.page,
             holder: holder(),
+            migrate: migration::wanted(options, &access),
+            only_own: migration::only_own(options),
+            patience: options.migration_patience,
         },
         change: None,
         watch: Box::new(move |event| progress.tell(event)),
@@ -216,6 +227,10 @@ async fn work(
 pub(super) fn stopped(error: RotateError) -> Failure {
     match error {
         RotateError::Server(error) => error.into(),
+        error @ RotateError::OnlyOwn { .. } => Failure::new(Exit::Usage, chain(&error)),
+        error @ (RotateError::MayNot { .. } | RotateError::NotByCluster { .. }) => {
+            Failure::new(Exit::Denied, chain(&error))
+        }
         error => Failure::failed(chain(&error)),
     }
 }

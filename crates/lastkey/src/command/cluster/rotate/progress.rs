@@ -9,7 +9,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lastkey_client::native::RotationPhase;
 use lastkey_kubernetes::{
-    rotation::{ConfigEvent, Event},
+    rotation::{By, ConfigEvent, Event},
     transition::Stage,
 };
 use serde_json::json;
@@ -62,10 +62,25 @@ impl Progress {
                 &json!({ "event": "waiting", "behind": behind }),
                 &format!("waiting for every apiserver: {}", behind.join("; ")),
             ),
-            Event::Migration { why } => self.say(
-                &json!({ "event": "migration", "used": false, "why": why }),
-                &format!("migration: not used, because {why}"),
-            ),
+            Event::Migration { by, why } => {
+                let used = *by == By::Cluster;
+                let said = if used { "the cluster's own is used" } else { "not used" };
+                self.say(
+                    &json!({ "event": "migration", "used": used, "why": why }),
+                    &format!("migration: {said}, because {why}"),
+                );
+            }
+            Event::Migrating(migrations) => {
+                let said = migrations.iter().map(|one| {
+                    let more = if one.said.is_empty() { "" } else { ", " };
+                    let state = format!("{:?}", one.state).to_lowercase();
+                    format!("{}: {state}{more}{} ({})", one.resource, one.said, one.name)
+                });
+                self.say(
+                    &json!({ "event": "migrating", "migrations": migrations }),
+                    &said.collect::<Vec<_>>().join("\n"),
+                );
+            }
             Event::Paused => self.say(
                 &json!({ "event": "paused" }),
                 &format!(

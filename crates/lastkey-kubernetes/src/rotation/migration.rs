@@ -1,0 +1,268 @@
+//! Who writes the objects anew: Lastkey, or the cluster itself by StorageVersionMigrations.
+//!
+//! Lastkey's own way is quicker, keeps a rate and names what refuses, so it is taken wherever the
+//! registered account may read and update what is encrypted. Where it may not, or must not, the
+//! cluster's own is the better one: no object passes through Lastkey, which only asks for
+//! migrations and sees in etcd that nothing is left ([`super::by_cluster`]).
+
+use std::time::Duration;
+
+use lastkey_client::native::{self, RotationPhase};
+use serde::{Deserialize, Serialize};
+
+use super::{Claim, RotateError, Stop, Worker};
+use crate::cluster::{
+    ApiError, ApiServer, Discovery, MIGRATION_VERBS, MIGRATIONS, Migrate, Resource, Right,
+};
+
+/// The version that is spoken.
+const VERSION: &str = "v1";
+/// A role that was changed a moment ago may not be known to every apiserver yet.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// By whom objects are written anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// Lastkey.
+    #[default]
+    Own,
+    /// kube-controller-manager.
+    Cluster,
+}
+
+/// What the choice depends on, besides what the account may do.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice<'a> {
+    /// What is wanted.
+    pub wanted: Migrate,
+    /// What is gone through.
+    pub resources: &'a [Resource],
+    /// Only this namespace.
+    pub namespace: Option<&'a str>,
+    /// Whether etcd was registered, without which the cluster's way proves nothing.
+    pub etcd: bool,
+    /// An option that the cluster's way does not know.
+    pub only_own: Option<&'static str>,
+}
+
+/// By whom, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    /// By whom.
+    pub by: By,
+    /// In a sentence, for events and the report.
+    pub why: String,
+}
+
+/// Decides who writes the objects of a mere rotation anew.
+///
+/// # Errors
+/// [`RotateError::MayNot`] where a right is missing, [`RotateError::NotByCluster`] where the
+/// cluster's own way was asked for and cannot be had, [`RotateError::OnlyOwn`] where an option stands
+/// against it; and that an apiserver cannot be asked.
+pub async fn choose(
+    api: &ApiServer,
+    served: &Discovery,
+    choice: &Choice<'_>,
+) -> Result<Chosen, RotateError> {
+    let missing = match choice.wanted {
+        Migrate::Cluster => None,
+        Migrate::Auto | Migrate::Own => missing_to_write(api, choice).await?,
+    };
+    match (choice.wanted, missing) {
+        (Migrate::Own, None) => Ok(own("Lastkey's own way was asked for")),
+        (Migrate::Own, Some(missing)) => Err(RotateError::MayNot {
+            missing,
+            instead: "--migration own was asked for".to_owned(),
+        }),
+        (Migrate::Auto, None) => Ok(own(&why_own(served))),
+        (Migrate::Auto, Some(missing)) => match cannot_migrate(api, served, choice).await? {
+            None => Ok(by_cluster(&format!(
+                "the registered account may not {missing}, and need not: no object passes through Lastkey"
+            ))),
+            Some(Obstacle::Option(option)) => Err(RotateError::OnlyOwn { option }),
+            Some(Obstacle::Cluster(instead)) => Err(RotateError::MayNot { missing, instead }),
+        },
+        (Migrate::Cluster, _) => match cannot_migrate(api, served, choice).await? {
+            None => Ok(by_cluster("it was asked for: no object passes through Lastkey")),
+            Some(Obstacle::Option(option)) => Err(RotateError::OnlyOwn { option }),
+            Some(Obstacle::Cluster(why)) => Err(RotateError::NotByCluster { why }),
+        },
+    }
+}
+
+fn own(why: &str) -> Chosen {
+    Chosen { by: By::Own, why: why.to_owned() }
+}
+
+fn by_cluster(why: &str) -> Chosen {
+    Chosen { by: By::Cluster, why: why.to_owned() }
+}
+
+/// Why the cluster's own way is not the better one where Lastkey may write the objects.
+fn why_own(served: &Discovery) -> String {
+    let why = match is_served(served) {
+        false => "the cluster serves no storagemigration.k8s.io/v1, and",
+        true => {
+            "the cluster's own is slower, keeps no rate and no namespace, stops at the first object \
+             that is refused, and needs another look at all objects all the same;"
+        }
+    };
+    format!("{why} the registered account may read and update what is encrypted")
+}
+
+fn is_served(served: &Discovery) -> bool {
+    served.matching(MIGRATIONS).any(|found| found.version == VERSION)
+}
+
+/// What stands against the cluster's own way.
+enum Obstacle {
+    Option(&'static str),
+    Cluster(String),
+}
+
+async fn cannot_migrate(
+    api: &ApiServer,
+    served: &Discovery,
+    choice: &Choice<'_>,
+) -> Result<Option<Obstacle>, RotateError> {
+    if choice.namespace.is_some() {
+        return Ok(Some(Obstacle::Option("--namespace")));
+    }
+    if let Some(option) = choice.only_own {
+        return Ok(Some(Obstacle::Option(option)));
+    }
+    let why = if !is_served(served) {
+        "the cluster serves no storagemigration.k8s.io/v1 (Kubernetes does by default from 1.37 on)"
+            .to_owned()
+    } else if !choice.etcd {
+        "its etcd is not registered, and nothing else shows that no object is left: `lastkey cluster \
+         add NAME --kubeconfig FILE --migration cluster --etcd URL`"
+            .to_owned()
+    } else {
+        let (resource, group) = MIGRATIONS.split_once('.').unwrap_or((MIGRATIONS, ""));
+        let rights = MIGRATION_VERBS.map(|verb| Right { verb, group, resource, namespace: None });
+        match missing(api, &rights).await? {
+            None => return Ok(None),
+            Some(missing) => format!(
+                "the registered account may not {missing}: `lastkey cluster add NAME --kubeconfig \
+                 FILE --migration cluster --etcd URL` gives it that right and takes all others"
+            ),
+        }
+    };
+    Ok(Some(Obstacle::Cluster(why)))
+}
+
+/// The first right that is missing to write every object back, in words.
+async fn missing_to_write(
+    api: &ApiServer,
+    choice: &Choice<'_>,
+) -> Result<Option<String>, RotateError> {
+    let everything = ["get", "list", "update"].map(|verb| {
+        let namespace = choice.namespace;
+        Right { verb, group: "*", resource: "*", namespace }
+    });
+    if choice.resources.len() > 2 && missing(api, &everything).await?.is_none() {
+        return Ok(None);
+    }
+    let rights: Vec<Right<'_>> = choice
+        .resources
+        .iter()
+        .flat_map(|of| {
+            let namespace = choice.namespace.filter(|_| of.namespaced);
+            ["update", "list", "get"].map(|verb| Right {
+                verb,
+                group: &of.group,
+                resource: &of.name,
+                namespace,
+            })
+        })
+        .collect();
+    let found = missing(api, &rights).await?;
+    if found.is_none() {
+        return Ok(None);
+    }
+    tokio::time::sleep(AGAIN).await;
+    missing(api, &rights).await
+}
+
+/// The first of these rights that the account does not have. Who may not even ask is taken to have
+/// them: the call itself tells.
+async fn missing(api: &ApiServer, rights: &[Right<'_>]) -> Result<Option<String>, RotateError> {
+    for right in rights {
+        match api.may(right).await {
+            Ok(true) | Err(ApiError::Forbidden { .. } | ApiError::NotFound) => {}
+            Ok(false) => {
+                let group = if right.group.is_empty() { "" } else { "." };
+                let inside = right.namespace.map(|ns| format!(" in {ns}")).unwrap_or_default();
+                return Ok(Some(format!(
+                    "{} {}{group}{}{inside}",
+                    right.verb, right.resource, right.group
+                )));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
+
+impl By {
+    /// What shows that nothing is left.
+    pub(super) fn proof(self) -> &'static str {
+        match self {
+            Self::Own => {
+                "in the last pass no apiserver wrote an object anew, and all use the key id"
+            }
+            Self::Cluster => {
+                "etcd was read to the end: nothing is under an older version, and all apiservers use \
+                 the key id"
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// By whom the objects of this rotation are written anew.
+    pub(super) async fn choose(
+        &self,
+        rotation: &native::Rotation,
+        resources: &[Resource],
+        served: &Discovery,
+    ) -> Result<Chosen, RotateError> {
+        if rotation.course.is_some() {
+            return Ok(own("a change of provider goes Lastkey's own way"));
+        }
+        let choice = Choice {
+            wanted: self.options.migrate,
+            resources,
+            namespace: rotation.namespace.as_deref(),
+            etcd: self.etcd.is_some(),
+            only_own: self.options.only_own,
+        };
+        choose(&self.api, served, &choice).await
+    }
+
+    /// Whether somebody has asked for another way than the one it was begun with.
+    pub(super) fn wants_otherwise(&self, claim: &Claim) -> bool {
+        let wanted = match self.options.migrate {
+            Migrate::Auto => return false,
+            Migrate::Own => By::Own,
+            Migrate::Cluster => By::Cluster,
+        };
+        claim.rotation.course.is_none() && claim.state.by != wanted
+    }
+
+    /// Goes on the other way, from the beginning.
+    pub(super) async fn choose_again(&self, claim: &mut Claim) -> Result<(), Stop> {
+        let served = self.api.discover().await.map_err(RotateError::from)?;
+        let chosen = self.choose(&claim.rotation, &claim.state.resources, &served).await?;
+        if claim.state.by == By::Cluster {
+            self.tidy(claim).await;
+        }
+        (claim.state.by, claim.state.migration) = (chosen.by, chosen.why);
+        (claim.state.stale, claim.state.rounds) = (None, 0);
+        claim.state.begin_pass();
+        self.save(claim, Some(RotationPhase::Converging), false).await
+    }
+}
