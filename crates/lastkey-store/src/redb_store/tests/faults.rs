@@ -4,13 +4,21 @@ use std::{
     collections::BTreeMap,
     io::ErrorKind,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use super::{
-    super::RedbStore,
-    disk::{Disk, Fault},
+    super::{
+        RedbStore,
+        committer::open_database,
+        failure::Failure,
+        schema::{self, Found},
+    },
+    disk::{Change, Disk, Fault},
     formatted, options,
 };
 use crate::{CommitError, Event, OpenOptions, Store, StoreError, StoreHealth, Transaction, Watch};
@@ -308,4 +316,96 @@ fn a_conflict_within_a_failed_batch_is_no_conflict() {
         }
     }
     assert!(conflicts > 0 && failures > 0, "{conflicts} conflicts, {failures} failures");
+}
+
+#[test]
+fn a_watcher_reads_again_after_a_failure_only_if_there_is_news() {
+    let (mut made, mut not_made) = (0, 0);
+    for after in 0..60 {
+        let disk = Disk::of(formatted());
+        let store = open(&disk);
+        let mut watch = store.watch("last");
+        let fault = Fault { forget: false, ..Fault::of_changes(after, 1, ErrorKind::Other) };
+        disk.fail(Some(fault));
+        let told = block_on(store.commit(change(1, 10)));
+        disk.fail(None);
+        if told.is_ok() {
+            break;
+        }
+        let first = block_on(async {
+            recovered(&store).await;
+            let there = store.get("t/0001").await.unwrap().is_some();
+            store.commit(change(2, 10)).await.unwrap();
+            (there, watch.next().await.unwrap())
+        });
+        match first {
+            // Nobody can tell which changes were made of those that nobody was told of.
+            (true, Event::Lost) => made += 1,
+            (false, Event::Put(entry)) => {
+                assert_eq!(entry.value, 2u64.to_be_bytes());
+                not_made += 1;
+            }
+            other => panic!("after {after}: {other:?}"),
+        }
+    }
+    assert!(made > 0 && not_made > 0, "{made} made, {not_made} not");
+}
+
+#[test]
+fn health_names_the_newest_cause() {
+    block_on(async {
+        let disk = Disk::of(formatted());
+        let store = open(&disk);
+        disk.fail(Some(Fault::of_changes(0, usize::MAX, ErrorKind::Other)));
+        assert!(store.commit(change(0, 10)).await.is_err());
+        assert!(matches!(store.health(), StoreHealth::Failed { .. }), "{:?}", store.health());
+        disk.fail(Some(Fault::of_changes(0, usize::MAX, ErrorKind::StorageFull)));
+        until(&store, StoreHealth::Full).await;
+        disk.fail(None);
+        until(&store, StoreHealth::Serving).await;
+    });
+}
+
+async fn until(store: &RedbStore, health: StoreHealth) {
+    for _ in 0..6000 {
+        if store.health() == health {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("still {:?}", store.health());
+}
+
+#[test]
+fn trying_a_medium_writes_to_it() {
+    let disk = Disk::of(formatted());
+    let database = open_database(&disk, options()).unwrap();
+    let Found::Ours(revision) = schema::inspect(&database).unwrap() else { panic!("not ours") };
+    disk.record();
+    schema::probe(&database, revision).unwrap();
+    let changes = disk.recorded();
+    assert!(changes.iter().any(|change| matches!(change, Change::Write { .. })), "{changes:?}");
+    assert!(matches!(changes.last(), Some(Change::Sync)), "{changes:?}");
+    disk.fail(Some(Fault::of_changes(0, usize::MAX, ErrorKind::Other)));
+    assert!(schema::probe(&database, revision).is_err());
+}
+
+#[test]
+fn who_reads_while_the_database_is_opened_anew_waits_for_it() {
+    block_on(async {
+        let disk = Disk::of(formatted());
+        let store = open(&disk);
+        let before = store.view().unwrap();
+        // What is shown next need not come from a failure.
+        let waiting = store.view_after(&before, Failure::Echo);
+        let (view, told) = tokio::join!(waiting, store.commit(change(1, 10)));
+        told.unwrap();
+        assert!(!Arc::ptr_eq(&view.unwrap(), &before), "a newer one");
+        // Another attempt would tell the same of what is damaged.
+        let before = store.view().unwrap();
+        let waiting = store.view_after(&before, Failure::corrupt("an entry"));
+        let (view, told) = tokio::join!(waiting, store.commit(change(2, 10)));
+        told.unwrap();
+        assert!(matches!(view, Err(StoreError::Corrupt(_))));
+    });
 }
