@@ -196,6 +196,14 @@ impl Plugin {
         Self::on(config, listeners, None)
     }
 
+    /// As [`Plugin::bind`], on sockets that a supervisor holds; opens no others.
+    ///
+    /// # Errors
+    /// Without a key or sockets.
+    pub fn inherit(config: PluginConfig, listeners: Vec<Listener>) -> Result<Self, PluginError> {
+        Self::on(config, listeners, None)
+    }
+
     /// As [`Plugin::bind`], on sockets that a predecessor still accepts from: this plugin begins
     /// once `begin` resolves, and opens no other sockets.
     ///

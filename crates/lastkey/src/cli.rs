@@ -197,6 +197,11 @@ pub(crate) struct PluginOptions {
     #[arg(long = "socket", value_name = "PATH")]
     pub(crate) sockets: Vec<String>,
 
+    /// Hold the socket in a process of its own, which starts the plugin anew when it ends, so that a
+    /// crash fails no call but those in flight: for pods, where no systemd holds the socket.
+    #[arg(long)]
+    pub(crate) supervise: bool,
+
     /// The key: its id, or alias/NAME.
     #[arg(long, value_name = "KEY")]
     pub(crate) key: String,
