@@ -66,7 +66,7 @@ const KUBE_131: &str = "-X k8s.io/component-base/version.gitVersion=v1.31.0 \
     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=31";
 
 /// All peers, quickest first, so that a broken set-up shows early.
-const PEERS: [Peer; 14] = [
+const PEERS: [Peer; 15] = [
     Peer {
         name: "softhsm2",
         manifest: "softhsm2",
@@ -95,6 +95,16 @@ const PEERS: [Peer; 14] = [
         "kube-apiserver-1.37.0",
         "kube-1.37.0",
         ["bin/kube-apiserver-1.37.0", "k8s.io/kubernetes/cmd/kube-apiserver", KUBE_137],
+    ),
+    // What carries out StorageVersionMigrations.
+    Peer::go(
+        "kube-controller-manager-1.37.0",
+        "kube-1.37.0",
+        [
+            "bin/kube-controller-manager-1.37.0",
+            "k8s.io/kubernetes/cmd/kube-controller-manager",
+            KUBE_137,
+        ],
     ),
     Peer::go("kubectl", "kube-1.37.0", ["bin/kubectl", "k8s.io/kubernetes/cmd/kubectl", KUBE_137]),
     Peer::go(

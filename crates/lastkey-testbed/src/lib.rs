@@ -7,6 +7,7 @@
 //! The peers themselves come from `cargo xtask peers`.
 
 mod apiserver;
+mod controllers;
 mod error;
 mod etcd;
 mod http;
@@ -21,6 +22,7 @@ mod session;
 mod stored;
 
 pub use apiserver::{Apiserver, ApiserverOptions, Identity};
+pub use controllers::ControllerManager;
 pub use error::Error;
 pub use etcd::{Etcd, Value};
 pub use http::{Client, Response};

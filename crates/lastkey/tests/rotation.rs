@@ -15,6 +15,8 @@ mod between;
 mod big;
 #[path = "rotation/memory.rs"]
 mod memory;
+#[path = "rotation/migration.rs"]
+mod migration;
 #[path = "rotation/mixed.rs"]
 mod mixed;
 #[path = "rotation/model.rs"]
