@@ -2,6 +2,8 @@
 
 #[path = "drill/ends.rs"]
 mod ends;
+#[path = "drill/token.rs"]
+mod token;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
