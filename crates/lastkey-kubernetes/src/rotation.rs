@@ -8,8 +8,8 @@
 //! 2. **Rewriting**: every object is listed by pages and written back as it was read, with its uid
 //!    and resource version as preconditions ([`pass`]). An apiserver writes to etcd only what it
 //!    would store differently now.
-//! 3. **Verifying**: the same once more, until nothing is written any more; then step 1 is looked
-//!    at again.
+//! 3. **Verifying**: etcd is read where it is registered ([`proof`]), or the same is done once more,
+//!    until nothing is written any more; then step 1 is looked at again.
 //! 4. The report is signed and kept by the server, which frees the old versions in the same
 //!    transaction.
 //!
@@ -28,6 +28,7 @@ mod new_keys;
 mod other;
 mod outlast;
 mod pass;
+mod proof;
 mod state;
 
 use std::{
@@ -282,7 +283,9 @@ impl Worker {
                     self.save(claim, Some(RotationPhase::Verifying), false).await?;
                 }
                 RotationPhase::Verifying => {
-                    self.pass(claim).await?;
+                    if !self.prove(claim).await? {
+                        self.pass(claim).await?;
+                    }
                     if claim.state.pass.rewritten > 0 {
                         // It was written anew just now; that nothing is left has yet to be seen.
                         if claim.state.passes >= MAX_PASSES {
@@ -508,6 +511,14 @@ impl Worker {
             let ids = all.iter().filter_map(|known| known["key_version_id"].as_str()?.parse().ok());
             versions.extend(ids.filter(|id| *id != target).map(|id| (id, pass.refused)));
         }
+        if !claim.state.proof.older.is_empty() {
+            // The apiservers see nothing to write, but etcd has it: it is needed.
+            let own = self.versions_of(claim.rotation.key).await?;
+            for (id, objects) in claim.state.proof.older.iter().filter(|(id, _)| own.contains(id)) {
+                let known = versions.entry(*id).or_default();
+                *known = (*known).max(*objects);
+            }
+        }
         Ok(versions)
     }
 
@@ -533,7 +544,8 @@ impl Worker {
             "refused": state.pass.refused,
             "refusals": state.refusals,
             "migration": { "used": state.by == By::Cluster, "why": state.migration },
-            "proof": state.by.proof(),
+            "verified": state.proof.shown(state.by),
+            "proof": state.proof.words(state.by),
         })
     }
 }

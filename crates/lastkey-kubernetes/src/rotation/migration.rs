@@ -207,21 +207,6 @@ async fn missing(api: &ApiServer, rights: &[Right<'_>]) -> Result<Option<String>
     Ok(None)
 }
 
-impl By {
-    /// What shows that nothing is left.
-    pub(super) fn proof(self) -> &'static str {
-        match self {
-            Self::Own => {
-                "in the last pass no apiserver wrote an object anew, and all use the key id"
-            }
-            Self::Cluster => {
-                "etcd was read to the end: nothing is under an older version, and all apiservers use \
-                 the key id"
-            }
-        }
-    }
-}
-
 impl Worker {
     /// By whom the objects of this rotation are written anew.
     pub(super) async fn choose(

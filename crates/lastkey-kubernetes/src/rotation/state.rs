@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{By, change::Change};
+use super::{By, change::Change, proof::Proof};
 use crate::cluster::Resource;
 
 /// So many refusals are named; the others are counted.
@@ -99,6 +99,8 @@ pub(super) struct State {
     pub(super) stale: Option<u64>,
     /// How often the cluster has had to migrate what was left.
     pub(super) rounds: u32,
+    /// What shows that nothing is left.
+    pub(super) proof: Proof,
     /// Of a change of provider.
     pub(super) change: Change,
 }
