@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_transport(false)
         // messages carry plaintext: none may print itself
         .skip_debug(["."])
+        // an apiserver's messages are small
+        .codec_path("crate::proto::SmallCodec")
         .compile_fds(descriptors)?;
     // we read etcd and never pose as one
     let etcd = "proto/etcd.proto";

@@ -2,6 +2,10 @@
 //!
 //! No maintained crate has them. The messages have no `Debug`, because they carry plaintext.
 
+mod codec;
+
+pub use codec::SmallCodec;
+
 /// KMS v2: `v2.KeyManagementService`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod v2 {

@@ -37,6 +37,8 @@ pub struct FrameFilter {
     frame_start: usize,
     /// Where in `held` the parts of the header block lie.
     fragments: Vec<Range<usize>>,
+    /// Where a block is put together; what it is left with means nothing.
+    block: Vec<u8>,
     hpack: Tracker,
     has_request: bool,
     /// Frames since the last head that serve no request.
@@ -94,6 +96,7 @@ impl FrameFilter {
             held: Vec::new(),
             frame_start: 0,
             fragments: Vec::new(),
+            block: Vec::new(),
             hpack: Tracker::new(),
             has_request: false,
             control: 0,
@@ -262,12 +265,12 @@ impl FrameFilter {
 
     /// Rewrites the block that `held` is; nothing changes in it unless all of it is understood.
     fn rewrite(&mut self) -> Result<(), Lost> {
-        let mut block = Vec::with_capacity(self.held.len());
+        self.block.clear();
         for fragment in &self.fragments {
-            block.extend_from_slice(&self.held[fragment.clone()]);
+            self.block.extend_from_slice(&self.held[fragment.clone()]);
         }
-        self.hpack.rewrite(&mut block).map_err(|_| Lost)?;
-        let mut rest = block.as_slice();
+        self.hpack.rewrite(&mut self.block).map_err(|_| Lost)?;
+        let mut rest = self.block.as_slice();
         for fragment in &self.fragments {
             let (part, after) = rest.split_at(fragment.len());
             self.held[fragment.clone()].copy_from_slice(part);

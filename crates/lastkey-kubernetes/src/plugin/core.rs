@@ -145,34 +145,55 @@ impl Core {
         }
     }
 
-    /// Opens what this cluster's apiservers stored.
-    pub(super) async fn decrypt(&self, stored: Stored<'_>) -> Result<SecretBytes, Problem> {
+    /// Opens what this cluster's apiservers stored. Answers also whose it is, by its own account.
+    pub(super) async fn decrypt(
+        &self,
+        stored: Stored<'_>,
+    ) -> (Result<SecretBytes, Problem>, Option<PluginKey>) {
         // 1. Parse the ciphertext.
-        let envelope = PluginBlob::parse(stored.ciphertext)?;
+        match PluginBlob::parse(stored.ciphertext) {
+            Ok(envelope) => (self.open(&stored, &envelope).await, Some(*envelope.key())),
+            Err(error) => (Err(error.into()), None),
+        }
+    }
+
+    async fn open(
+        &self,
+        stored: &Stored<'_>,
+        envelope: &PluginBlob<'_>,
+    ) -> Result<SecretBytes, Problem> {
         let key = *envelope.key();
+        let view = Arc::clone(&self.view.borrow());
         // 2. The key id and the annotations are those it was made with.
         if let Some((key_id, annotations)) = stored.identity {
-            if !self.view.borrow().is_key_id_of(&key, key_id) {
+            if !view.is_key_id_of(&key, key_id) {
                 return Err(Problem::KeyIdMismatch);
             }
             if !are_annotations_of(&key, annotations) {
                 return Err(Problem::AnnotationMismatch);
             }
         }
-        self.in_time(async {
-            // 3. It is our cluster's.
+        // 3. What is remembered of our cluster's is answered without waiting for anything.
+        let asked = self.memory.as_ref().map(|memory| (memory, Asked::new(stored, key)));
+        if let Some((memory, asked)) = &asked
+            && view.key.is_some_and(|ours| ours.cluster == key.cluster)
+            && let Some(opened) = memory.at_once(asked)
+        {
+            return Ok(opened);
+        }
+        // On the heap, for it is large: an answer from above need not carry it about.
+        Box::pin(self.in_time(async {
+            // 4. It is our cluster's.
             let ours = self.current().await?;
             if ours.cluster != key.cluster {
                 return Err(Problem::ForeignCluster(key.cluster));
             }
-            // 4. Memory or the server opens it, also under an epoch we have never seen.
-            match &self.memory {
-                Some(memory) => {
-                    memory.open(Asked::new(&stored, key), || self.fetch(&envelope)).await
-                }
-                None => self.fetch(&envelope).await,
+            // 5. Memory or the server opens it, also under an epoch we have never seen.
+            match asked {
+                Some((memory, asked)) => memory.open(asked, || self.fetch(envelope)).await,
+                None => self.fetch(envelope).await,
             }
-        })
+        }))
         .await
     }
 

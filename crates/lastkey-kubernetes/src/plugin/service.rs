@@ -151,9 +151,9 @@ impl v2_server::KeyManagementService for Handler {
         self.observed((Method::Decrypt, &uid), async {
             let identity = Some((key_id.as_str(), &annotations));
             let stored = Stored { uid: &uid, ciphertext: &ciphertext, identity };
-            let opened = self.core.decrypt(stored).await;
+            let (opened, key) = self.core.decrypt(stored).await;
             let plaintext = opened.map(|opened| opened.expose().to_vec());
-            (plaintext.map(|plaintext| v2::DecryptResponse { plaintext }), key_of(&ciphertext))
+            (plaintext.map(|plaintext| v2::DecryptResponse { plaintext }), key)
         })
         .await
     }
@@ -202,12 +202,12 @@ impl v1_server::KeyManagementService for Handler {
         let v1beta1::DecryptRequest { version, cipher } = request.into_inner();
         self.observed((Method::DecryptV1, ""), async {
             let stored = Stored { uid: "", ciphertext: &cipher, identity: None };
-            let opened = match check_version(&version) {
+            let (opened, key) = match check_version(&version) {
                 Ok(()) => self.core.decrypt(stored).await,
-                Err(problem) => Err(problem),
+                Err(problem) => (Err(problem), key_of(&cipher)),
             };
             let plain = opened.map(|opened| opened.expose().to_vec());
-            (plain.map(|plain| v1beta1::DecryptResponse { plain }), key_of(&cipher))
+            (plain.map(|plain| v1beta1::DecryptResponse { plain }), key)
         })
         .await
     }

@@ -158,7 +158,7 @@ impl View {
             Standing::Away { problem } if self.left(now, self.wanted.writes).is_zero() => {
                 Err(Problem::LeaseOver(problem.clone()))
             }
-            Standing::Away { problem } => Ok(say(format!("server unavailable: {problem}"), key?)),
+            Standing::Away { problem } => Ok(say(["server unavailable: ", problem].concat(), key?)),
         }
     }
 

@@ -35,10 +35,15 @@ const GATHER: Duration = Duration::from_millis(200);
 const DURABLE_WITHIN: Duration = Duration::from_secs(1);
 /// The pause after a failure of the disk.
 const RETRY: Duration = Duration::from_secs(1);
-/// The most uids in a batch, and batches that a key version may have at once; beyond, answers are
-/// only counted.
+/// The most uids in a batch; the server takes no more.
 const MAX_UIDS: usize = 64;
-const MAX_BATCHES: usize = 16;
+/// The most characters of a uid.
+const MAX_UID: usize = 64;
+/// The most uids that are kept of a key version in [`UIDS_PER`]; further answers are only counted.
+/// Each batch is a durable change of the server's: what thousands of calls a second do there must not
+/// cost more than the calls.
+const MAX_NAMED: usize = 1024;
+const UIDS_PER: Duration = Duration::from_secs(1);
 
 /// Why an answer cannot be recorded, and so is not given from memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +70,7 @@ pub(super) struct Spool {
 }
 
 struct Notes {
-    gathered: HashMap<(Api, KeyVersionId), Vec<CachedAnswers>>,
+    gathered: HashMap<(Api, KeyVersionId), Gathered>,
     /// When the oldest of these was made.
     oldest: Option<Instant>,
     /// When the oldest was made of those that are being written.
@@ -73,6 +78,14 @@ struct Notes {
     broken: Option<Unkept>,
     waiting: usize,
     id: Option<SpoolId>,
+}
+
+/// What was noted of one protocol and key version.
+#[derive(Debug, Default)]
+struct Gathered {
+    batches: Vec<CachedAnswers>,
+    /// The second that is under way, and how many uids were kept in it.
+    second: Option<(Instant, usize)>,
 }
 
 impl Spool {
@@ -116,18 +129,19 @@ impl Spool {
         }
     }
 
-    /// Notes an answer, unless what was noted before takes too long to become durable.
-    fn note(&self, note: Note<'_>) -> Option<Result<(), Unkept>> {
+    /// Notes an answer, unless what was noted before takes too long to become durable. Never
+    /// waits.
+    pub(super) fn note(&self, note: Note<'_>) -> Option<Result<(), Unkept>> {
         let mut notes = self.notes.lock();
         if let Some(broken) = &notes.broken {
             return Some(Err(broken.clone()));
         }
-        let oldest = notes.writing.or(notes.oldest);
-        if oldest.is_some_and(|oldest| oldest.elapsed() >= DURABLE_WITHIN) {
+        let (now, oldest) = (Instant::now(), notes.writing.or(notes.oldest));
+        if oldest.is_some_and(|oldest| now.duration_since(oldest) >= DURABLE_WITHIN) {
             return None;
         }
         let first = notes.oldest.is_none();
-        notes.add(note);
+        notes.add(note, now);
         drop(notes);
         // the writer takes all at once
         if first {
@@ -165,7 +179,7 @@ impl Spool {
 
     /// Makes everything durable that was noted so far, opening the file if need be.
     pub(super) async fn flush(&self) -> Result<(), Unkept> {
-        let mut batches = self.notes.lock().take();
+        let mut batches = self.notes.lock().take(Instant::now());
         let (file, directory) = (Arc::clone(&self.file), self.directory.clone());
         let work = move || {
             let mut file = file.lock();
@@ -245,14 +259,23 @@ pub(super) enum DeliveryError {
     Short,
 }
 
-impl Notes {
-    fn add(&mut self, note: Note<'_>) {
-        self.oldest.get_or_insert_with(Instant::now);
-        let now = milliseconds();
-        let batches = self.gathered.entry((note.api, note.key_version)).or_default();
-        let full = batches.last().is_none_or(|last| last.uids.len() >= MAX_UIDS);
-        if full && batches.len() < MAX_BATCHES {
-            batches.push(CachedAnswers {
+impl Gathered {
+    /// Whether one more uid may be kept in this second.
+    fn may_name(&mut self, now: Instant) -> bool {
+        let (began, named) = self
+            .second
+            .filter(|(began, _)| now.duration_since(*began) < UIDS_PER)
+            .unwrap_or((now, 0));
+        let may = named < MAX_NAMED;
+        self.second = Some((began, named + usize::from(may)));
+        may
+    }
+
+    /// The batch that this note goes into.
+    fn batch(&mut self, note: &Note<'_>, (now, names): (i64, bool)) -> Option<&mut CachedAnswers> {
+        let is_full = |last: &CachedAnswers| names && last.uids.len() >= MAX_UIDS;
+        if self.batches.last().is_none_or(is_full) {
+            self.batches.push(CachedAnswers {
                 sequence: 0,
                 api: note.api.text().to_owned(),
                 key_version: note.key_version,
@@ -262,19 +285,33 @@ impl Notes {
                 uids: Vec::new(),
             });
         }
-        let Some(last) = batches.last_mut() else { return };
+        self.batches.last_mut()
+    }
+}
+
+impl Notes {
+    fn add(&mut self, note: Note<'_>, noted: Instant) {
+        self.oldest.get_or_insert(noted);
+        let now = milliseconds();
+        let gathered = self.gathered.entry((note.api, note.key_version)).or_default();
+        let names = !note.uid.is_empty() && gathered.may_name(noted);
+        let Some(last) = gathered.batch(&note, (now, names)) else { return };
         last.count += 1;
         // a clock that was set back must not end before it begins
         last.last_ms = last.last_ms.max(now);
-        if !note.uid.is_empty() && last.uids.len() < MAX_UIDS {
-            last.uids.push(note.uid.chars().take(MAX_UIDS).collect());
+        if names {
+            last.uids.push(beginning(note.uid).to_owned());
         }
     }
 
     /// Everything to be written.
-    fn take(&mut self) -> Vec<CachedAnswers> {
+    fn take(&mut self, now: Instant) -> Vec<CachedAnswers> {
         self.writing = self.oldest.take();
-        self.gathered.drain().flat_map(|(_, batches)| batches).collect()
+        let batches = self.gathered.values_mut().flat_map(|it| it.batches.drain(..)).collect();
+        // what is left says how many uids were kept, until its second is over
+        let goes_on = |began: &Instant| now.duration_since(*began) < UIDS_PER;
+        self.gathered.retain(|_, it| it.second.is_some_and(|(began, _)| goes_on(&began)));
+        batches
     }
 
     fn written(&mut self) {
@@ -289,7 +326,8 @@ impl Notes {
         // nothing is added while it is broken, so this stays as bounded as it was
         for batch in batches {
             let api = if batch.api == Api::V2.text() { Api::V2 } else { Api::V1 };
-            self.gathered.entry((api, batch.key_version)).or_default().insert(0, batch);
+            let gathered = self.gathered.entry((api, batch.key_version)).or_default();
+            gathered.batches.insert(0, batch);
         }
         let cause = Unkept(error.to_string().into());
         if self.broken.as_ref() != Some(&cause) {
@@ -298,6 +336,11 @@ impl Notes {
         self.broken = Some(cause.clone());
         cause
     }
+}
+
+/// As much of a uid as is kept; an apiserver's has 36 characters.
+fn beginning(uid: &str) -> &str {
+    uid.char_indices().nth(MAX_UID).map_or(uid, |(end, _)| &uid[..end])
 }
 
 /// For the fuzz target: what is whole lies where it is said to, and reads the same in pieces.
@@ -321,4 +364,43 @@ pub(super) fn read(bytes: &[u8]) -> Option<usize> {
 fn milliseconds() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many answers, in how many batches, with how many uids.
+    fn sums(batches: &[CachedAnswers]) -> (u64, usize, usize) {
+        let count = batches.iter().map(|batch| batch.count).sum();
+        (count, batches.len(), batches.iter().map(|batch| batch.uids.len()).sum())
+    }
+
+    /// What many calls a second cost the server is bounded; not one of them goes uncounted.
+    #[test]
+    fn uids_are_kept_up_to_a_number_each_second_and_every_answer_is_counted() {
+        let spool = Spool::new(PathBuf::new());
+        let mut notes = spool.notes.lock();
+        let (api, begin) = (Api::V2, Instant::now());
+        let version = |number| KeyVersionId::from_bytes([number; 16]);
+        let mut answer = |times: usize, number, at| {
+            for _ in 0..times {
+                notes.add(Note { api, key_version: version(number), uid: &"u".repeat(100) }, at);
+            }
+            notes.take(at)
+        };
+        let batches = answer(3000, 1, begin);
+        assert_eq!(sums(&batches), (3000, MAX_NAMED / MAX_UIDS, MAX_NAMED));
+        assert!(batches.iter().all(|batch| batch.uids.iter().all(|uid| uid.len() == MAX_UID)));
+        // the same second goes on, and another version has its own
+        let later = begin + UIDS_PER / 2;
+        assert_eq!(sums(&answer(500, 1, later)), (500, 1, 0));
+        assert_eq!(sums(&answer(65, 2, later)), (65, 2, 65));
+        let next = begin + UIDS_PER;
+        assert_eq!(sums(&answer(3, 1, next)), (3, 1, 3));
+        // without a name there is nothing to keep
+        notes.add(Note { api, key_version: version(3), uid: "" }, next);
+        notes.take(next + UIDS_PER * 2);
+        assert!(notes.gathered.is_empty(), "it remembers no version for longer than that");
+    }
 }

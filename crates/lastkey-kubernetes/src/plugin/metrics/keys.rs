@@ -4,10 +4,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use lastkey_crypto::plugin_blob::PluginKey;
@@ -22,7 +19,7 @@ const NAME: &str = "lastkey_plugin_key_calls_total";
 
 /// Counters of each key version that was met.
 #[derive(Debug, Default)]
-pub(super) struct KeyCalls(RwLock<HashMap<PluginKey, Arc<Calls>>>);
+pub(super) struct KeyCalls(RwLock<HashMap<PluginKey, Calls>>);
 
 #[derive(Debug, Default)]
 struct Calls {
@@ -33,22 +30,18 @@ struct Calls {
 
 impl KeyCalls {
     pub(super) fn count(&self, key: &PluginKey, (method, code): (Method, Code)) {
-        if let Some(calls) = self.of(key) {
+        let add = |calls: &Calls| {
             calls.counts[method as usize][code as usize].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn of(&self, key: &PluginKey) -> Option<Arc<Calls>> {
+        };
         if let Some(calls) = self.0.read().get(key) {
-            return Some(Arc::clone(calls));
+            return add(calls);
         }
         let mut known = self.0.write();
-        if known.len() >= MAX_KEYS && !known.contains_key(key) {
-            return None;
+        if known.len() < MAX_KEYS || known.contains_key(key) {
+            let key_id_hash = || key_id_hash(&key.key_id());
+            let new = || Calls { key_id_hash: key_id_hash(), ..Calls::default() };
+            add(known.entry(*key).or_insert_with(new));
         }
-        let new =
-            || Arc::new(Calls { key_id_hash: key_id_hash(&key.key_id()), ..Calls::default() });
-        Some(Arc::clone(known.entry(*key).or_insert_with(new)))
     }
 }
 
