@@ -3,12 +3,12 @@
 
 mod log;
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, io, sync::Arc, time::Duration};
 
 use lastkey_crypto::{KeyMaterial, mac, signing::SigningKey};
 use lastkey_engine::audit::{AuditSink, Checkpoint, CheckpointKind, Offline, offline};
 use lastkey_store::disk::FileSystem;
-use log::{World, segments, verify_by, write};
+use log::{Deed, World, segments, verify_by, write};
 
 #[test]
 fn a_closed_log_verifies_with_the_public_key_alone() {
@@ -212,4 +212,57 @@ fn a_torn_last_checkpoint_is_written_again() {
     log.close();
     let found = world.verify();
     assert!(found.ok && found.checkpoint_seq == 51, "{found:?}");
+}
+
+/// The newest checkpoint of another log, signed by the same key.
+fn of_another_log(records: usize) -> String {
+    let world = World::written(records);
+    let mut statement = world.checkpoints().pop().unwrap().statement;
+    statement.log[0] ^= 1;
+    statement.sign(&world.signing_key()).to_line()
+}
+
+#[test]
+fn a_witness_of_another_log_is_none_of_this_one() {
+    let world = World::written(50);
+    let trust = Offline { keys: &[world.signing_key().public()], witnesses: &[of_another_log(40)] };
+    let found = offline(&FileSystem, &world.audit(), &trust, &Arc::default()).unwrap();
+    assert_eq!(found.problems.len(), 1, "{found:?}");
+    let problem = &found.problems[0];
+    assert_eq!((problem.segment.as_str(), problem.kind), ("the witness", "unauthenticated"));
+    assert!(problem.what.contains("another log"), "{problem:?}");
+    assert_eq!(found.checkpoint_seq, 50, "it vouches for nothing");
+}
+
+#[test]
+fn a_checkpoint_of_another_log_counts_for_nothing_when_it_is_found_among_ours() {
+    let world = World::written(3);
+    let path = world.audit().join("checkpoints.log");
+    let ours = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{ours}{}\n", of_another_log(100))).unwrap();
+    let log = world.open();
+    write(&log, 1);
+    log.close();
+    let (first, last) = {
+        let all = world.checkpoints();
+        (all[0].clone(), all.last().unwrap().clone())
+    };
+    assert_eq!(last.statement.head.seq, 4, "what was written since is signed for");
+    assert_eq!(last.statement.log, first.statement.log);
+}
+
+#[test]
+fn checkpoints_that_the_disk_does_not_give_are_not_taken_for_none() {
+    let world = World::written(20);
+    let log = world.open();
+    world.disk.ask(|deed, path| {
+        let refused = deed == Deed::Open && path.ends_with("checkpoints.log");
+        if refused { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    });
+    assert_eq!(log.verify(&[]).unwrap_err().raw_os_error(), Some(5));
+    let trust = Offline { keys: &[world.signing_key().public()], witnesses: &[] };
+    let refused = offline(&*world.disk, &world.audit(), &trust, &Arc::default()).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(5));
+    world.disk.rest();
+    assert!(log.verify(&[]).unwrap().ok);
 }

@@ -8,7 +8,7 @@ use std::{fs, io, path::PathBuf, time::Duration};
 use lastkey_crypto::mac;
 use lastkey_engine::{
     Timestamp,
-    audit::{AuditLog, AuditSink, Head, Retention},
+    audit::{AuditLog, AuditSink, Checkpoint, CheckpointKind, Head, Retention},
 };
 use log::{Deed, World, segments};
 
@@ -119,7 +119,14 @@ fn nonces_that_would_still_be_admitted_are_told_and_no_others() {
 
 #[test]
 fn an_open_segment_without_a_record_does_not_stand_in_the_way() {
-    let world = World { retention: by_bytes(6_000), ..World::new() };
+    // Whether it comes directly behind what goes, or not.
+    for bytes in [6_000, 0] {
+        delete_beside_an_empty_one(bytes);
+    }
+}
+
+fn delete_beside_an_empty_one(bytes: u64) {
+    let world = World { retention: by_bytes(bytes), ..World::new() };
     let log = world.open();
     write(&log, 0..60);
     // The disk has no room for the next segment's first record.
@@ -138,11 +145,35 @@ fn an_open_segment_without_a_record_does_not_stand_in_the_way() {
     let before = segments(&world.audit());
     let deletion = log.to_delete(None).unwrap().unwrap();
     log.delete(&deletion).unwrap();
+    assert_eq!(bytes == 0, segments(&world.audit()) == [empty]);
     assert_eq!(segments(&world.audit()).len() as u64, before.len() as u64 - deletion.segments);
     world.disk.rest();
     write(&log, 100..101);
     let found = log.verify(&[]).unwrap();
     assert!(found.ok && found.deleted_through == deletion.through.seq, "{found:?}");
+}
+
+#[test]
+fn checkpoints_go_with_the_records_that_they_were_about() {
+    let world = kept(Retention::default());
+    let (sizes, ends, before) = (sizes(&world), ends(&world), world.checkpoints());
+    let all: u64 = sizes.iter().sum();
+    let world = World { retention: by_bytes(all - sizes[0] - sizes[1]), ..world };
+    let log = world.open();
+    let deletion = log.to_delete(None).unwrap().unwrap();
+    let (through, _) = ends[1];
+    assert_eq!(deletion.through, through);
+    log.delete(&deletion).unwrap();
+    let seqs = |checkpoints: &[Checkpoint]| -> Vec<u64> {
+        checkpoints.iter().map(|found| found.statement.head.seq).collect()
+    };
+    // One was signed at the end of each segment.
+    assert!(seqs(&before).contains(&through.seq));
+    let stay: Vec<u64> = seqs(&before).into_iter().filter(|seq| *seq > through.seq).collect();
+    assert!(stay.len() > 2 && stay.len() < before.len());
+    let after = world.checkpoints();
+    assert_eq!(seqs(&after), [&stay[..], &[through.seq]].concat());
+    assert_eq!(after.last().unwrap().statement.kind, CheckpointKind::Retention);
 }
 
 #[test]

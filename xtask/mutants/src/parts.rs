@@ -46,6 +46,7 @@ const PARTS: [Part; 3] = [
             "audit",
             "checkpoints",
             "deletion",
+            "findings",
             "follow",
             "recovery",
             "retention",

@@ -1,8 +1,7 @@
 //! Segments as readers find them: plain while they are written, compressed once they are closed.
 //!
-//! A closed segment is `segment-<first>.jsonl.zst`: zstd frames (RFC 8878), one behind the other,
-//! each of whole lines. `zstdcat` gives back exactly the lines that were written. While one is
-//! being compressed, both forms are there; the plain one counts.
+//! A closed segment is `segment-<first>.jsonl.zst`: zstd frames (RFC 8878) of whole lines, which
+//! `zstdcat` gives back exactly. While one is compressed both are there, and the plain one counts.
 
 use std::{
     io::{self, BufReader, ErrorKind, Read},
@@ -16,8 +15,9 @@ use super::segment;
 
 /// What follows a plain segment's name in a compressed one's.
 const COMPRESSED: &str = ".zst";
-/// How much is read at once.
-const READ: usize = 1 << 18;
+/// How much is read at once; fuzzing, so little that a short input is read in pieces.
+#[expect(unexpected_cfgs, reason = "set by cargo-fuzz")]
+const READ: usize = if cfg!(fuzzing) { 1 << 8 } else { 1 << 18 };
 /// Longer lines are none of ours.
 const MAX_LINE: usize = 1 << 21;
 /// The largest window a frame may ask for (2²³ bytes): ours need less.

@@ -33,7 +33,7 @@ pub(crate) fn parse_segment(bytes: &[u8]) {
     let mut lines = open().expect("it was opened before");
     while let Ok(Some(Line::Whole(line))) = lines.next() {
         builder.line(line);
-        let _ = query::nonce(line);
+        let _ = (query::nonce(line), query::signed_until(line));
         whole.extend_from_slice(line);
         whole.push(b'\n');
     }

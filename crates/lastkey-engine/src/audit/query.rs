@@ -445,6 +445,8 @@ fn lines_of_range(file: &dyn DiskFile, range: &Range<u64>) -> io::Result<Vec<u8>
 
 #[cfg(test)]
 mod tests {
+    use lastkey_store::disk::{Access, Disk as _, FileSystem};
+
     use super::*;
 
     #[test]
@@ -459,5 +461,26 @@ mod tests {
             br#"{"seq":1,"action":"DeleteAudit","bytes":7,"signed_until":12,"outcome":"ok"}"#;
         assert_eq!((signed_until(line), nonce(line)), (Some(12), None));
         assert_eq!(signed_until(br#"{"target":",\"signed_until\":12,","outcome":"ok"}"#), None);
+    }
+
+    #[test]
+    fn a_long_line_across_the_end_of_a_range_is_read_to_its_end() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("segment");
+        let range_of = |bytes: &[u8], range: Range<u64>| {
+            std::fs::write(&path, bytes).unwrap();
+            let file = FileSystem.open(&path, Access::Read).unwrap();
+            String::from_utf8(lines_of_range(&*file, &range).unwrap()).unwrap()
+        };
+        // No two pieces of it are the same.
+        let long: String = (0..3 * PEEK / 8).map(|n| format!("{n:08}")).collect();
+        let lines = format!("first\n{long}\nlast\n");
+        let two = format!("first\n{long}\n");
+        assert_eq!(range_of(lines.as_bytes(), 0..100), two);
+        assert_eq!(range_of(lines.as_bytes(), 6..PEEK as u64), two[6..]);
+        assert_eq!(range_of(lines.as_bytes(), 7..PEEK as u64), "", "none begins there");
+        // Whoever writes it has not come to its end.
+        assert_eq!(range_of(&two.as_bytes()[..two.len() - 1], 0..100), "first\n");
+        assert_eq!(range_of(long.as_bytes(), 0..100), "");
     }
 }

@@ -135,6 +135,8 @@ pub(super) fn write_line(out: &mut Vec<u8>, seq: u64, prev: &[u8; 32], body: &[u
 
 #[cfg(test)]
 mod tests {
+    use lastkey_store::disk::FileSystem;
+
     use super::*;
 
     #[test]
@@ -151,5 +153,16 @@ mod tests {
         let mut last = Vec::new();
         write_line(&mut last, u64::MAX, &[0; 32], b"");
         assert_eq!(link(&last), None);
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_opened_is_no_missing_one() {
+        let place = tempfile::tempdir().unwrap();
+        assert!(!exists(&FileSystem, place.path(), 1).unwrap());
+        Segment::open(&FileSystem, place.path(), 1).unwrap();
+        assert!(exists(&FileSystem, place.path(), 1).unwrap());
+        // Where a directory should be, there is none.
+        let refused = exists(&FileSystem, &place.path().join(name(1)), 1).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NotADirectory);
     }
 }
