@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "enable/apart.rs"]
+mod apart;
 mod support;
 #[path = "enable/worlds.rs"]
 mod worlds;

@@ -48,6 +48,11 @@ impl World {
     }
 
     pub(crate) fn register(&self) {
+        self.register_at(&[]);
+    }
+
+    /// With these apiservers; by default the one that its kubeconfig names.
+    pub(crate) fn register_at(&self, urls: &[String]) {
         let out = self.lab.path("identity");
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let (kubeconfig, config) = (text(self.cluster.apiserver.kubeconfig()), text(&self.config));
@@ -64,7 +69,8 @@ impl World {
             "--out",
             &text(&out),
         ];
-        self.lab.cli(self.ready(), &add);
+        let urls = urls.iter().flat_map(|url| ["--apiserver", url]);
+        self.lab.cli(self.ready(), &add.into_iter().chain(urls).collect::<Vec<_>>());
     }
 
     pub(crate) fn ready(&self) -> &Ready {
