@@ -39,11 +39,11 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_UIDS: usize = 64;
 /// The most characters of a uid.
 const MAX_UID: usize = 64;
-/// The most uids that are kept of a key version in [`UIDS_PER`]; further answers are only counted.
-/// Each batch is a durable change of the server's: what thousands of calls a second do there must not
-/// cost more than the calls.
+/// So many uids of a key version are kept at once, and so many more each second that follows; further
+/// answers are only counted. Each batch is a durable change of the server's: what thousands of calls a
+/// second do there must not cost more than the calls.
 const MAX_NAMED: usize = 1024;
-const UIDS_PER: Duration = Duration::from_secs(1);
+const NAMED_A_SECOND: usize = 256;
 
 /// Why an answer cannot be recorded, and so is not given from memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,8 +84,8 @@ struct Notes {
 #[derive(Debug, Default)]
 struct Gathered {
     batches: Vec<CachedAnswers>,
-    /// The second that is under way, and how many uids were kept in it.
-    second: Option<(Instant, usize)>,
+    /// How many uids were kept lately, less [`NAMED_A_SECOND`] since this moment.
+    named: Option<(Instant, usize)>,
 }
 
 impl Spool {
@@ -260,14 +260,22 @@ pub(super) enum DeliveryError {
 }
 
 impl Gathered {
-    /// Whether one more uid may be kept in this second.
+    /// How many uids count as kept by now.
+    fn named(&self, now: Instant) -> (Instant, usize) {
+        let Some((since, named)) = self.named else { return (now, 0) };
+        let seconds = now.duration_since(since).as_secs();
+        let allowed = usize::try_from(seconds).unwrap_or(usize::MAX).saturating_mul(NAMED_A_SECOND);
+        match named.saturating_sub(allowed) {
+            0 if allowed > 0 => (now, 0),
+            left => (since + Duration::from_secs(seconds), left),
+        }
+    }
+
+    /// Whether one more uid may be kept.
     fn may_name(&mut self, now: Instant) -> bool {
-        let (began, named) = self
-            .second
-            .filter(|(began, _)| now.duration_since(*began) < UIDS_PER)
-            .unwrap_or((now, 0));
+        let (since, named) = self.named(now);
         let may = named < MAX_NAMED;
-        self.second = Some((began, named + usize::from(may)));
+        self.named = Some((since, named + usize::from(may)));
         may
     }
 
@@ -308,9 +316,8 @@ impl Notes {
     fn take(&mut self, now: Instant) -> Vec<CachedAnswers> {
         self.writing = self.oldest.take();
         let batches = self.gathered.values_mut().flat_map(|it| it.batches.drain(..)).collect();
-        // what is left says how many uids were kept, until its second is over
-        let goes_on = |began: &Instant| now.duration_since(*began) < UIDS_PER;
-        self.gathered.retain(|_, it| it.second.is_some_and(|(began, _)| goes_on(&began)));
+        // what is left says how many uids were kept lately
+        self.gathered.retain(|_, it| it.named(now).1 > 0);
         batches
     }
 
@@ -378,7 +385,7 @@ mod tests {
 
     /// What many calls a second cost the server is bounded; not one of them goes uncounted.
     #[test]
-    fn uids_are_kept_up_to_a_number_each_second_and_every_answer_is_counted() {
+    fn uids_are_kept_up_to_a_number_and_every_answer_is_counted() {
         let spool = Spool::new(PathBuf::new());
         let mut notes = spool.notes.lock();
         let (api, begin) = (Api::V2, Instant::now());
@@ -393,14 +400,19 @@ mod tests {
         assert_eq!(sums(&batches), (3000, MAX_NAMED / MAX_UIDS, MAX_NAMED));
         assert!(batches.iter().all(|batch| batch.uids.iter().all(|uid| uid.len() == MAX_UID)));
         // the same second goes on, and another version has its own
-        let later = begin + UIDS_PER / 2;
+        let later = begin + Duration::from_millis(900);
         assert_eq!(sums(&answer(500, 1, later)), (500, 1, 0));
         assert_eq!(sums(&answer(65, 2, later)), (65, 2, 65));
-        let next = begin + UIDS_PER;
-        assert_eq!(sums(&answer(3, 1, next)), (3, 1, 3));
+        // some are kept again in each second that follows, and after a pause as many as at first
+        for seconds in 1..=3 {
+            let batches = answer(500, 1, begin + Duration::from_secs(seconds));
+            assert_eq!(sums(&batches), (500, NAMED_A_SECOND / MAX_UIDS, NAMED_A_SECOND));
+        }
+        let rested = begin + Duration::from_secs(60);
+        assert_eq!(sums(&answer(3000, 1, rested)).2, MAX_NAMED);
         // without a name there is nothing to keep
-        notes.add(Note { api, key_version: version(3), uid: "" }, next);
-        notes.take(next + UIDS_PER * 2);
+        notes.add(Note { api, key_version: version(3), uid: "" }, rested);
+        notes.take(rested + Duration::from_secs(60));
         assert!(notes.gathered.is_empty(), "it remembers no version for longer than that");
     }
 }
