@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use lastkey_testbed::{
-    Apiserver, ControllerManager, Encrypted, Error, Outcome, Peers, Ready, eventually,
+    Apiserver, ApiserverOptions, ControllerManager, Encrypted, Error, Outcome, Peers, Ready,
+    eventually,
 };
 use serde_json::{Value, json};
 
@@ -73,21 +74,29 @@ impl Lands {
 }
 
 fn start(test: &str) -> Option<(Peers, Lands, lastkey_testbed::Running)> {
+    start_with(test, &[])
+}
+
+/// With these flags of the apiserver.
+fn start_with(test: &str, flags: &[&str]) -> Option<(Peers, Lands, lastkey_testbed::Running)> {
     let needed = ["etcd", "kube-apiserver-1.37.0", "kube-controller-manager-1.37.0"];
     let peers = Peers::or_skip(test, &needed)?;
     let lab = Lab::new();
     let up = lab.up();
     let ready = up.ready.clone();
-    let config = &ready.encryption_config_file;
-    let cluster = Cluster::start(&peers, &lab.folder("cluster"), VERSION, config);
+    let encryption_config = &ready.encryption_config_file;
+    let options = ApiserverOptions { version: VERSION, encryption_config, flags };
+    let cluster = Cluster::with_flags(&peers, &lab.folder("cluster"), &options);
     Some((peers, Lands { lab, ready, cluster }, up))
 }
 
 /// Writes one Secret again and again, as something always does in a cluster: the garbage collector's
-/// list of Secrets is only as new as the last change of one, or a minute old.
+/// list of Secrets is only as new as the last change of one, or a minute old, and then it is asked
+/// for again after longer and longer pauses. `LASTKEY_TEST_QUIET` has it be so.
 fn write_until(apiserver: &Apiserver, over: &AtomicBool) {
+    let quiet = std::env::var_os("LASTKEY_TEST_QUIET").is_some();
     for turn in 0_u64.. {
-        if over.load(Ordering::Relaxed) {
+        if quiet || over.load(Ordering::Relaxed) {
             return;
         }
         // The apiserver may refuse for a moment; what matters is that there are writes at all.
@@ -202,6 +211,28 @@ fn what_is_refused(lands: &Lands) {
         assert!(refused.stderr.contains(said), "{options:?}: {}", refused.stderr);
     }
     assert_eq!(lands.versions().len(), 1, "none of them gave the key a new version");
+}
+
+/// As a release before 1.37, which has no such migrations.
+#[test]
+fn without_migrations_the_missing_right_is_named() {
+    let test = "without_migrations_the_missing_right_is_named";
+    let flag = "--runtime-config=storagemigration.k8s.io/v1=false";
+    let Some((_, lands, _up)) = start_with(test, &[flag]) else { return };
+    lands.cluster.create_secrets("s", 3);
+    lands.register("cluster", &["--etcd", lands.cluster.etcd.url()]);
+    let refused = lands.rotate(&[]);
+    assert_eq!(refused.code, 4, "{}", refused.stderr);
+    assert!(refused.stderr.contains("storagemigration.k8s.io/v1"), "{}", refused.stderr);
+    let refused = lands.rotate(&["--migration", "auto"]);
+    assert_eq!(refused.code, 4, "{}", refused.stderr);
+    for said in ["may not update secrets", "storagemigration.k8s.io/v1", "lastkey cluster add"] {
+        assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
+    }
+    assert_eq!(lands.versions().len(), 1, "the key has no new version");
+    // It is counted all the same: etcd says under what everything rests.
+    let status = lands.lab.cli(&lands.ready, &["cluster", "status", "prod"]);
+    assert_eq!(status["items"][0]["exact"], true, "{status}");
 }
 
 #[test]
