@@ -60,7 +60,7 @@ pub use self::{
 };
 use self::{gate::Gate, other::Other, state::State};
 use crate::{
-    cluster::{ApiServer, Discovery, EtcdAccess, Migrate, Migration},
+    cluster::{ApiError, ApiServer, Discovery, EtcdAccess, MIGRATIONS, Migrate, Migration},
     transition::Hands,
 };
 
@@ -250,7 +250,7 @@ impl Worker {
     /// One step after the other.
     async fn work(&self, claim: &mut Claim) -> Result<(), Stop> {
         if claim.state.resources.is_empty() {
-            let served = self.api.discover().await?;
+            let served = discover(&self.api, &self.options.resources).await?;
             claim.state.resources = self.resources(&claim.rotation, &served)?;
             let chosen = self.choose(&claim.rotation, &claim.state.resources, &served).await?;
             (claim.state.by, claim.state.migration) = (chosen.by, chosen.why);
@@ -548,6 +548,15 @@ impl Worker {
             "proof": state.proof.words(state.by),
         })
     }
+}
+
+/// What a rotation of these has to know of what a cluster serves.
+///
+/// # Errors
+/// When an apiserver cannot be asked.
+pub async fn discover(api: &ApiServer, names: &[String]) -> Result<Discovery, ApiError> {
+    let names: Vec<&str> = names.iter().map(String::as_str).chain([MIGRATIONS]).collect();
+    api.discover_named(&names).await
 }
 
 /// For the fuzz target: reads an apiserver's metrics.

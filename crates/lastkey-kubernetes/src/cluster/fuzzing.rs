@@ -4,7 +4,8 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 
 use super::{
-    ApiError, Discovery, Object, Page, error::Answer, migrations, resource::group_versions,
+    ApiError, Discovery, Object, Page, Resource, error::Answer, migrations, packed,
+    resource::group_versions,
 };
 
 /// An answer's body.
@@ -37,6 +38,36 @@ pub fn answer(data: &[u8]) {
     }
 }
 
+/// A body in Kubernetes' protobuf, or what stands behind its beginning.
+pub fn packed(data: &[u8]) {
+    for body in [Bytes::copy_from_slice(data), [b"k8s\0", data].concat().into()] {
+        let page = packed::list(&body);
+        let objects = page.into_iter().flat_map(|page| page.objects);
+        for object in objects.chain(packed::object(&body)) {
+            let raw = object.raw();
+            assert!(raw.len() < body.len());
+            // What is sent back is the same object.
+            let sent = [&packed::head(&secrets(), raw.len())[..], &raw[..]].concat();
+            let again = packed::object(&sent.into());
+            assert!(again.is_some_and(|again| again.meta() == object.meta() && again.raw() == raw));
+        }
+        if let Some(told) = packed::status(&body) {
+            assert!(told.message.len() + told.reason.len() + told.next.len() <= body.len());
+        }
+    }
+}
+
+fn secrets() -> Resource {
+    Resource {
+        group: String::new(),
+        version: "v1".to_owned(),
+        name: "secrets".to_owned(),
+        kind: "Secret".to_owned(),
+        namespaced: true,
+        updatable: true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +78,15 @@ mod tests {
     const LIST: &str = r#"{"kind":"SecretList","metadata":{"resourceVersion":"9","continue":"t","remainingItemCount":4},"items":[{"metadata":{"name":"a","namespace":"n","uid":"u","resourceVersion":"7"},"data":{"x":"eQ=="}}],"resources":[{"name":"secrets","kind":"Secret","verbs":["list"]}],"reason":"Expired","details":{"causes":[{"field":"a"}]}}"#;
 
     proptest! {
+        #[test]
+        fn any_packed_answer_is_read(at in 0_usize..700, cut in 0_usize..40, put in prop::collection::vec(any::<u8>(), 0..12)) {
+            let mut bytes = include_bytes!("../../tests/vectors/secret-list.pb").to_vec();
+            let at = at.min(bytes.len());
+            let end = (at + cut).min(bytes.len());
+            bytes.splice(at..end, put);
+            packed(&bytes);
+        }
+
         #[test]
         fn any_answer_is_read(at in 0_usize..400, cut in 0_usize..40, put in prop::collection::vec(any::<u8>(), 0..12)) {
             let mut bytes = LIST.as_bytes().to_vec();

@@ -276,6 +276,9 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
             "{name} is under the key version {}: {} of {} objects were written anew in {} s",
             over.target, content["rewritten"], content["objects"], content["seconds"]
         );
+        if let Some(proof) = content["proof"].as_str() {
+            said += &format!("\n{proof}");
+        }
         if refused > 0 {
             said += &format!("\n{refused} could not be written, so no older version is free:");
         }

@@ -7,7 +7,7 @@ use lastkey_client::{
 use lastkey_kubernetes::{
     cluster::{Access, ApiServer, Migrate},
     coverage::resources_of,
-    rotation::{Choice, choose, delete_migrations},
+    rotation::{Choice, choose, delete_migrations, discover},
 };
 
 use super::{Resources, stopped};
@@ -36,8 +36,8 @@ pub(super) async fn check(
     access: &Access,
     options: &RotateOptions,
 ) -> Result<(), Failure> {
-    let served = api.discover().await.map_err(|error| stopped(error.into()))?;
     let names = Resources::of(access, &options.resources).names;
+    let served = discover(api, &names).await.map_err(|error| stopped(error.into()))?;
     let (resources, _) = resources_of(&names, &served);
     let choice = Choice {
         wanted: wanted(options, access),
