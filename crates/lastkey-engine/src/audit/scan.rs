@@ -207,6 +207,8 @@ mod tests {
         assert_eq!(found(&Query { principal: some("ok"), ..all.clone() }), [0; 0]);
         assert_eq!(found(&Query { context_key: some("t3"), ..all.clone() }), [3, 8, 13, 18]);
         assert_eq!(found(&Query { context_key: some("k3"), ..all.clone() }), [0; 0]);
+        assert_eq!(found(&Query { outcome: some("ok"), after: 17, ..all.clone() }), [18, 19]);
+        assert_eq!(found(&Query { outcome: some("k3"), ..all.clone() }), [0; 0]);
         let second = |s: i64| Some(Timestamp::from_millis(1_767_225_600_000 + s * 1000));
         let times = Query { from: second(5), to: second(8), ..all.clone() };
         assert_eq!(found(&times), [5, 6, 7]);
