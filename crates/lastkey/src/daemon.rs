@@ -11,6 +11,7 @@ mod plugin;
 mod ready;
 mod rotations;
 mod serve;
+mod supervise;
 mod upgrade;
 
 pub(crate) use identity::{new_key_pair, signing_request};
@@ -83,16 +84,15 @@ fn on_signal() -> Result<watch::Receiver<bool>, Failure> {
     Ok(stopped)
 }
 
-/// SIGUSR2 upgrades a plugin that runs alone. Here it would end the process, so it is only heard.
-fn hear_upgrades() -> Result<(), Failure> {
+/// SIGUSR2 upgrades a plugin that runs alone. Elsewhere it would end the process, so it is only
+/// heard, and what to do instead is said.
+fn hear_upgrades(instead: &'static str) -> Result<(), Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut wanted = signal(SignalKind::user_defined2()).map_err(Failure::failed)?;
     tokio::spawn(async move {
         while wanted.recv().await.is_some() {
             tracing::warn!(
-                "SIGUSR2 upgrades a kms-plugin that runs alone, and does nothing here: to upgrade a \
-                 server, put the new binary in place and restart it (plugins go on meanwhile, by \
-                 what they remember)"
+                "SIGUSR2 upgrades a kms-plugin that runs alone, and does nothing here: {instead}"
             );
         }
     });

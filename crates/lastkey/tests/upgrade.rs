@@ -13,35 +13,41 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
 
 use lastkey_testbed::{Client, eventually, free_port};
-use rustix::process::{Pid, Signal, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use support::{
     Lab, SOON,
     keeper::{Keeper, ended},
 };
 
+/// How many call at once.
+const CALLERS: usize = 4;
+
 /// Dials and calls Status over and over.
 struct Callers {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
+    failed: Arc<Mutex<Vec<String>>>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl Callers {
     fn start(socket: &Path) -> Self {
         let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let failed = Arc::<Mutex<Vec<String>>>::default();
         let caller = |_| {
             let (stop, answered, socket) = (stop.clone(), answered.clone(), socket.to_owned());
-            thread::spawn(move || call(&socket, &stop, &answered))
+            let failed = failed.clone();
+            thread::spawn(move || call(&socket, &stop, (&answered, &failed)))
         };
-        let threads = (0..4).map(caller).collect();
-        Self { stop, answered, threads }
+        let threads = (0..CALLERS).map(caller).collect();
+        Self { stop, answered, failed, threads }
     }
 
     /// Waits for calls that begin after this.
@@ -55,9 +61,16 @@ impl Callers {
     }
 
     /// None of them failed.
-    fn finish(mut self) {
+    fn finish(self) {
+        let failed = self.failures();
+        assert!(failed.is_empty(), "calls failed: {failed:#?}");
+    }
+
+    /// Ends; how those failed that did.
+    fn failures(mut self) -> Vec<String> {
         self.stop.store(true, Ordering::SeqCst);
         self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+        std::mem::take(&mut self.failed.lock().unwrap())
     }
 }
 
@@ -67,7 +80,7 @@ impl Drop for Callers {
     }
 }
 
-fn call(socket: &Path, stop: &AtomicBool, answered: &AtomicUsize) {
+fn call(socket: &Path, stop: &AtomicBool, (answered, failed): (&AtomicUsize, &Mutex<Vec<String>>)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     while !stop.load(Ordering::SeqCst) {
         let call = async { tokio::time::timeout(SOON, grpc::status(socket)).await };
@@ -75,7 +88,7 @@ fn call(socket: &Path, stop: &AtomicBool, answered: &AtomicUsize) {
             Ok(Ok(_)) => drop(answered.fetch_add(1, Ordering::SeqCst)),
             // said goodbye to before it had begun: every client dials again, as grpc-go does
             Ok(Err(error)) if is_goodbye(&error) => {}
-            other => panic!("a call failed: {other:?}"),
+            other => failed.lock().unwrap().push(format!("{other:?}")),
         }
     }
 }
@@ -279,4 +292,72 @@ fn replace(binary: &Path, script: &str) {
     fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
     fs::rename(&new, binary).unwrap();
+}
+
+#[test]
+fn a_supervised_plugin_that_is_killed_fails_only_what_was_in_flight() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let mut plugin = Keeper::new(&lab, &up.ready).with(&["--supervise"]);
+    plugin.start();
+    plugin.works();
+    let callers = Callers::start(&plugin.socket);
+    const KILLS: usize = 4;
+    for _ in 0..KILLS {
+        callers.go_on();
+        let child = plugin.supervised();
+        kill_process(child, Signal::KILL).unwrap();
+        plugin.works();
+        assert_ne!(plugin.supervised(), child);
+    }
+    // told to end by somebody, it is started anew, and no call fails
+    callers.go_on();
+    let before = callers.failed.lock().unwrap().len();
+    kill_process(plugin.supervised(), Signal::TERM).unwrap();
+    plugin.works();
+    callers.go_on();
+    assert_eq!(callers.failed.lock().unwrap().len(), before);
+    // an upgrade in place is refused by both, and harms nobody
+    plugin.signal(Signal::USR2);
+    kill_process(plugin.supervised(), Signal::USR2).unwrap();
+    eventually("both have said why", SOON, || match plugin.log() {
+        log if log.contains("roll out a new image") && log.contains("start that one anew") => {
+            Ok(())
+        }
+        log => Err(log),
+    })
+    .unwrap();
+    callers.go_on();
+    let failed = callers.failures();
+    assert!(failed.len() <= KILLS * CALLERS, "{failed:#?}");
+    let refused = failed.iter().filter(|it| it.contains("refused") || it.contains("NotFound"));
+    assert_eq!(refused.count(), 0, "the socket was always there: {failed:#?}");
+
+    let child = plugin.supervised();
+    plugin.stop();
+    assert!(!plugin.socket.exists() && !is_running(child));
+}
+
+#[test]
+fn a_supervisors_end_is_its_plugins() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let mut plugin = Keeper::new(&lab, &up.ready).with(&["--supervise"]);
+    plugin.start();
+    plugin.works();
+    let child = plugin.supervised();
+    plugin.kill();
+    // whoever outlives its parent becomes ours
+    assert_eq!(ended(child).exit_status(), Some(0), "{}", plugin.log());
+    // the socket that is left is reclaimed
+    plugin.start();
+    plugin.works();
+    plugin.stop();
+    // what was given wrong ends both, with the code that says so, and nothing is left
+    let mut wrong = plugin.with(&["--server", "nonsense"]);
+    wrong.start();
+    let status = ended(wrong.main()).exit_status();
+    wrong.forget();
+    assert_eq!(status, Some(2), "{}", wrong.log());
+    assert!(!wrong.socket.exists());
 }

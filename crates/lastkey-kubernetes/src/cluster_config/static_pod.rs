@@ -15,7 +15,9 @@ impl StaticPod {
     /// The manifest.
     pub fn yaml(&self) -> Result<String, ConfigError> {
         let mut arguments = String::new();
-        for argument in self.command.arguments() {
+        // Nobody else could hold the socket while the plugin is started anew.
+        let supervise = std::iter::once("--supervise".to_owned());
+        for argument in self.command.arguments().into_iter().chain(supervise) {
             arguments += &format!("        - {}\n", quoted(&argument)?);
         }
         let (mut mounts, mut volumes) = (String::new(), String::new());

@@ -144,6 +144,7 @@ fn static_pod() {
             "/etc/lastkey/ca.pem",
             "--state-dir",
             "/var/lib/lastkey-kms-plugin",
+            "--supervise",
         ])
     );
     let paths = ["/run/lastkey", "/var/lib/lastkey-kms-plugin", "/etc/lastkey"];

@@ -20,6 +20,7 @@ use super::{
     on_signal,
     ready::Ready,
     stopped,
+    supervise::{self, Supervisor},
     upgrade::{Predecessor, Upgrades},
 };
 use crate::{
@@ -35,11 +36,18 @@ pub(super) async fn alone(
     output: &Output,
 ) -> Result<(), Failure> {
     let stop = on_signal()?;
+    if supervise::is_wanted(&options) {
+        return supervise::supervise(&options, stop).await;
+    }
     let upgrades = Upgrades::prepare().map_err(failed)?;
     let ready = Ready { ca_file: absolute(options.ca_file.as_ref())?, ..Ready::default() };
     // 1. The sockets: from the process before, from the service manager, or our own.
-    let Opened { plugin, metrics, predecessor, ready, mut keeper } =
-        open(connect, &options, ready)?;
+    let Opened { plugin, metrics, before, ready, mut keeper } = open(connect, &options, ready)?;
+    let (predecessor, supervisor) = match before {
+        Some(Before::Predecessor(it, begin)) => (Some((it, begin)), None),
+        Some(Before::Supervisor(it)) => (None, Some(it)),
+        None => (None, None),
+    };
     let offer = offer(&plugin, metrics.as_ref())?;
     let counters = plugin.metrics();
     let (identity, usable) = (keeper.as_ref().map(Keeper::metrics), plugin.metrics());
@@ -94,10 +102,17 @@ pub(super) async fn alone(
         }
         metrics::serve(listener, (counters, identity), stopped(left.clone())).await;
     };
-    // 4. End when told to, or when another process goes on.
+    // 4. End when told to, when another process goes on, or when the sockets are held no longer.
+    let gone = async {
+        match supervisor {
+            Some(supervisor) => supervisor.gone().await,
+            None => std::future::pending().await,
+        }
+    };
     let end = async {
         tokio::select! {
             () = stopped(stop) => notify("STOPPING=1"),
+            () = gone => {}
             () = upgrades.handed_over(&offer) => {}
         }
         leave.send_replace(true);
@@ -115,26 +130,40 @@ pub(super) async fn alone(
 struct Opened {
     plugin: Plugin,
     metrics: Option<TcpListener>,
-    predecessor: Option<(Predecessor, oneshot::Sender<()>)>,
+    before: Option<Before>,
     ready: Ready,
     /// Looks after the certificate by which the plugin is known, if it is.
     keeper: Option<Keeper>,
 }
 
+/// Whoever had the sockets before this process.
+enum Before {
+    /// A plugin that still answers, and what lets this one begin.
+    Predecessor(Predecessor, oneshot::Sender<()>),
+    /// Whoever goes on to hold them.
+    Supervisor(Supervisor),
+}
+
 fn open(connect: &Connect, options: &PluginOptions, mut ready: Ready) -> Result<Opened, Failure> {
     let found = Predecessor::find().map_err(failed)?;
+    let held = Supervisor::find().map_err(failed)?;
     if options.sockets.is_empty() && found.is_none() && std::env::var_os("LISTEN_FDS").is_none() {
         let help = "give --socket PATH, where the apiserver will dial";
         return Err(Failure::new(Exit::Usage, help));
     }
     let (config, keeper) = plugin_config(connect, options, &mut ready)?;
-    let (plugin, predecessor, handed) = match found {
-        Some((predecessor, inheritance)) => {
+    let (plugin, before, handed) = match (held, found) {
+        (Some((supervisor, inheritance)), _) => {
+            let plugin = Plugin::inherit(config, inheritance.sockets).map_err(failed)?;
+            (plugin, Some(Before::Supervisor(supervisor)), None)
+        }
+        (None, Some((predecessor, inheritance))) => {
             let (begin, begins) = oneshot::channel();
             let plugin = Plugin::succeed(config, inheritance.sockets, begins).map_err(failed)?;
-            (plugin, Some((predecessor, begin)), inheritance.other.into_iter().next())
+            let before = Before::Predecessor(predecessor, begin);
+            (plugin, Some(before), inheritance.other.into_iter().next())
         }
-        None => (Plugin::bind(config).map_err(failed)?, None, None),
+        (None, None) => (Plugin::bind(config).map_err(failed)?, None, None),
     };
     let metrics = match (options.metrics_listen, handed) {
         (Some(_), Some(listener)) => Some(TcpListener::from(listener)),
@@ -142,7 +171,7 @@ fn open(connect: &Connect, options: &PluginOptions, mut ready: Ready) -> Result<
         (None, _) => None,
     };
     ready.plugin_socket = plugin.sockets().into_iter().next();
-    Ok(Opened { plugin, metrics, predecessor, ready, keeper })
+    Ok(Opened { plugin, metrics, before, ready, keeper })
 }
 
 /// What a process after this one gets.
@@ -303,7 +332,8 @@ fn client_config(connect: &Connect, options: &PluginOptions) -> Result<Config, F
     Ok(config)
 }
 
-fn sockets(given: &[String]) -> Result<Vec<SocketAddress>, Failure> {
+/// The addresses that were given.
+pub(super) fn sockets(given: &[String]) -> Result<Vec<SocketAddress>, Failure> {
     given
         .iter()
         .map(|text| match text.strip_prefix('@') {

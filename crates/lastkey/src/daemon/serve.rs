@@ -46,6 +46,10 @@ struct Opened {
     made: watch::Receiver<Option<Made>>,
 }
 
+/// What an operator does who sends SIGUSR2 to a server.
+const UPGRADE: &str = "to upgrade a server, put the new binary in place and restart it (plugins go on \
+                       meanwhile, by what they remember)";
+
 /// What is made when the server is unsealed.
 #[derive(Clone, Debug)]
 struct Made {
@@ -57,7 +61,7 @@ struct Made {
 /// Runs the server alone.
 pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<(), Failure> {
     let stop = on_signal()?;
-    hear_upgrades()?;
+    hear_upgrades(UPGRADE)?;
     let isolated = options.isolated;
     let opened = open(options, false).await?;
     let Opened { data, audit, instance, bound, made } = opened;
@@ -88,7 +92,7 @@ pub(super) async fn up(options: UpOptions, output: &Output) -> Result<(), Failur
         ));
     }
     let stop = on_signal()?;
-    hear_upgrades()?;
+    hear_upgrades(UPGRADE)?;
     let Opened { data, audit, instance, bound, made } = open(options, true).await?;
     let ended =
         with_plugin((&data, &audit, &memory), (&instance, made), (bound, stop), output).await;

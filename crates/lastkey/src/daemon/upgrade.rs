@@ -31,7 +31,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
-use super::notify::notify;
+use super::{notify::notify, supervise::is_supervised};
 
 /// Says to a process that its standard input leads to its predecessor.
 const MARK: &str = "LASTKEY_TAKES_OVER";
@@ -49,6 +49,8 @@ pub(super) enum UpgradeError {
         "this process is the first of its container, which ends with it: roll out a new image instead"
     )]
     FirstProcess,
+    #[error("another process holds the sockets and runs this one: start that one anew instead")]
+    Supervised,
     #[error("cannot start {}: {source}", path.display())]
     Start { path: PathBuf, source: io::Error },
     #[error("cannot hand over the sockets: {0}")]
@@ -103,6 +105,9 @@ impl Upgrades {
     async fn hand_over(&self, offer: &Offer) -> Result<u32, UpgradeError> {
         if std::process::id() == 1 {
             return Err(UpgradeError::FirstProcess);
+        }
+        if is_supervised() {
+            return Err(UpgradeError::Supervised);
         }
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let mut new = self.start(theirs.into())?;
@@ -228,7 +233,7 @@ impl Predecessor {
 
 /// Where this binary was started from: the name it was called by if that leads to it (a link that an
 /// upgrade points elsewhere), else its file.
-fn own_path() -> io::Result<PathBuf> {
+pub(super) fn own_path() -> io::Result<PathBuf> {
     let file = env::current_exe()?;
     let called = env::args_os().next().map(PathBuf::from).filter(|it| it.components().count() > 1);
     let called = called.and_then(|it| std::path::absolute(it).ok());

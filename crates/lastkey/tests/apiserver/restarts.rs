@@ -14,6 +14,7 @@ use std::{
 };
 
 use lastkey_testbed::{Apiserver, ApiserverOptions, eventually};
+use rustix::process::{Signal, kill_process};
 
 use crate::{
     peers,
@@ -118,19 +119,29 @@ impl Drop for Ending<'_> {
 
 #[test]
 fn a_plugin_comes_and_goes_under_a_write_load_on_1_37() {
-    comes_and_goes("a_plugin_comes_and_goes_under_a_write_load_on_1_37", "1.37.0");
+    comes_and_goes("a_plugin_comes_and_goes_under_a_write_load_on_1_37", "1.37.0", false);
 }
 
 #[test]
 fn a_plugin_comes_and_goes_under_a_write_load_on_1_31() {
-    comes_and_goes("a_plugin_comes_and_goes_under_a_write_load_on_1_31", "1.31.0");
+    comes_and_goes("a_plugin_comes_and_goes_under_a_write_load_on_1_31", "1.31.0", false);
 }
 
-fn comes_and_goes(test: &str, version: &str) {
+/// As in a pod, where no systemd holds the socket.
+#[test]
+fn a_supervised_plugin_comes_and_goes_under_a_write_load() {
+    comes_and_goes("a_supervised_plugin_comes_and_goes_under_a_write_load", "1.37.0", true);
+}
+
+/// `is_supervised` if the plugin's own supervisor holds the socket, else a service manager does.
+fn comes_and_goes(test: &str, version: &str, is_supervised: bool) {
     let Some(peers) = peers(test, version) else { return };
     let lab = Lab::new();
     let up = lab.up();
-    let mut plugin = Keeper::holding(&lab, &up.ready);
+    let mut plugin = match is_supervised {
+        true => Keeper::new(&lab, &up.ready).with(&["--supervise"]),
+        false => Keeper::holding(&lab, &up.ready),
+    };
     plugin.start();
     plugin.works();
     let config = both(&lab.path("both.yaml"), &plugin.socket);
@@ -159,18 +170,27 @@ fn comes_and_goes(test: &str, version: &str) {
         load.some_more();
         // 1. Upgrades in place, and restarts: nobody notices.
         for round in 0..3 {
-            plugin.upgrade();
-            load.some_more();
-            load.assert_no_failure(&format!("upgrade {round}"));
-            plugin.restart();
+            if is_supervised {
+                kill_process(plugin.supervised(), Signal::TERM).unwrap();
+                plugin.works();
+            } else {
+                plugin.upgrade();
+                load.some_more();
+                load.assert_no_failure(&format!("upgrade {round}"));
+                plugin.restart();
+            }
             load.some_more();
             load.assert_no_failure(&format!("restart {round}"));
         }
         // 2. Killed: what was in flight fails, at most one write of each writer.
         load.healthy.store(false, Ordering::SeqCst);
         for round in 1..=3 {
-            plugin.kill();
-            plugin.start();
+            if is_supervised {
+                kill_process(plugin.supervised(), Signal::KILL).unwrap();
+            } else {
+                plugin.kill();
+                plugin.start();
+            }
             plugin.works();
             load.some_more();
             let failed = load.failed.lock().unwrap();

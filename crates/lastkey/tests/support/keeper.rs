@@ -165,6 +165,25 @@ impl Keeper {
         assert_eq!(ended(main).exit_status(), Some(0), "{}", self.log());
     }
 
+    /// The plugin that this process supervises.
+    pub(crate) fn supervised(&self) -> Pid {
+        let path = format!("/proc/{}/task", self.main().as_raw_nonzero());
+        eventually("the supervisor has started a plugin", SOON, || {
+            let tasks = std::fs::read_dir(&path).map_err(|error| error.to_string())?;
+            let children = tasks.map(|task| std::fs::read_to_string(task?.path().join("children")));
+            let children = children.filter_map(Result::ok).collect::<String>();
+            let mut pids = children.split_whitespace().map(|pid| pid.parse().ok());
+            let pid = pids.next().flatten().and_then(Pid::from_raw);
+            pid.ok_or_else(|| format!("none: {}", self.log()))
+        })
+        .unwrap()
+    }
+
+    /// It has ended by itself.
+    pub(crate) fn forget(&mut self) {
+        self.main = None;
+    }
+
     /// `kill -9`; returns once it is dead.
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::KILL);
