@@ -32,10 +32,12 @@ const MAX_ROUNDS: u32 = 3;
 const LOOKS: u32 = 10;
 /// Nor is it looked more often than this.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// So many times the patience without any change, and it is given up for now.
-const STUCK_AFTER: u32 = 10;
+/// Without any change for so long it is given up for now.
+const STUCK_AFTER: Duration = Duration::from_secs(600);
 /// etcd is asked this often before it counts as away.
 const ASK_ETCD: u32 = 5;
+/// What the apiservers have counted is about now after this.
+const COUNTED_WITHIN: Duration = Duration::from_secs(90);
 /// What kube-controller-manager never migrates; they end by themselves.
 const EVENTS: [&str; 2] = ["events", "events.events.k8s.io"];
 /// The longest name of an object.
@@ -49,6 +51,8 @@ struct Tally {
     new: u64,
     /// Under another version of the same key, or it cannot be told, by resource.
     older: BTreeMap<String, u64>,
+    /// Resources that etcd has nothing of.
+    empty: Vec<Resource>,
 }
 
 impl Tally {
@@ -66,6 +70,7 @@ impl Worker {
     /// Has everything migrated that is not under the new version.
     pub(super) async fn migrate(&self, claim: &mut Claim) -> Result<(), Stop> {
         let tally = self.tally(claim).await?;
+        self.is_their_etcd(claim, &tally).await?;
         claim.state.stale.get_or_insert(tally.objects.saturating_sub(tally.new));
         self.tell(claim, &tally);
         if tally.new < tally.objects {
@@ -94,6 +99,7 @@ impl Worker {
             self.save(claim, Some(RotationPhase::Rewriting), false).await?;
             return Ok(false);
         }
+        self.is_their_etcd(claim, &tally).await?;
         if tally.new == 0 && tally.objects > 0 {
             return Err(RotateError::OtherProvider { objects: tally.objects }.into());
         }
@@ -178,7 +184,7 @@ impl Worker {
                     moved = Instant::now();
                 }
             }
-            if moved.elapsed() > self.options.patience * STUCK_AFTER {
+            if moved.elapsed() > STUCK_AFTER {
                 return Err(RotateError::Stuck { names: running(&own) }.into());
             }
             tokio::time::sleep(ASK_EVERY).await;
@@ -254,7 +260,10 @@ impl Worker {
             }
         };
         let mut tally = Tally::default();
-        for resource in &counted.resources {
+        for (resource, of) in counted.resources.iter().zip(&resources) {
+            if resource.objects == Some(0) {
+                tally.empty.push(of.clone());
+            }
             for share in &resource.under {
                 let objects = share.objects.unwrap_or(0);
                 tally.objects += objects;
@@ -271,6 +280,46 @@ impl Worker {
             }
         }
         Ok(tally)
+    }
+
+    /// Whether it is the etcd of these apiservers, if it has nothing of some resource: they may keep
+    /// some elsewhere (`--etcd-servers-overrides`), or the address or prefix is another cluster's. An
+    /// etcd without anything would prove everything.
+    async fn is_their_etcd(&self, claim: &mut Claim, tally: &Tally) -> Result<(), Stop> {
+        if tally.empty.is_empty() {
+            return Ok(());
+        }
+        let everywhere = self.count_in_etcd(&[namespaces()]).await?;
+        if everywhere.resources.iter().all(|one| one.objects == Some(0)) {
+            let missing = "namespaces, which every cluster has".to_owned();
+            return Err(RotateError::OtherEtcd { missing }.into());
+        }
+        // An apiserver counts its objects once a minute, and what it does not keep in an etcd never.
+        let until = Instant::now() + COUNTED_WITHIN;
+        let asked = [&tally.empty[..], &[namespaces()]].concat();
+        loop {
+            let counted = coverage::counted(&self.api, (&asked, Vec::new())).await;
+            let counted = counted.map_err(RotateError::from)?.resources;
+            let (namespaces, empty) =
+                counted.split_last().map_or((None, &[][..]), |(last, rest)| (last.objects, rest));
+            let some = empty.iter().find(|one| one.objects.is_some_and(|objects| objects > 0));
+            let wrong = match (some, namespaces) {
+                (None, Some(1..)) => return Ok(()),
+                (None, _) => "namespaces that the apiservers have counted".to_owned(),
+                (Some(one), _) => {
+                    let objects = one.objects.unwrap_or_default();
+                    format!("{}, of which the apiservers have {objects}", one.resource)
+                }
+            };
+            if until <= Instant::now() {
+                return Err(RotateError::OtherEtcd { missing: wrong }.into());
+            }
+            if claim.saved.elapsed() >= RENEW_EVERY {
+                self.renew(claim).await?;
+            }
+            self.go_on()?;
+            tokio::time::sleep(ASK_EVERY).await;
+        }
     }
 
     async fn count_in_etcd(&self, resources: &[Resource]) -> Result<Coverage, RotateError> {
@@ -326,6 +375,17 @@ fn names(claim: &Claim) -> BTreeMap<String, Resource> {
         (name.trim_end_matches(['.', '-']).to_owned(), one.clone())
     };
     resources.map(named).collect()
+}
+
+fn namespaces() -> Resource {
+    Resource {
+        group: String::new(),
+        version: "v1".to_owned(),
+        name: "namespaces".to_owned(),
+        kind: "Namespace".to_owned(),
+        namespaced: false,
+        updatable: true,
+    }
 }
 
 fn running(own: &[Migration]) -> String {

@@ -127,6 +127,16 @@ pub enum RotateError {
         /// Which one.
         option: &'static str,
     },
+    /// What was registered is not what is under the apiservers.
+    #[error(
+        "the registered etcd has no {missing}: it proves nothing about this cluster. Is it the etcd of \
+         these apiservers, with their --etcd-prefix? `lastkey cluster add NAME --kubeconfig FILE \
+         --migration cluster --etcd URL` registers another one"
+    )]
+    OtherEtcd {
+        /// What it should have.
+        missing: String,
+    },
     /// Nobody carries a migration out.
     #[error(
         "nobody has taken up {names} within {seconds} s: kube-controller-manager has to run (1.37 or \
