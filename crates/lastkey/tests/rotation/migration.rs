@@ -19,6 +19,8 @@ use super::support::{Cluster, KEY, Lab, SOON};
 const MIGRATIONS: &str = "/apis/storagemigration.k8s.io/v1/storageversionmigrations";
 const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
 const COUNT: usize = 60;
+/// The apiserver hears of a key id within a minute, and so does the migrator of a list.
+const FOLLOWED: Duration = Duration::from_secs(300);
 
 /// A cluster whose account may have migrations made, and nothing else.
 struct Lands {
@@ -129,6 +131,15 @@ fn the_cluster_migrates_what_lastkey_may_not_read() {
     let before = key_ids(&lands.cluster.etcd, SECRETS);
     what_is_refused(&lands);
     let old = lands.versions().pop().unwrap();
+
+    // 0. An etcd that has nothing of this cluster is no proof of anything.
+    let etcd = lands.cluster.etcd.url();
+    lands.register("cluster", &["--etcd", etcd, "--etcd-prefix", "/elsewhere"]);
+    let elsewhere = lands.rotate(&[]);
+    assert_eq!(elsewhere.code, 1, "{}", elsewhere.stderr);
+    assert!(elsewhere.stderr.contains("--etcd-prefix"), "{}", elsewhere.stderr);
+    assert!(lands.needs(&old));
+    lands.register("cluster", &["--etcd", etcd]);
 
     // 1. Nobody carries migrations out: that is said, nothing is free, nothing is lost.
     let nobody = lands.rotate(&["--migration-patience", "3s"]);
@@ -275,15 +286,40 @@ fn an_object_that_is_refused_keeps_the_old_version() {
         let why = report["migration"]["why"].as_str().unwrap();
         assert!(why.contains("may not update secrets"), "{report}");
         assert!(!lands.needs(&old));
+        the_server_has_it_migrated(&lands);
     });
 
-    // 3. An account that may update goes Lastkey's own way.
+    // 4. An account that may update goes Lastkey's own way.
     lands.register("auto", &[]);
     let report = Rotate::start(&lands.lab, &lands.ready, &[]).report();
     assert_eq!(report["migration"]["used"], false, "{report}");
     assert!(!report["migration"]["why"].as_str().unwrap().is_empty());
     let stored = lands.cluster.stored("frozen-0");
     assert!(Encrypted::parse(&stored.bytes).is_ok());
+}
+
+/// 3. The server itself follows the key, the same way.
+fn the_server_has_it_migrated(lands: &Lands) {
+    let old = lands.versions().pop().unwrap();
+    let set = ["cluster", "set", "prod", "--migration", "cluster", "--rotate-automatically", "on"];
+    lands.lab.cli(&lands.ready, &set);
+    lands.lab.cli(&lands.ready, &["key", "rotate", KEY]);
+    eventually("the server's rotation ends", FOLLOWED, || {
+        thread::sleep(Duration::from_secs(2));
+        let status = cli(&lands.lab, &lands.ready, &["cluster", "status", "prod"]).json();
+        let rotation = &status["items"][0]["rotation"];
+        match rotation["automatic"] == true && rotation["phase"] == "finished" {
+            true => Ok(()),
+            false => Err(Error::ReadyLine { line: rotation.to_string(), cause: "still".into() }),
+        }
+    })
+    .unwrap();
+    let report = cli(&lands.lab, &lands.ready, &["cluster", "rotate", "prod", "--report"]).json();
+    assert_eq!(report["content"]["migration"]["used"], true, "{report}");
+    assert!(!lands.needs(&old));
+    assert_eq!(lands.migrations(), BTreeSet::new());
+    let off = ["cluster", "set", "prod", "--rotate-automatically", "off"];
+    lands.lab.cli(&lands.ready, &off);
 }
 
 /// An update that changes something of `frozen-0`, and nothing that it is encrypted by.
