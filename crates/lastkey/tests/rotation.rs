@@ -21,6 +21,8 @@ mod migration;
 mod mixed;
 #[path = "rotation/model.rs"]
 mod model;
+#[path = "rotation/proof.rs"]
+mod proof;
 mod support;
 
 use lastkey_testbed::Peers;

@@ -43,7 +43,7 @@ pub enum Shape {
     #[default]
     Whole,
     /// Whole objects, in protobuf where the apiserver has it, as for all of its own kinds; else in
-    /// JSON. An apiserver has a quarter less work with that.
+    /// JSON. An apiserver has less work with that.
     Packed,
     /// Their metadata alone: no value leaves the apiserver.
     Metadata,

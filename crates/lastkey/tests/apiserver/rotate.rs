@@ -51,6 +51,8 @@ fn a_rotation_survives_its_death_and_loses_nothing() {
         assert!(second.child.wait().unwrap().success());
         assert_eq!(report["refused"], 0, "{report}");
         assert!(report["rewritten"].as_u64().unwrap() > 0, "{report}");
+        let why = json!({ "by": "pass", "why": "etcd is not registered" });
+        assert_eq!(report["verified"], why, "{report}");
         (writing.join().unwrap(), deleting.join().unwrap())
     });
 
