@@ -275,6 +275,7 @@ fn nothing_that_comes_in_between_does_harm() {
         let reason = refusal["reason"].as_str().unwrap();
         assert!(reason.contains("webhook down.example.org"), "{report}");
     }
+    assert_eq!(report["verified"]["by"], "pass", "{report}");
     let known = versions(&lab, &up.ready);
     assert!(is_needed(&lab, &up.ready, &known[0]));
     parts_and_giving_up((&lab, &up.ready), &cluster, &new_id[0]);
@@ -320,6 +321,7 @@ fn parts_and_giving_up((lab, ready): (&Lab, &Ready), cluster: &Cluster, second_i
         .unwrap();
     let report = Rotate::start(lab, ready, &["--keep-version"]).report();
     assert_eq!(report["refused"], 0, "{report}");
+    assert_eq!(report["verified"], json!({ "by": "etcd" }), "{report}");
     assert_eq!(key_ids(&cluster.etcd, SECRETS), BTreeSet::from([third_id]));
     let needed: Vec<bool> = known.iter().map(|version| is_needed(lab, ready, version)).collect();
     assert_eq!(needed, [false, false, true]);
