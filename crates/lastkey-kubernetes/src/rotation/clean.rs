@@ -214,6 +214,9 @@ impl Worker {
             }
         };
         content["proof"] = json!(proof);
+        if exact {
+            content["verified"] = json!({ "by": "etcd" });
+        }
         Ok(content)
     }
 }
