@@ -19,6 +19,8 @@ use crate::cluster::{
 const VERSION: &str = "v1";
 /// A role that was changed a moment ago may not be known to every apiserver yet.
 const AGAIN: Duration = Duration::from_secs(1);
+/// A question that is not answered is asked this often again.
+const MAX_TRIES: u32 = 10;
 
 /// By whom objects are written anew.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,11 +189,25 @@ async fn missing_to_write(
     missing(api, &rights).await
 }
 
+/// Repeats a question that may do better a moment later.
+async fn patiently<T, F: Future<Output = Result<T, ApiError>>>(
+    ask: impl Fn() -> F,
+) -> Result<T, ApiError> {
+    let mut tries = 0;
+    loop {
+        match ask().await {
+            Err(error) if error.is_transient() && tries < MAX_TRIES => tries += 1,
+            answer => return answer,
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 /// The first of these rights that the account does not have. Who may not even ask is taken to have
 /// them: the call itself tells.
 async fn missing(api: &ApiServer, rights: &[Right<'_>]) -> Result<Option<String>, RotateError> {
     for right in rights {
-        match api.may(right).await {
+        match patiently(|| api.may(right)).await {
             Ok(true) | Err(ApiError::Forbidden { .. } | ApiError::NotFound) => {}
             Ok(false) => {
                 let group = if right.group.is_empty() { "" } else { "." };
