@@ -144,6 +144,16 @@ mod tests {
     use crate::{KeyId, envelope::Stanza};
 
     #[test]
+    fn a_list_may_fill_a_slot_but_for_the_generation_and_the_checksum() {
+        let blocks_for = |len| Slots::for_list(len).map(Slots::blocks);
+        let most = usize::from(MAX_BLOCKS) * BLOCK_LEN - 8 - 32;
+        assert_eq!((blocks_for(most), blocks_for(most + 1)), (Some(MAX_BLOCKS), None));
+        // With as much room again.
+        let half = (BLOCK_LEN - 8 - 32) / 2;
+        assert_eq!((blocks_for(half), blocks_for(half + 1)), (Some(1), Some(2)));
+    }
+
+    #[test]
     fn a_slot_has_one_form_and_is_counted_from_one() {
         let stanza = Stanza::new(KeyId::from_bytes([7; 16]), vec![7; 100]).unwrap();
         let stanzas = Stanzas::new(vec![stanza]).unwrap();
