@@ -12,10 +12,11 @@ type Check = (&'static str, fn() -> Result<(), Error>);
 
 /// Runs all checks and reports every one that fails, not only the first.
 pub(crate) fn run() -> Result<(), Error> {
-    let checks: [Check; 5] = [
+    let checks: [Check; 6] = [
         ("formatting", formatting),
         ("lints", lints),
         ("lints of the lanes", lane_lints),
+        ("fuzz targets", fuzz_targets),
         ("documentation", documentation),
         ("dependencies", dependencies),
     ];
@@ -50,6 +51,19 @@ fn lane_lints() -> Result<(), Error> {
         .args(lanes)
         .args(["--", "-D", "warnings"])
         .run("cargo clippy on the lanes")
+}
+
+/// They are a workspace of their own, so nothing else would notice that one compiles no more.
+fn fuzz_targets() -> Result<(), Error> {
+    Step::cargo("check")
+        .args([
+            "--quiet",
+            "--manifest-path",
+            "fuzz/Cargo.toml",
+            "--target-dir",
+            "target/fuzz-check",
+        ])
+        .run("cargo check of the fuzz targets")
 }
 
 fn documentation() -> Result<(), Error> {

@@ -10,7 +10,6 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use lastkey_testbed::{Apiserver, ApiserverOptions, Peers, Response};
-use serde_json::Value;
 
 use crate::{
     OURS,
