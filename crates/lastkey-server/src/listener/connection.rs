@@ -55,7 +55,6 @@ pub(crate) async fn serve<I>(
         lane: guest.lane,
         stopping: stopping.clone(),
     });
-    let answer = service_fn(move |request| answer(Arc::clone(&talk), request));
     macro_rules! drive {
         ($connection:expr) => {{
             let mut connection = pin!($connection);
@@ -88,8 +87,12 @@ pub(crate) async fn serve<I>(
         }};
     }
     if is_http2 {
+        // Each request is a task of its own there, into which a future of some kilobytes would be
+        // moved again and again.
+        let answer = service_fn(move |request| Box::pin(answer(Arc::clone(&talk), request)));
         drive!(http2_builder(limits).serve_connection(io, answer));
     } else {
+        let answer = service_fn(move |request| answer(Arc::clone(&talk), request));
         drive!(http1_builder(limits).serve_connection(io, answer));
     }
 }
