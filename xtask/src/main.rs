@@ -34,13 +34,14 @@ enum Command {
     Mutants(mutants::Options),
     /// Measure ours and the bare floor in one run
     Bench {
-        /// Handed to lastkey-bench as they are
+        /// Handed to lastkey-bench as they are; `cargo xtask bench -- --help` shows them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
     /// Crash store and audit log over and over, on a simulated disk, until something is lost
     Torture {
-        /// Handed to lastkey-torture as they are: --seed N --crashes M --minutes T
+        /// Handed to lastkey-torture as they are: --seed N --crashes M --minutes T;
+        /// `cargo xtask torture -- --help` explains them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

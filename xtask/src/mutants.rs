@@ -13,7 +13,8 @@ const CARGO_MUTANTS: &str = "27.1.0";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What `lastkey-mutants` takes, such as `--part audit`; `--help` tells
+    /// What `lastkey-mutants` takes, such as `--part audit`; `cargo xtask mutants -- --help` shows
+    /// all
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
     rest: Vec<String>,
 }

@@ -3,6 +3,7 @@
 //! Each peer has a pinned manifest in `xtask/peers/`. It is installed below `~/.cache/lastkey-peers`
 //! (`LASTKEY_PEERS` overrides) and leaves a stamp there: its whole recipe. A peer whose stamp equals
 //! the recipe is left alone; what was interrupted is taken up again, with the compilers' own caches.
+//! Go's build cache lies there too, and is removed once everything is built: it has several GiB.
 
 mod debian;
 mod go;
@@ -11,12 +12,13 @@ mod system;
 
 use crate::shell::{self, Error, Step, file_error};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only these peers; when none is named, all but kube-apiserver-1.20.2
+    /// Only these peers; when none is named, all but kube-apiserver-1.27.8 and kube-apiserver-1.20.2
     names: Vec<String>,
     /// Say what is there, install nothing
     #[arg(long)]
@@ -35,12 +37,15 @@ enum Recipe {
     Apt { file: &'static str },
     /// One program out of a Debian package that is not installed, because it would start a service.
     Deb { package: &'static str, file: &'static str },
-    /// kube-apiserver 1.20.2 from Debian's sources; only where it is asked for.
+    /// kube-apiserver 1.20.2 from Debian's sources.
     Old,
 }
 
-/// The peer of the lane `old`, which is run on request.
-pub(crate) const OLD: &str = "kube-apiserver-1.20.2";
+/// The peers of the lane `old`, which is run on request; they are installed only where they are asked for.
+pub(crate) const OLD: [&str; 2] = ["kube-apiserver-1.27.8", "kube-apiserver-1.20.2"];
+
+/// Go's build cache, below the peers' folder, while they are built.
+const GO_CACHE: &str = "go-build";
 
 struct Peer {
     name: &'static str,
@@ -60,13 +65,15 @@ impl Peer {
 
 const KUBE_137: &str = "-X k8s.io/component-base/version.gitVersion=v1.37.0 \
     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37";
+const KUBE_127: &str = "-X k8s.io/component-base/version.gitVersion=v1.27.8 \
+    -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=27";
 const KUBE_128: &str = "-X k8s.io/component-base/version.gitVersion=v1.28.0 \
     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=28";
 const KUBE_131: &str = "-X k8s.io/component-base/version.gitVersion=v1.31.0 \
     -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=31";
 
 /// All peers, quickest first, so that a broken set-up shows early.
-const PEERS: [Peer; 15] = [
+const PEERS: [Peer; 16] = [
     Peer {
         name: "softhsm2",
         manifest: "softhsm2",
@@ -117,7 +124,12 @@ const PEERS: [Peer; 15] = [
         "kube-1.28.0",
         ["bin/kube-apiserver-1.28.0", "k8s.io/kubernetes/cmd/kube-apiserver", KUBE_128],
     ),
-    Peer { name: OLD, manifest: "", makes: "bin/kube-apiserver-1.20.2", recipe: Recipe::Old },
+    Peer::go(
+        OLD[0],
+        "kube-1.27.8",
+        ["bin/kube-apiserver-1.27.8", "k8s.io/kubernetes/cmd/kube-apiserver", KUBE_127],
+    ),
+    Peer { name: OLD[1], manifest: "", makes: "bin/kube-apiserver-1.20.2", recipe: Recipe::Old },
 ];
 
 /// Installs the named peers, or all, or says what is there.
@@ -197,7 +209,13 @@ pub(crate) fn install(names: &[&str]) -> Result<(), Error> {
         }
     }
     if failed.is_empty() {
-        return Ok(());
+        let cache = place.join(GO_CACHE);
+        return match fs::remove_dir_all(&cache) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(file_error("remove", &cache)(error))
+            }
+            _ => Ok(()),
+        };
     }
     Err(Error::Refused(format!("these peers could not be installed: {}", failed.join(", "))))
 }
@@ -215,7 +233,7 @@ pub(crate) fn folder() -> Result<PathBuf, Error> {
 impl Peer {
     /// Whether it is installed by its name only.
     fn is_on_request(&self) -> bool {
-        matches!(self.recipe, Recipe::Old)
+        OLD.contains(&self.name)
     }
 
     fn manifest_dir(&self) -> PathBuf {
@@ -255,7 +273,8 @@ impl Peer {
         let log = place.join("logs").join(format!("{}.log", self.name));
         match self.recipe {
             Recipe::Go { package, ldflags } => {
-                let build = go::Build { package, ldflags, dir: &self.manifest_dir(), log: &log };
+                let (dir, cache) = (self.manifest_dir(), place.join(GO_CACHE));
+                let build = go::Build { package, ldflags, dir: &dir, log: &log, cache: &cache };
                 build.install(&place.join(self.makes))?;
             }
             Recipe::Python => self.install_python(place, &log)?,

@@ -34,6 +34,14 @@ pub(crate) fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
+/// What a file system has left for us, in GiB; `None` when `df` does not tell.
+pub(crate) fn free_gib(dir: &Path) -> Option<u64> {
+    let there = dir.ancestors().find(|dir| dir.is_dir())?;
+    let table =
+        Step::new("df").args(["--output=avail", "--block-size=1G"]).args([there]).output()?;
+    table.lines().last()?.trim().parse().ok()
+}
+
 /// Whether this run is CI's, where nothing may be left out.
 pub(crate) fn in_ci() -> bool {
     std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "0" && v != "false")

@@ -31,6 +31,10 @@ fn tests_at_once(lane: &str) -> &'static str {
     if ["timers", "enable"].contains(&lane) { "5" } else { "2" }
 }
 
+/// GiB that the tests want on a disk where nothing is built yet, and where it is.
+const UNBUILT: u64 = 16;
+const BUILT: u64 = 4;
+
 /// One `cargo test` and what it said last.
 struct Part {
     name: String,
@@ -41,6 +45,7 @@ struct Part {
 /// Installs the peers, runs everything that is wanted, and repeats the runner's closing lines.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let lanes = lanes(options)?;
+    have_room()?;
     if !lanes.is_empty() {
         have_peers(&lanes)?;
     }
@@ -93,10 +98,29 @@ fn lanes(options: &Options) -> Result<Vec<&'static str>, Error> {
     Ok(LANES.into_iter().filter(wanted).collect())
 }
 
+/// Whether the disks have room for what tests build and write; a full one makes them fail in ways that
+/// do not tell. CI stops here; a person is told.
+fn have_room() -> Result<(), Error> {
+    let (target, temp) = (shell::target_dir(), std::env::temp_dir());
+    let built = target.join("debug/deps").is_dir();
+    for (dir, wanted) in [(&target, if built { BUILT } else { UNBUILT }), (&temp, BUILT)] {
+        let Some(free) = shell::free_gib(dir).filter(|free| *free < wanted) else { continue };
+        let text = format!(
+            "{} has {free} GiB free, and the tests want {wanted}: make room, or set CARGO_TARGET_DIR and TMPDIR",
+            dir.display()
+        );
+        if shell::in_ci() {
+            return Err(Error::Refused(text));
+        }
+        eprintln!("!!!!  {text}");
+    }
+    Ok(())
+}
+
 /// Installs the peers. Where that fails, CI stops; a person is told loudly and goes on.
 fn have_peers(lanes: &[&str]) -> Result<(), Error> {
     let asked = match lanes.contains(&ON_REQUEST) {
-        true => peers::install(&[peers::OLD]),
+        true => peers::install(&peers::OLD),
         false => Ok(()),
     };
     let Err(error) = peers::install(&[]).and(asked) else { return Ok(()) };

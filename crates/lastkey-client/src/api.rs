@@ -1,5 +1,7 @@
 //! Answers as bytes, turned into values or errors.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::StatusCode;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -9,7 +11,7 @@ use crate::{ApiError, Error};
 /// What came back, from whom.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    pub(crate) server: String,
+    pub(crate) server: Arc<str>,
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
 }
@@ -43,7 +45,7 @@ impl Reply {
     }
 
     pub(crate) fn garbage(&self, what: &'static str) -> Error {
-        Error::Garbage { server: self.server.clone(), what }
+        Error::Garbage { server: self.server.to_string(), what }
     }
 }
 

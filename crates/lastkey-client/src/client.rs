@@ -1,6 +1,7 @@
 //! The client itself: configuration, one request, and the Alibaba actions.
 
 use std::{
+    borrow::Cow,
     fmt,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock, Weak},
@@ -18,6 +19,18 @@ use crate::{
     signature::acs3,
     transport::{Call, MAX_ANSWER, Repeat, Transport, tls},
 };
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
+/// A body of JSON begins with room for so much, which a plugin's calls fit in.
+const USUAL_BODY: usize = 512;
+
+/// The headers of most calls.
+const USUAL_HEADERS: usize = 2;
+/// What the HTTP library adds for a body.
+const BODY_HEADERS: usize = 1;
+/// What a signature adds.
+const SIGNATURE_HEADERS: usize = 5;
 
 /// The version of the KMS OpenAPI that [`Client::alibaba`] speaks.
 const KMS_VERSION: &str = "2016-01-20";
@@ -177,25 +190,31 @@ impl Client {
 
     /// `GET` on a native route, for answers that have no type of their own.
     pub async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
-        self.request(Method::GET, path).query(owned(query)).send().await?.json()
+        self.request(Method::GET, path.to_owned()).query(owned(query)).send().await?.json()
     }
 
     /// `POST` of a JSON body to a native route.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Error> {
-        self.request(Method::POST, path).json(body).send().await?.json()
+        self.request(Method::POST, path.to_owned()).json(body).send().await?.json()
     }
 
     /// `DELETE` on a native route.
     pub async fn delete(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
-        self.request(Method::DELETE, path).query(owned(query)).send().await?.json()
+        self.request(Method::DELETE, path.to_owned()).query(owned(query)).send().await?.json()
     }
 
-    pub(crate) fn request(&self, method: Method, path: impl Into<String>) -> RequestBuilder<'_> {
+    pub(crate) fn request(
+        &self,
+        method: Method,
+        path: impl Into<Cow<'static, str>>,
+    ) -> RequestBuilder<'_> {
+        let mut headers = HeaderMap::with_capacity(USUAL_HEADERS);
+        headers.insert(header::ACCEPT, JSON);
         let call = Call {
             method,
             path: path.into(),
             query: Vec::new(),
-            headers: vec![("accept", "application/json".to_owned())],
+            headers,
             body: Bytes::new(),
             timeout: self.timeout,
             limit: MAX_ANSWER,
@@ -204,14 +223,19 @@ impl Client {
         RequestBuilder { client: self, call }
     }
 
-    /// The headers of one call to one server; every header is signed, so the date is fresh.
+    /// The headers of one call to one server. Where they are signed, all are, so the date is fresh
+    /// and the host is named; without a signature the library names it, as the protocol wants it.
     fn headers(&self, call: &Call, host: &str) -> HeaderMap {
-        let mut headers = call.headers.clone();
-        headers.push(("host", host.to_owned()));
-        if let Some(key) = &self.access_key {
-            sign(call, &mut headers, key);
+        // A clone has no room left, and would be moved for the first header that is added.
+        let signed = if self.access_key.is_some() { SIGNATURE_HEADERS } else { 0 };
+        let mut headers = HeaderMap::with_capacity(call.headers.len() + BODY_HEADERS + signed);
+        for (name, value) in &call.headers {
+            headers.append(name, value.clone());
         }
-        headers.into_iter().filter_map(header_pair).collect()
+        if let Some(key) = &self.access_key {
+            sign(call, (&mut headers, host), key);
+        }
+        headers
     }
 }
 
@@ -221,32 +245,39 @@ impl Parts {
             Some(ca) => Some(tls::connector(ca, certificate)?),
             None => None,
         };
-        Transport::new(self.servers.clone(), tls.as_ref(), &self.timeouts)
+        Transport::new(&self.servers, tls.as_ref(), &self.timeouts)
     }
 }
 
 /// Adds what the signature needs, and the signature.
-fn sign(call: &Call, headers: &mut Vec<(&'static str, String)>, key: &AccessKey) {
+fn sign(call: &Call, (headers, host): (&mut HeaderMap, &str), key: &AccessKey) {
     let content_hash = acs3::content_hash(&call.body);
     // the wire's form has whole seconds
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    headers.push((acs3::DATE, now));
-    headers.push((acs3::NONCE, uuid::Uuid::new_v4().simple().to_string()));
-    headers.push((acs3::CONTENT_HASH, content_hash.clone()));
+    add(headers, header::HOST, host);
+    add(headers, HeaderName::from_static(acs3::DATE), &now);
+    let nonce = uuid::Uuid::new_v4().simple().to_string();
+    add(headers, HeaderName::from_static(acs3::NONCE), &nonce);
+    add(headers, HeaderName::from_static(acs3::CONTENT_HASH), &content_hash);
+    let text = |value: &HeaderValue| value.to_str().map(str::to_owned).ok();
+    let signed: Vec<_> =
+        headers.iter().filter_map(|(name, value)| Some((name.as_str(), text(value)?))).collect();
     let request = acs3::Request {
         method: call.method.as_str(),
         path: &call.path,
         query: &call.query,
-        headers,
+        headers: &signed,
         content_hash: &content_hash,
     };
     let authorization = acs3::authorization(request, key);
-    headers.push((header::AUTHORIZATION.as_str(), authorization));
+    add(headers, header::AUTHORIZATION, &authorization);
 }
 
-/// `None` only for a value with control characters, which then fails the signature, not us.
-fn header_pair((name, value): (&'static str, String)) -> Option<(HeaderName, HeaderValue)> {
-    Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?))
+/// Leaves out only a value with control characters, which then fails the signature, not us.
+fn add(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
 }
 
 fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -266,7 +297,7 @@ impl RequestBuilder<'_> {
     }
 
     pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
-        self.call.headers.push((name, value.to_owned()));
+        add(&mut self.call.headers, HeaderName::from_static(name), value);
         self
     }
 
@@ -288,14 +319,17 @@ impl RequestBuilder<'_> {
     }
 
     pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
-        let json = serde_json::to_vec(body).expect("our own types have string keys only");
+        let mut json = Vec::with_capacity(USUAL_BODY);
+        serde_json::to_writer(&mut json, body).expect("our own types have string keys only");
         self.call.body = json.into();
-        self.header("content-type", "application/json")
+        self.call.headers.insert(header::CONTENT_TYPE, JSON);
+        self
     }
 
     pub(crate) fn form(mut self, parameters: &[(&str, &str)]) -> Self {
         self.call.body = acs3::encode_pairs(&owned(parameters)).into();
-        self.header("content-type", "application/x-www-form-urlencoded")
+        self.call.headers.insert(header::CONTENT_TYPE, FORM);
+        self
     }
 
     pub(crate) async fn send(self) -> Result<Reply, Error> {

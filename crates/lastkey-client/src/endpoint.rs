@@ -52,15 +52,19 @@ impl FromStr for Endpoint {
         let authority = uri.authority().ok_or_else(malformed)?;
         let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
         match host_and_port(authority.as_str()) {
-            Some((host, port)) if plain => Ok(Self::Tls { host: host.to_owned(), port }),
+            Some((host, port)) if plain => {
+                Ok(Self::Tls { host: host.to_owned(), port: port.unwrap_or(DEFAULT_PORT) })
+            }
             _ => Err(malformed()),
         }
     }
 }
 
-/// An IPv6 address stands in brackets, and nothing else does. The library's own parts of an
-/// authority hide a port that does not parse, and what stands behind a bracket.
-fn host_and_port(authority: &str) -> Option<(&str, u16)> {
+/// The host, without brackets, and the port of a URI's authority; `None` where it is anything else.
+///
+/// An IPv6 address stands in brackets, and nothing else does. The `http` crate's own parts of an
+/// authority hide a port that does not parse, and what stands around brackets.
+pub fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, rest) = match authority.strip_prefix('[') {
         Some(bracketed) => {
             let (host, rest) = bracketed.split_once(']')?;
@@ -73,8 +77,8 @@ fn host_and_port(authority: &str) -> Option<(&str, u16)> {
         return None;
     }
     match rest.strip_prefix(':') {
-        Some(port) => port.parse().ok().filter(|port| *port != 0).map(|port| (host, port)),
-        None => rest.is_empty().then_some((host, DEFAULT_PORT)),
+        Some(port) => port.parse().ok().filter(|port| *port != 0).map(|port| (host, Some(port))),
+        None => rest.is_empty().then_some((host, None)),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
 pub fn answer(status: u16, kind: u8, body: &[u8]) {
     let Ok(status) = StatusCode::from_u16(status) else { return };
     let body = Bytes::copy_from_slice(body);
-    let reply = Reply { server: "https://kms:7343".to_owned(), status, body };
+    let reply = Reply { server: "https://kms:7343".into(), status, body };
     let is_value = match kind {
         b'0' => outcome(reply.json::<Value>()),
         b'1' => outcome(reply.json::<Page>()),

@@ -1,5 +1,7 @@
 //! The small trait behind which every key-management service looks alike, and its first backend.
 
+use std::sync::Arc;
+
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use lastkey_crypto::{EncryptionContext, SecretBytes};
 use serde::Deserialize;
@@ -127,7 +129,7 @@ pub(crate) fn parse_answer(reply: Reply) -> bool {
 }
 
 struct Parsed {
-    server: String,
+    server: Arc<str>,
     answer: Answer,
 }
 
@@ -152,6 +154,6 @@ impl Parsed {
     }
 
     fn garbage(&self, what: &'static str) -> Error {
-        Error::Garbage { server: self.server.clone(), what }
+        Error::Garbage { server: self.server.to_string(), what }
     }
 }

@@ -23,7 +23,7 @@ mod transport;
 
 pub use client::{Client, Config, Retired, Timeouts};
 pub use credentials::{AccessKey, ClientCertificate, Credentials, CredentialsError, Identity};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, host_and_port};
 pub use error::{ApiError, Category, ConfigError, Error};
 pub use kms::{Ciphertext, DataKey, Kms};
 pub use transport::MaybeTls;

@@ -11,23 +11,31 @@ mod stream;
 pub(crate) mod tls;
 
 use std::{
+    borrow::Cow,
     error::Error as StdError,
     io,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use connector::{ConnectError, Connector};
-use http::{HeaderMap, Method, Request, Uri};
+use http::{
+    HeaderMap, Method, Request,
+    uri::{self, Authority, PathAndQuery, Scheme, Uri},
+};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{
     client::legacy,
     rt::{TokioExecutor, TokioTimer},
 };
+use tokio::time::timeout;
 
 pub use self::stream::MaybeTls;
-use crate::{ConfigError, Endpoint, Error, Timeouts, api::Reply};
+use crate::{ConfigError, Endpoint, EndpointError, Error, Timeouts, api::Reply};
 
 /// An answer larger than this is no answer of ours: a page of audit records stays far below.
 pub(crate) const MAX_ANSWER: usize = 16 << 20;
@@ -43,9 +51,9 @@ const IDLE: Duration = Duration::from_secs(90);
 pub(crate) struct Call {
     pub(crate) method: Method,
     /// Starts with a slash, percent-encoded.
-    pub(crate) path: String,
+    pub(crate) path: Cow<'static, str>,
     pub(crate) query: Vec<(String, String)>,
-    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) timeout: Duration,
     /// The longest answer that is read, in bytes.
@@ -86,19 +94,23 @@ impl std::fmt::Debug for Transport {
 }
 
 struct Server {
-    endpoint: Endpoint,
+    /// As people write it.
+    shown: Arc<str>,
+    /// As requests name it.
+    scheme: Scheme,
+    authority: Authority,
     http: legacy::Client<Connector, Full<Bytes>>,
     spare: legacy::Client<Connector, Full<Bytes>>,
 }
 
 impl Transport {
     pub(crate) fn new(
-        endpoints: Vec<Endpoint>,
+        endpoints: &[Endpoint],
         tls: Option<&tokio_rustls::TlsConnector>,
         timeouts: &Timeouts,
     ) -> Result<Self, ConfigError> {
         let servers = endpoints
-            .into_iter()
+            .iter()
             .map(|endpoint| Server::new(endpoint, tls, timeouts))
             .collect::<Result<Vec<_>, _>>()?;
         match servers.is_empty() {
@@ -111,7 +123,7 @@ impl Transport {
     pub(crate) async fn send(
         &self,
         call: &Call,
-        headers: impl Fn(&Call, &str) -> HeaderMap,
+        headers: impl Fn(&Call, &str) -> HeaderMap + Send + Sync,
     ) -> Result<Reply, Error> {
         if call.repeat == Repeat::Hedged {
             return hedge::send(self, call, headers).await;
@@ -122,8 +134,12 @@ impl Transport {
         loop {
             let index = (first + turn) % count;
             let server = &self.servers[index];
-            let headers = headers(call, &server.endpoint.authority());
-            let outcome = server.send(call, headers, Way::Usual).await;
+            let headers = headers(call, server.authority.as_str());
+            let answer = server.ask((call, headers), Way::Usual);
+            let outcome = match timeout(call.timeout, answer).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(server.silent(call.timeout)),
+            };
             turn += 1;
             match outcome {
                 Err(error) if call.may_go_on_after(&error) && turn < count => {
@@ -153,11 +169,11 @@ impl Call {
 
 impl Server {
     fn new(
-        endpoint: Endpoint,
+        endpoint: &Endpoint,
         tls: Option<&tokio_rustls::TlsConnector>,
         timeouts: &Timeouts,
     ) -> Result<Self, ConfigError> {
-        let connector = Connector::new(&endpoint, tls, timeouts)?;
+        let connector = Connector::new(endpoint, tls, timeouts)?;
         let pool = |connector: Connector| {
             legacy::Client::builder(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -169,64 +185,73 @@ impl Server {
                 .build(connector)
         };
         let (http, spare) = (pool(connector.clone()), pool(connector));
-        Ok(Self { endpoint, http, spare })
-    }
-
-    async fn send(&self, call: &Call, headers: HeaderMap, way: Way) -> Result<Reply, Error> {
-        let request = self.request(call, headers)?;
-        match tokio::time::timeout(call.timeout, self.exchange(request, (way, call.limit))).await {
-            Ok(Ok(reply)) => reply.unless_unavailable(),
-            Ok(Err(error)) => Err(self.failure(error.as_ref())),
-            Err(_) => {
-                Err(Error::Timeout { server: self.endpoint.to_string(), after: call.timeout })
-            }
-        }
-    }
-
-    fn request(&self, call: &Call, headers: HeaderMap) -> Result<Request<Full<Bytes>>, Error> {
-        let scheme = match self.endpoint {
-            Endpoint::Tls { .. } => "https",
-            Endpoint::Admin(_) => "http",
+        let scheme = match endpoint {
+            Endpoint::Tls { .. } => Scheme::HTTPS,
+            Endpoint::Admin(_) => Scheme::HTTP,
         };
-        let query = crate::signature::acs3::encode_pairs(&call.query);
-        let mark = if query.is_empty() { "" } else { "?" };
-        let target = format!("{}{mark}{query}", call.path);
-        let unusable = |what: &dyn std::fmt::Display| Error::Unreachable {
-            server: self.endpoint.to_string(),
-            reason: format!("the request cannot be written: {what}"),
-        };
-        let uri = Uri::builder()
-            .scheme(scheme)
-            .authority(self.endpoint.authority())
-            .path_and_query(target)
-            .build()
-            .map_err(|error| unusable(&error))?;
-        let mut request = Request::builder()
-            .method(call.method.clone())
-            .uri(uri)
-            .body(Full::new(call.body.clone()))
-            .map_err(|error| unusable(&error))?;
-        *request.headers_mut() = headers;
-        Ok(request)
+        let shown = endpoint.to_string();
+        let authority = Authority::try_from(endpoint.authority())
+            .map_err(|_| EndpointError::Malformed(shown.clone()))?;
+        Ok(Self { shown: shown.into(), scheme, authority, http, spare })
     }
 
-    async fn exchange(
+    /// Asks; how long the answer may take is the caller's business.
+    ///
+    /// Small until it is polled, for it is moved about; what is large lies on the heap.
+    fn ask(
         &self,
-        request: Request<Full<Bytes>>,
-        (way, limit): (Way, usize),
-    ) -> Result<Reply, Box<dyn StdError + Send + Sync>> {
+        (call, headers): (&Call, HeaderMap),
+        way: Way,
+    ) -> impl Future<Output = Result<Reply, Error>> + use<'_> {
         let connections = match way {
             Way::Usual => &self.http,
             Way::Spare => &self.spare,
         };
-        let answer = connections.request(request).await?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), limit).collect().await?.to_bytes();
-        Ok(Reply { server: self.endpoint.to_string(), status, body })
+        let answer = self.request(call, headers).map(|request| connections.request(request));
+        let limit = call.limit;
+        async move {
+            let answer = answer?.await.map_err(|error| self.failure(&error))?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), limit).collect().await;
+            let body = body.map_err(|error| self.failure(error.as_ref()))?.to_bytes();
+            Reply { server: self.shown.clone(), status, body }.unless_unavailable()
+        }
+    }
+
+    fn silent(&self, after: Duration) -> Error {
+        Error::Timeout { server: self.shown.to_string(), after }
+    }
+
+    fn request(&self, call: &Call, headers: HeaderMap) -> Result<Request<Full<Bytes>>, Error> {
+        let unusable = |what: &dyn std::fmt::Display| Error::Unreachable {
+            server: self.shown.to_string(),
+            reason: format!("the request cannot be written: {what}"),
+        };
+        let target = match &*call.query {
+            [] => match call.path {
+                Cow::Borrowed(path) => {
+                    PathAndQuery::from_maybe_shared(Bytes::from_static(path.as_bytes()))
+                }
+                Cow::Owned(ref path) => PathAndQuery::try_from(path.as_str()),
+            },
+            query => {
+                let query = crate::signature::acs3::encode_pairs(query);
+                PathAndQuery::try_from(format!("{}?{query}", call.path))
+            }
+        };
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(target.map_err(|error| unusable(&error))?);
+        let mut request = Request::new(Full::new(call.body.clone()));
+        *request.method_mut() = call.method.clone();
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|error| unusable(&error))?;
+        *request.headers_mut() = headers;
+        Ok(request)
     }
 
     fn failure(&self, error: &(dyn StdError + Send + Sync + 'static)) -> Error {
-        let server = self.endpoint.to_string();
+        let server = self.shown.to_string();
         let mut cause: &(dyn StdError + 'static) = error;
         loop {
             if let Some(error) = cause.downcast_ref::<ConnectError>() {

@@ -89,7 +89,14 @@ macro_rules! uuid_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Display::fmt(self.0.hyphenated().encode_lower(&mut [0; ID_TEXT_LEN]), f)
+                f.pad(self.0.hyphenated().encode_lower(&mut [0; ID_TEXT_LEN]))
+            }
+        }
+
+        impl Serialize for $name {
+            /// As the text of `Display`, without the detour over a formatter.
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.0.hyphenated().encode_lower(&mut [0; ID_TEXT_LEN]))
             }
         }
 
@@ -139,10 +146,14 @@ macro_rules! hex_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let mut digits = [0; 32];
-                // 16 bytes are 32 ASCII digits.
-                let _ = hex::encode_to_slice(self.0, &mut digits);
-                f.write_str(std::str::from_utf8(&digits).unwrap_or_default())
+                f.write_str(hex_digits(&self.0, &mut [0; 32]))
+            }
+        }
+
+        impl Serialize for $name {
+            /// As the text of `Display`, without the detour over a formatter.
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(hex_digits(&self.0, &mut [0; 32]))
             }
         }
 
@@ -156,15 +167,9 @@ macro_rules! hex_id {
     };
 }
 
-/// Serialises as the text of `Display`, and reads what `FromStr` accepts.
+/// Reads what `FromStr` accepts.
 macro_rules! text_serde {
     ($name:ident) => {
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
@@ -197,6 +202,12 @@ hex_id! {
 hex_id! {
     /// Drawn with every change of the primary version and after every restore (decision 4).
     Epoch
+}
+
+fn hex_digits<'a>(bytes: &[u8; 16], digits: &'a mut [u8; 32]) -> &'a str {
+    // 16 bytes are 32 ASCII digits.
+    let _ = hex::encode_to_slice(bytes, digits);
+    std::str::from_utf8(digits).unwrap_or_default()
 }
 
 fn random_16(entropy: &dyn Entropy) -> [u8; 16] {

@@ -75,13 +75,18 @@ pub fn key_id(
     key_version: &KeyVersionId,
     epoch: &Epoch,
 ) -> String {
-    hex::encode(sha256(&[&length_prefixed(&[
+    let hash = sha256(&[&length_prefixed(&[
         KEY_ID_LABEL,
         lineage.as_bytes(),
         cluster.as_bytes(),
         key_version.as_bytes(),
         epoch.as_bytes(),
-    ])]))
+    ])]);
+    // `hex::encode` goes by characters, and takes as long as the hash
+    let mut digits = [0; 64];
+    // 32 bytes are 64 ASCII digits
+    let _ = hex::encode_to_slice(hash, &mut digits);
+    String::from_utf8_lossy(&digits).into_owned()
 }
 
 /// Bytes that are no plugin blob.

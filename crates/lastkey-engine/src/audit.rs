@@ -12,6 +12,7 @@
 //! The log trusts its authentication key and the file system's `fdatasync`. Who owns the live
 //! server owns the key, and can rewrite what has not left the machine.
 
+mod batch;
 mod checkpoint;
 mod examine;
 mod files;

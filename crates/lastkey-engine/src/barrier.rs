@@ -11,7 +11,7 @@ mod check;
 mod keyring;
 mod rotation;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, atomic::AtomicU64};
 
 use lastkey_crypto::{
     Entropy, KeyMaterial, SecretBytes,
@@ -88,6 +88,8 @@ impl<T> Stored<T> {
 pub(crate) struct Barrier {
     store: Arc<dyn Store>,
     keyring: RwLock<Keyring>,
+    /// The revision that stored it, once another than the first was.
+    keyring_turned: AtomicU64,
     /// Counts what the newest keyring key seals.
     keyring_uses: RwLock<Arc<Uses>>,
     /// Under which the keyring rests.
@@ -137,6 +139,7 @@ impl Barrier {
             store,
             keyring: RwLock::new(keyring),
             // Not counted until it is known what was before.
+            keyring_turned: AtomicU64::new(0),
             keyring_uses: RwLock::new(Arc::new(Uses::in_large_blocks(0, u64::MAX / 2))),
             root: RwLock::new(root),
             entropy,

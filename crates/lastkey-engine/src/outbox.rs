@@ -108,6 +108,9 @@ struct Swept {
     delivered: Vec<Address>,
     /// The newest head that the store remembers.
     remembered: Option<Head>,
+    /// The one that it remembered when it was opened. Kept: a log that was cut before the start
+    /// soon has another newest one.
+    recalled: Option<Head>,
     /// Committed, but the log could not take them; to be tried again.
     owed: Vec<(Address, Vec<u8>)>,
     /// Perhaps committed: the store could not be asked.
@@ -192,7 +195,8 @@ impl Outbox {
 
     /// The heads that the store remembers, for the log to be compared with.
     pub(crate) fn remembered(&self) -> Vec<Head> {
-        self.swept.lock().remembered.into_iter().collect()
+        let swept = self.swept.lock();
+        swept.recalled.into_iter().chain(swept.remembered).collect()
     }
 
     /// Deletes delivered parcels and lets the store remember where the log ends.
@@ -268,7 +272,8 @@ impl Outbox {
 
     /// Takes over what the store remembered of the log's end when it was opened.
     pub(crate) fn recall(&self, remembered: Option<Head>) {
-        self.swept.lock().remembered = remembered;
+        let mut swept = self.swept.lock();
+        (swept.recalled, swept.remembered) = (remembered, remembered);
     }
 
     /// The first change behind the remembered end of the log whose parcel the store does not

@@ -543,7 +543,7 @@ impl Records {
             Write::DropAlias(name, _) => {
                 self.aliases.write().remove(&name);
             }
-            Write::Keyring(next) => self.barrier.turn_keyring(*next),
+            Write::Keyring(next) => self.barrier.turn_keyring(*next, revision),
             Write::Raw { path, value, .. } => self.rotations.learn_json(&path, &value),
             Write::DropRaw(path, _) => self.rotations.forget(&path),
             Write::Clear { .. } => {}

@@ -167,6 +167,38 @@ async fn a_forged_tail_and_a_missing_file_are_noticed() {
     assert!(!found.ok, "{found:?}");
 }
 
+/// Segments, checkpoints and journal of an earlier time fit each other; the store knows better.
+#[tokio::test]
+async fn a_log_that_was_cut_with_its_journal_is_told_for_as_long_as_the_server_runs() {
+    let world = World::new();
+    let engine = world.start().await;
+    encrypt_some(&engine, 3).await;
+    engine.shutdown().await;
+    let names = [world.audit_directory(), world.directory.path().join("journal")];
+    let files = |directory: &PathBuf| -> Vec<(PathBuf, Vec<u8>)> {
+        let paths = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.is_file()).map(|p| (p.clone(), fs::read(p).unwrap())).collect()
+    };
+    let earlier: Vec<_> = names.iter().flat_map(files).collect();
+    let engine = world.start().await;
+    encrypt_some(&engine, 5).await;
+    engine.shutdown().await;
+    names.iter().flat_map(files).for_each(|(path, _)| fs::remove_file(path).unwrap());
+    earlier.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+
+    let engine = world.start().await;
+    let status = engine.execute(&root(&engine), DescribeService).await.unwrap();
+    assert!(status.warnings.iter().any(|w| w.contains("it was cut")), "{:?}", status.warnings);
+    let problem = engine.execute(&root(&engine), VerifyAudit).await.unwrap().problem.unwrap();
+    assert_eq!(problem.kind, "truncated", "{problem:?}");
+    assert!(problem.what.contains("the store remembers"), "{problem:?}");
+    // The log grows beyond what was cut off, and the store remembers its new end.
+    encrypt_some(&engine, 30).await;
+    let problem = engine.execute(&root(&engine), VerifyAudit).await.unwrap().problem.unwrap();
+    assert_eq!(problem.kind, "changed", "{problem:?}");
+    assert!(problem.what.contains("the store remembers"), "{problem:?}");
+}
+
 #[tokio::test]
 async fn a_log_without_its_journal_is_refused() {
     let world = World::new();

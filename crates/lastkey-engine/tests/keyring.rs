@@ -22,7 +22,7 @@ async fn sealed_by(world: &World) -> BTreeSet<u32> {
 
 /// Waits until the keyring has one key again.
 async fn settled(engine: &Engine) {
-    for _ in 0..600 {
+    for _ in 0..3000 {
         if engine.keyring_uses().1 == 1 {
             return;
         }
@@ -78,6 +78,33 @@ async fn a_rotation_seals_everything_again_while_the_service_works() {
     assert_eq!(sealed_by(&world).await, BTreeSet::from([newest]));
     let engine = world.start().await;
     decrypt(&engine, &blob).await;
+}
+
+/// At any step of the round that another rotation began: in the middle of it, when it has just come
+/// to its end, and when the old keys are dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_rotation_during_another_costs_no_record() {
+    let world = World::new();
+    let engine = world.start().await;
+    let mut keys = Vec::new();
+    for _ in 0..400 {
+        keys.push(create_key(&engine).await);
+    }
+    let mut newest = 0;
+    for wait in [0_u64, 30, 110, 170, 250, 330, 390, 460, 540, 610, 730, 810] {
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        newest = engine.execute(&root(&engine), RotateKeyring).await.unwrap();
+        encrypt(&engine, &keys[0]).await;
+    }
+    settled(&engine).await;
+    let blob = encrypt(&engine, &keys[399]).await;
+    engine.shutdown().await;
+    assert_eq!(sealed_by(&world).await, BTreeSet::from([newest]));
+    let engine = world.start().await;
+    decrypt(&engine, &blob).await;
+    for key in &keys {
+        describe(&engine, key).await;
+    }
 }
 
 #[tokio::test]

@@ -155,6 +155,31 @@ fn what_the_index_rules_out_is_not_read() {
 }
 
 #[test]
+fn a_key_is_found_where_a_re_encryption_opened_with_it_too() {
+    let world = World { compress: true, ..World::new() };
+    let log = world.open();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let note = |action: &str, keys: &str| {
+        let body = format!(r#""action":"{action}","principal":"p"{keys},"outcome":"ok""#);
+        runtime.block_on(log.append(body.into_bytes())).unwrap();
+    };
+    note("ReEncrypt", r#","source_key":"from","key":"to""#);
+    write(&log, 1..=30, 300);
+    note("Decrypt", r#","key":"from""#);
+    write(&log, 31..=60, 300);
+    let of = |key: &str| numbers(&log, &Query { key: Some(key.into()), ..all() });
+    let found = || assert_eq!((of("from"), of("to"), of("k7")), (vec![1, 32], vec![1], vec![8]));
+    // Plain or not, with an index and without.
+    found();
+    let packed = settled(&world);
+    found();
+    for path in &packed {
+        fs::remove_file(path.with_extension("").with_extension("idx")).unwrap();
+    }
+    found();
+}
+
+#[test]
 fn a_page_ends_where_there_is_no_more() {
     let (_world, log, packed) = packed();
     for without_index in [false, true] {

@@ -7,8 +7,10 @@
 //! those were that it has read since it started.
 
 mod counters;
+mod elsewhere;
 pub mod in_use;
 mod stored;
+mod theirs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +18,9 @@ use lastkey_crypto::{ClusterId, KeyVersionId};
 use serde::Serialize;
 
 pub use counters::{Sample, samples};
+pub(crate) use elsewhere::{Elsewhere, elsewhere};
 pub use stored::{Stored, parse};
+pub use theirs::not_theirs;
 
 use crate::cluster::{ApiError, ApiServer, Discovery, Etcd, EtcdError, Resource};
 
@@ -106,6 +110,18 @@ impl Coverage {
         }
         versions
     }
+
+    fn add_elsewhere(&mut self, found: Elsewhere) {
+        for (resource, counts) in found {
+            let total = counts.values().sum();
+            let under = counts.into_iter().map(|(under, n)| Share { under, objects: Some(n) });
+            let remark = "not configured, and something of it is under a KMS: no apiserver can read \
+                          it, until a rule names it again";
+            self.remarks.push(format!("{resource}: {remark}"));
+            let under = under.collect();
+            self.resources.push(ResourceCoverage { resource, objects: Some(total), under });
+        }
+    }
 }
 
 /// The resources that names of a configuration stand for, each once, and the names that stand for
@@ -160,6 +176,14 @@ pub async fn exact(
             under,
         });
     }
+    let places: Vec<String> = resources.iter().map(|one| place_in_etcd(prefix, one)).collect();
+    match elsewhere(etcd, (prefix, &places)).await? {
+        Some(found) => coverage.add_elsewhere(found),
+        None => coverage.remarks.push(format!(
+            "etcd lets no more be read than what is configured: what an earlier configuration \
+             encrypted is not counted. Let all below {prefix}/ be read"
+        )),
+    }
     Ok(coverage)
 }
 
@@ -210,7 +234,7 @@ pub fn place_in_etcd(prefix: &str, resource: &Resource) -> String {
 }
 
 /// Groups that the apiserver itself serves (1.37).
-const BUILT_IN: [&str; 21] = [
+const BUILT_IN: [&str; 22] = [
     "",
     "admissionregistration.k8s.io",
     "apps",
@@ -232,6 +256,7 @@ const BUILT_IN: [&str; 21] = [
     "resource.k8s.io",
     "scheduling.k8s.io",
     "storage.k8s.io",
+    "storagemigration.k8s.io",
 ];
 
 #[cfg(test)]
@@ -256,6 +281,11 @@ mod tests {
             ("", "services", "/registry/services/specs/"),
             ("apps", "deployments", "/registry/deployments/"),
             ("networking.k8s.io", "ingresses", "/registry/ingress/"),
+            (
+                "storagemigration.k8s.io",
+                "storageversionmigrations",
+                "/registry/storageversionmigrations/",
+            ),
             ("example.org", "widgets", "/registry/example.org/widgets/"),
             (
                 "apiextensions.k8s.io",

@@ -15,7 +15,9 @@ mod golang;
 mod lines;
 mod local_keys;
 mod rules;
+mod strict;
 mod tree;
+mod unknown;
 mod write;
 
 use zeroize::Zeroizing;
@@ -39,6 +41,16 @@ impl Examined {
     /// Whether an apiserver refuses it, or it leaves new writes in clear.
     pub fn has_errors(&self) -> bool {
         self.findings.iter().any(|finding| finding.severity == Severity::Error)
+    }
+}
+
+/// Reads and judges a file's bytes, whatever they are.
+pub fn examine_bytes(bytes: &[u8]) -> Examined {
+    match strict::text(bytes) {
+        Ok(text) => examine(&text),
+        Err(finding) => {
+            Examined { config: EncryptionConfiguration::default(), findings: vec![finding] }
+        }
     }
 }
 
@@ -94,7 +106,7 @@ impl Named {
     }
 
     /// Whether it covers a resource of that full name.
-    pub(crate) fn covers(&self, resource: &str, group: &str) -> bool {
+    pub fn covers(&self, resource: &str, group: &str) -> bool {
         let (own, own_group) = self.parts();
         match own {
             "*" => own_group == "*" || own_group == group,

@@ -90,7 +90,8 @@ pub struct Options {
     pub migrate: Migrate,
     /// An option that was given and that only Lastkey's own way knows.
     pub only_own: Option<&'static str>,
-    /// So long it is waited for the cluster to take up a migration.
+    /// So long it is waited for the cluster to take up a migration, and ten times as long for one to
+    /// move that is under way.
     pub patience: Duration,
 }
 
@@ -249,13 +250,10 @@ impl Worker {
 
     /// One step after the other.
     async fn work(&self, claim: &mut Claim) -> Result<(), Stop> {
-        if claim.state.resources.is_empty() {
-            let served = discover(&self.api, &self.options.resources).await?;
-            claim.state.resources = self.resources(&claim.rotation, &served)?;
-            let chosen = self.choose(&claim.rotation, &claim.state.resources, &served).await?;
-            (claim.state.by, claim.state.migration) = (chosen.by, chosen.why);
-        } else if self.wants_otherwise(claim) {
-            self.choose_again(claim).await?;
+        self.take_up(claim).await?;
+        if self.wants_otherwise(claim) {
+            let resources = claim.state.resources.clone();
+            self.choose_again(claim, resources).await?;
         }
         let (by, why) = (claim.state.by, claim.state.migration.clone());
         if claim.rotation.phase == RotationPhase::Converging || by == By::Cluster {
@@ -481,7 +479,7 @@ impl Worker {
         let versions = self.versions(claim).await?;
         let began = claim.state.pass_began.clone();
         let found = match claim.rotation.namespace {
-            None if self.options.whole => Some(FoundObjects { began, versions }),
+            None if claim.state.whole => Some(FoundObjects { began, versions }),
             _ => None,
         };
         let finish = FinishRotation { fence: claim.rotation.fence, content, found };
@@ -531,7 +529,7 @@ impl Worker {
             "key_version": rotation.target,
             "plugin_key_id": rotation.plugin_key_id,
             "namespace": rotation.namespace,
-            "whole": self.options.whole && rotation.namespace.is_none(),
+            "whole": state.whole && rotation.namespace.is_none(),
             "resources": state.resources.iter().map(|r| r.full_name()).collect::<Vec<_>>(),
             "apiservers": self.api.urls().map(ToString::to_string).collect::<Vec<_>>(),
             "started": rotation.started,

@@ -1,5 +1,5 @@
-//! What an answer from memory takes from the heap, in the plugin alone: a bound that a large future or
-//! buffer for each call would break. Freed memory is zeroed, so that each byte costs twice.
+//! What a call takes from the heap, in the plugin alone: a bound that a large future or buffer for each
+//! call would break. Freed memory is zeroed, so that each byte costs twice.
 
 #![allow(clippy::unwrap_used)] // clippy sees no test in the helpers below
 #![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait; every call is handed on unchanged")]
@@ -13,7 +13,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
-        mpsc,
     },
 };
 
@@ -24,7 +23,10 @@ use lastkey_kubernetes::{
         key_management_service_client::KeyManagementServiceClient,
     },
 };
-use support::{FakeKms, Running, eventually};
+use support::{
+    FakeKms, Running, eventually,
+    fake::{FakeServer, Pki},
+};
 use tokio::sync::oneshot;
 
 /// The system's allocator, which counts what the plugin's thread takes.
@@ -75,24 +77,26 @@ struct Plugin {
 }
 
 impl Plugin {
-    fn start(directory: PathBuf) -> Self {
-        let (tell, told) = mpsc::channel();
+    /// Its server runs on the caller's thread, and does not count.
+    async fn start(directory: PathBuf) -> Self {
+        let (kms, pki) = (FakeKms::new(), Pki::new());
+        let server = FakeServer::start(&pki, kms.handler()).await;
+        let (tell, told) = oneshot::channel();
         std::thread::spawn(move || {
             IS_PLUGIN.set(true);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
                 let memory = MemoryConfig { entries: 100, directory };
                 let mut plugin =
-                    Running::start_with(FakeKms::new(), |config| config.memory = Some(memory))
-                        .await;
+                    Running::start_before((pki, server), kms, |it| it.memory = Some(memory));
                 plugin.ready().await;
                 let (stop, stopped) = oneshot::channel();
                 let (socket, metrics) = (plugin.socket.clone(), plugin.metrics.clone());
-                tell.send(Self { socket, metrics, _stop: stop }).unwrap();
+                assert!(tell.send(Self { socket, metrics, _stop: stop }).is_ok());
                 let _ = stopped.await;
             });
         });
-        told.recv().unwrap()
+        told.await.unwrap()
     }
 
     fn answers(&self) -> u64 {
@@ -114,16 +118,19 @@ async fn least(mut call: impl AsyncFnMut()) -> (u64, u64) {
 }
 
 #[tokio::test]
-async fn an_answer_from_memory_takes_little_of_the_heap() {
+async fn a_call_takes_little_of_the_heap() {
     let state = tempfile::tempdir().unwrap();
-    let plugin = Plugin::start(state.path().to_owned());
+    let plugin = Plugin::start(state.path().to_owned()).await;
     let channel = support::connect(plugin.socket.clone()).await;
     let kms = KeyManagementServiceClient::new(channel);
     let status = async || kms.clone().status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status().await.healthz, "ok");
     let uid = "b3a4ee71-6a3e-4b62-8f9b-2d9f6a1c7e55".to_owned();
-    let request = EncryptRequest { plaintext: vec![7; 32], uid: uid.clone() };
-    let sealed = kms.clone().encrypt(request).await.unwrap().into_inner();
+    let encrypt = async || {
+        let request = EncryptRequest { plaintext: vec![7; 32], uid: uid.clone() };
+        kms.clone().encrypt(request).await.unwrap().into_inner()
+    };
+    let sealed = encrypt().await;
     let decrypt = async || {
         let request = DecryptRequest {
             ciphertext: sealed.ciphertext.clone(),
@@ -145,7 +152,12 @@ async fn an_answer_from_memory_takes_little_of_the_heap() {
     let before = plugin.answers();
     let of_decrypt = least(&decrypt).await;
     assert_eq!(plugin.answers(), before + 100, "all from memory");
-    println!("allocations and bytes of a Status {of_status:?}, of a Decrypt {of_decrypt:?}");
+    let of_encrypt = least(async || drop(encrypt().await)).await;
+    println!(
+        "allocations and bytes of a Status {of_status:?}, of a Decrypt from memory {of_decrypt:?}, \
+         of an Encrypt {of_encrypt:?}"
+    );
     assert!(of_status.0 <= 40 && of_status.1 <= 10 << 10, "a Status takes {of_status:?}");
     assert!(of_decrypt.0 <= 50 && of_decrypt.1 <= 13 << 10, "a Decrypt takes {of_decrypt:?}");
+    assert!(of_encrypt.0 <= 95 && of_encrypt.1 <= 28 << 10, "an Encrypt takes {of_encrypt:?}");
 }

@@ -164,7 +164,8 @@ impl Service {
 
     async fn handle(&self, wire: Wire, exchange: &Exchange<'_>) -> Reply {
         if native::operator::is_operator(exchange.path()) {
-            return native::operator::handle(&self.sealing, exchange).await;
+            // On the heap, for it is large, and every other request would carry it about.
+            return Box::pin(native::operator::handle(&self.sealing, exchange)).await;
         }
         let Some(open) = self.sealing.open() else {
             return refused(wire, exchange.request_id, &self.sealed().into());

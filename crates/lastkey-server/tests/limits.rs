@@ -5,6 +5,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use http::Request;
+use http_body_util::Full;
 use lastkey_server::{BindError, Limits, Server, ServerConfig};
 use serde_json::Value;
 use support::{read_to_end, start, start_with};
@@ -41,6 +43,27 @@ async fn too_much_is_refused_at_once() {
     let garbage = server.raw(b"\x00\x01\x02 nonsense\r\n\r\n").await;
     assert!(garbage.starts_with("HTTP/1.1 400 ") || garbage.is_empty(), "{garbage}");
     assert!(server.raw(HEALTH).await.ends_with("ok\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_is_bounded_and_answers_heads_without_bodies() {
+    let server = start_with(Limits { headers: 16, ..Limits::default() }).await;
+    let ask = async |method: &str, path: &str, more: u32| {
+        let mut request = Request::builder().method(method).uri(format!("https://localhost{path}"));
+        for n in 0..more {
+            request = request.header(format!("h{n}"), "1");
+        }
+        server.send_h2(request.body(Full::default()).unwrap()).await
+    };
+    // A body would be an error of the protocol.
+    for path in ["/healthz", "/readyz", "/v1/status"] {
+        let (head, get) = (ask("HEAD", path, 0).await, ask("GET", path, 0).await);
+        assert_eq!((head.status, &*head.text), (get.status, ""), "{path}");
+        assert!(!get.text.is_empty());
+    }
+    assert_eq!(ask("GET", "/healthz", 16).await.status, 200);
+    assert_eq!(ask("GET", "/healthz", 17).await.status, 431);
+    assert_eq!(ask("GET", "/v1/status", 17).await.status, 431);
 }
 
 #[tokio::test(flavor = "multi_thread")]

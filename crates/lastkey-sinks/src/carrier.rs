@@ -1,6 +1,7 @@
 //! What carries lines to one sink: read, deliver, remember, and again.
 
 use std::{
+    convert::Infallible,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -29,6 +30,8 @@ const LINES: usize = 1000;
 const BYTES: usize = 1 << 20;
 /// How often a reader that has read everything looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often it is counted what waits, while nothing goes on.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// How often a place is written down while lots arrive.
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
 /// A delivery that takes longer is made again.
@@ -316,7 +319,6 @@ impl Round {
                     };
                     self.pause(asked.unwrap_or(wait)).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
-                    self.look_behind();
                 }
             }
         }
@@ -342,16 +344,13 @@ impl Round {
         if lines.is_empty() {
             return Ok(());
         }
-        if self.target.may_be_late() {
-            return self.target.deliver(lines).await;
-        }
-        let delivered = tokio::time::timeout(PATIENCE, self.target.deliver(lines)).await;
-        delivered.unwrap_or(Err(DeliveryError::Late))
-    }
-
-    fn look_behind(&self) {
-        if let Ok(lag) = self.follower.lag() {
-            self.carrier.lag.store(lag, Ordering::Relaxed);
+        let Self { target, carrier, follower, .. } = self;
+        let patience = if target.may_be_late() { Duration::MAX } else { PATIENCE };
+        tokio::select! {
+            delivered = tokio::time::timeout(patience, target.deliver(lines)) => {
+                delivered.unwrap_or(Err(DeliveryError::Late))
+            }
+            never = count(carrier, follower) => match never {},
         }
     }
 
@@ -367,6 +366,21 @@ impl Round {
         if *self.stop.borrow() {
             return;
         }
-        let _ = tokio::time::timeout(wait, self.stop.changed()).await;
+        let Self { stop, carrier, follower, .. } = self;
+        tokio::select! {
+            _ = tokio::time::timeout(wait, stop.changed()) => {}
+            never = count(carrier, follower) => match never {},
+        }
+    }
+}
+
+/// Says how much waits, over and over: a sink may keep a lot for as long as it likes, and is waited
+/// for in between, while the log goes on.
+async fn count(carrier: &Carrier, follower: &mut Follower) -> Infallible {
+    loop {
+        tokio::time::sleep(COUNT_EVERY).await;
+        if let Ok(lag) = follower.lag() {
+            carrier.lag.store(lag, Ordering::Relaxed);
+        }
     }
 }

@@ -12,8 +12,9 @@ use lastkey_engine::{
         Decrypt, DeleteAlias, DescribeKey, DisableKey, EnableKey, Encrypt, Encrypted,
         GenerateDataKey, GenerateDataKeyWithoutPlaintext, ListAliases, ListClusters, ListKeys,
         PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRequest, PluginState, PluginStatus,
-        ReEncrypt, ScheduleKeyDeletion, SetDeletionProtection, TagResource, UntagResource,
-        UntagWhich, UpdateAlias, UpdateKeyDescription, UpdateRotationPolicy, VerifyAudit,
+        ReEncrypt, RotateKeyring, ScheduleKeyDeletion, SetDeletionProtection, TagResource,
+        UntagResource, UntagWhich, UpdateAlias, UpdateKeyDescription, UpdateRotationPolicy,
+        VerifyAudit,
     },
 };
 
@@ -86,6 +87,8 @@ pub enum Op {
     Verify,
     /// Another root key.
     RotateRoot,
+    /// Another key for the records, all of which are sealed again; also while they still are.
+    RotateKeyring,
 }
 
 /// What was answered.
@@ -235,6 +238,9 @@ impl Op {
                     Err(OperatorError::Engine(error)) => Err(error),
                     Err(other) => Err(Error::Unavailable(other.to_string())),
                 }
+            }
+            Self::RotateKeyring => {
+                engine.execute(&caller, RotateKeyring).await.map(|_| Answer::Done)
             }
             Self::Verify => engine.execute(&caller, VerifyAudit).await.map(Answer::Verified),
         }

@@ -22,12 +22,14 @@ pub struct Workload {
     random: Random,
     /// How long names in encryption contexts are: long ones fill the log.
     pub fat: bool,
+    /// Records may still be sealed again since a new keyring.
+    resealing: bool,
 }
 
 impl Workload {
     /// From these numbers.
     pub fn new(random: Random) -> Self {
-        Self { random, fat: false }
+        Self { random, fat: false, resealing: false }
     }
 
     /// A command that may be issued now.
@@ -43,6 +45,11 @@ impl Workload {
     fn any(&mut self, model: &Model) -> Option<Op> {
         if model.keys.is_empty() || (model.keys.len() < KEYS && self.random.percent(6)) {
             return Some(self.create());
+        }
+        // The next rotation comes into the work of the one before as often as not.
+        if self.resealing && self.random.percent(20) {
+            self.resealing = self.random.percent(80);
+            return Some(Op::RotateKeyring);
         }
         Some(match self.random.below(100) {
             0..24 => Op::Mutate { key: self.key(model)?, by: self.mutation() },
@@ -68,6 +75,10 @@ impl Workload {
             84..85 => Op::Aliases { page: 1 },
             85 => Op::Verify,
             86 => Op::RotateRoot,
+            87 => {
+                self.resealing = true;
+                Op::RotateKeyring
+            }
             _ => self.plugin(model)?,
         })
     }

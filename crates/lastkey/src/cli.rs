@@ -452,8 +452,8 @@ pub(crate) enum AliasAction {
 pub(crate) enum AuditAction {
     /// Show the newest records.
     Tail {
-        /// How many.
-        #[arg(short = 'n', long, default_value_t = 20)]
+        /// How many, at most 10000; 0 with --follow shows only new ones.
+        #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(..=10_000))]
         lines: u32,
         /// Go on with new ones until Ctrl-C.
         #[arg(short, long)]
@@ -480,7 +480,8 @@ pub(crate) struct AuditFilter {
     /// Who called, or a part of it.
     #[arg(long)]
     pub(crate) principal: Option<String>,
-    /// The key's id.
+    /// A key: its id, or alias/NAME, which means the key that has it now. What a re-encryption
+    /// opened with counts as well.
     #[arg(long)]
     pub(crate) key: Option<String>,
     /// The action, such as Encrypt.
@@ -492,8 +493,8 @@ pub(crate) struct AuditFilter {
     /// A name in the encryption context.
     #[arg(long, value_name = "NAME")]
     pub(crate) context_key: Option<String>,
-    /// At most so many records.
-    #[arg(long, default_value_t = 100)]
+    /// At most so many records, 1 to 10000.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) limit: u32,
     /// Go on after this record (`next` of the page before).
     #[arg(long, value_name = "SEQ")]

@@ -29,10 +29,13 @@ fn main() -> ExitCode {
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(output::WRONG_USAGE) };
         }
     };
-    start_logging(&cli.command);
+    let serves = matches!(cli.command, Command::Up(_) | Command::Server(_) | Command::KmsPlugin(_));
+    start_logging(serves);
     let output = Output::new(cli.output);
     match run(cli, &output) {
-        Ok(()) => ExitCode::SUCCESS,
+        // What serves said that it was ready, and then did what it is for.
+        Ok(()) if serves => ExitCode::SUCCESS,
+        Ok(()) => output::unwritten().map_or(ExitCode::SUCCESS, |failure| output.fail(&failure)),
         Err(failure) => output.fail(&failure),
     }
 }
@@ -40,17 +43,24 @@ fn main() -> ExitCode {
 /// Logs go to standard error; `LASTKEY_LOG` selects them as `RUST_LOG` does elsewhere, and
 /// `LASTKEY_LOG_FORMAT=json` makes each a line of JSON. The libraries below us stay at `info`
 /// whatever it says: what they print of a connection beyond that can hold what passed through it.
-fn start_logging(command: &Command) {
+fn start_logging(serves: bool) {
     use tracing_subscriber::{EnvFilter, fmt};
-    let runs = matches!(command, Command::Up(_) | Command::Server(_) | Command::KmsPlugin(_));
-    let default = if runs { "info" } else { "warn" };
+    let default = if serves { "info" } else { "warn" };
     let filter = EnvFilter::try_from_env("LASTKEY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let capped = ["hyper", "hyper_util", "h2", "rustls", "tokio_rustls", "tonic", "tower"];
     let filter = capped
         .iter()
         .filter_map(|library| format!("{library}=info").parse().ok())
         .fold(filter, EnvFilter::add_directive);
+    // It calls each mechanism of a token that it has no name for an error; what fails it answers.
+    let filter = match "cryptoki=off".parse() {
+        Ok(silent) => filter.add_directive(silent),
+        Err(_) => filter,
+    };
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Where standard error cannot be written, such as a file on a full disk, a complaint about it
+    // there would end whatever was logging.
+    let log = log.log_internal_errors(false);
     match std::env::var_os("LASTKEY_LOG_FORMAT").is_some_and(|format| format == "json") {
         true => log.json().flatten_event(true).init(),
         false => log.with_ansi(std::io::stderr().is_terminal()).init(),

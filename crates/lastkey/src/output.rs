@@ -2,11 +2,11 @@
 //!
 //! Human output is a table or a sentence; `--output json` gives the same as data. Exit codes are
 //! part of what scripts rely on.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the binary speaks")]
 
 use std::{
     io::{self, Write},
     process::ExitCode,
+    sync::OnceLock,
 };
 
 use clap::ValueEnum;
@@ -167,7 +167,7 @@ impl Output {
     pub(crate) fn event(&self, value: &Value, human: Option<&str>, data_out: bool) {
         let json = self.is_json().then(|| value.to_string());
         match json.as_deref().or(human) {
-            Some(text) if data_out => eprintln!("{text}"),
+            Some(text) if data_out => remark(text),
             Some(text) => line(text),
             None => {}
         }
@@ -185,13 +185,13 @@ impl Output {
     /// A remark for people only.
     pub(crate) fn hint(&self, text: &str) {
         if self.format == Format::Table {
-            eprintln!("{text}");
+            remark(text);
         }
     }
 
     /// A remark while something is under way.
     pub(crate) fn note(text: &str) {
-        eprintln!("{text}");
+        remark(text);
     }
 
     /// Says why, and gives the exit code that goes with it.
@@ -205,12 +205,12 @@ impl Output {
                 if !dependants.is_empty() {
                     error["error"]["dependants"] = json!(dependants);
                 }
-                eprintln!("{error}");
+                remark(&error.to_string());
             }
             Format::Table => {
-                eprintln!("error: {message}");
+                remark(&format!("error: {message}"));
                 if !dependants.is_empty() {
-                    eprintln!("\n{}", table(dependants, &DEPENDANTS));
+                    remark(&format!("\n{}", table(dependants, &DEPENDANTS)));
                 }
             }
         }
@@ -228,11 +228,31 @@ pub(crate) const DEPENDANTS: [Column; 6] = [
     Column("UNTIL", "until"),
 ];
 
-/// Prints a line; a reader that went away is no failure of ours.
+/// Why something that was to be read on standard output is not there.
+static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a line; a reader that went away is no failure of ours, and any other is [`unwritten`].
 pub(crate) fn line(text: &str) {
     let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{text}");
-    let _ = out.flush();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            UNWRITTEN.get_or_init(|| error);
+        }
+        _ => {}
+    }
+}
+
+/// The failure of a command that did its work and could not say all it had to.
+pub(crate) fn unwritten() -> Option<Failure> {
+    let error = UNWRITTEN.get()?;
+    Some(Failure::failed(format_args!(
+        "the command did its work, but its result could not be written to standard output: {error}"
+    )))
+}
+
+/// Prints a line on standard error, which may be closed or on a full disk: the exit code still tells.
+fn remark(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// A table's column: its head, and the field it shows.

@@ -21,6 +21,8 @@ mod etcd;
 #[allow(dead_code, reason = "each test target uses its own part of it")]
 mod grpc;
 mod nodes;
+#[path = "apiserver/other_etcd.rs"]
+mod other_etcd;
 #[path = "apiserver/outages.rs"]
 mod outages;
 #[path = "apiserver/packaging.rs"]

@@ -126,6 +126,68 @@ fn an_outsider_verifies_a_copy_with_the_public_key_alone() {
 }
 
 #[test]
+fn a_search_finds_what_was_meant_or_says_what_is_wrong() {
+    let place = tempfile::tempdir().unwrap();
+    let server = Server::start(&place.path().join("data"), &[]);
+    let made = last(&server.run(&["key", "create", "--alias", "alias/a", "--output", "json"]));
+    let id = made["key_id"].as_str().unwrap();
+    server.run(&["key", "create", "--alias", "alias/b"]);
+    let plain = place.path().join("plain");
+    fs::write(&plain, "attack at dawn").unwrap();
+    let sealed = place.path().join("plain.lastkey");
+    let [plain, sealed] = [&plain, &sealed].map(|path| path.to_str().unwrap());
+    assert!(server.run(&["encrypt", "--key", "alias/a", plain]).status.success());
+    assert!(server.run(&["rewrap", "--key", "alias/b", sealed]).status.success());
+
+    // By id and by name; a key from which something was re-encrypted was used.
+    let query = |more: &[&str]| {
+        let found = server.run(&[&["audit", "query", "--output", "json"], more].concat());
+        assert!(found.status.success(), "{found:?}");
+        last(&found)["items"].as_array().unwrap().clone()
+    };
+    for key in [id, "alias/a"] {
+        let found = query(&["--key", key, "--action", "reencrypt", "--outcome", "OK"]);
+        assert_eq!(found.len(), 1, "{key}: {found:?}");
+        assert_eq!(found[0]["source_key"], id);
+    }
+    assert!(!query(&["--limit", "10000"]).is_empty());
+
+    // What can find nothing is not answered by nothing.
+    for (wrong, code) in [
+        (&["--key", "alias/none"][..], 3),
+        (&["--limit", "0"], 2),
+        (&["--limit", "10001"], 2),
+        (&["--from", "yesterday"], 1),
+        (&["--from", "2026-01-02T00:00:00Z", "--to", "2026-01-01T00:00:00Z"], 1),
+    ] {
+        let refused = server.run(&[&["audit", "query"], wrong].concat());
+        assert_eq!(refused.status.code(), Some(code), "{wrong:?}");
+    }
+    let strange = server.run(&["audit", "query", "--action", "Encrpt"]);
+    assert!(strange.status.success());
+    assert!(String::from_utf8_lossy(&strange.stderr).contains("no action Encrpt"));
+    assert!(
+        server
+            .run(&["audit", "tail", "-n", "0", "--output", "json"])
+            .stdout
+            .starts_with(b"{\"items\":[]")
+    );
+
+    // A witness that says nothing is none.
+    let empty = place.path().join("empty.log");
+    fs::write(&empty, "\n").unwrap();
+    let data = server.place.clone();
+    server.stop();
+    let key = data.join("audit-public-key.pem");
+    let [data, key, empty] = [&data, &key, &empty].map(|path| path.to_str().unwrap());
+    let offline = ["audit", "verify", "--offline", data, "--public-key", key];
+    let run = |more: &[&str]| {
+        Command::new(BINARY).args(offline).args(more).output().unwrap().status.code()
+    };
+    assert_eq!((run(&[]), run(&["--checkpoint", empty])), (Some(0), Some(2)));
+}
+
+#[test]
 fn standard_output_gets_the_ready_line_first_and_then_every_record() {
     let place = tempfile::tempdir().unwrap();
     let mut server = Server::start(place.path(), &["--audit-sink", "stdout"]);

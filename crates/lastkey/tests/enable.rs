@@ -43,6 +43,8 @@ fn from_clear_there_and_back_killed_in_the_middle() {
     let report = world.run("enable", &[]);
     assert_eq!((&report["way"], &report["exact"]), (&"enable".into(), &true.into()), "{report}");
     assert_eq!(report["removed"], serde_json::json!(["clear"]), "{report}");
+    assert_eq!(report["verified"], json!({ "by": "etcd" }), "{report}");
+    assert!(report["proof"].as_str().unwrap().starts_with("etcd was read to the end"), "{report}");
     world.assert_all_under(OURS);
     assert_eq!(world.providers(), ["kms"]);
     assert_eq!(world.encryption()["status"], "running");
@@ -64,6 +66,8 @@ fn from_clear_there_and_back_killed_in_the_middle() {
     assert_eq!(world.cli(&["key", "disable", KEY]).code, 5);
     let report = world.run("disable", &[]);
     assert_eq!((&report["way"], &report["to"]), (&"disable".into(), &"clear".into()), "{report}");
+    assert_eq!(report["verified"], json!({ "by": "etcd" }), "{report}");
+    assert_eq!(report["exact"], true, "{report}");
     world.assert_all_under("clear");
     assert_eq!(world.providers(), ["identity"]);
     assert_eq!(world.encryption()["status"], "off");
@@ -129,11 +133,17 @@ fn on_1_31_from_secretbox_to_another_plugin() {
     };
     let _plugin = world.lab.lastkey.plugin(&plugin_options(&files)).unwrap();
     let to = format!("other=unix://{}", socket.display());
-    world.run("disable", &["--to", &to]);
+    // Where etcd is not registered, the passes are believed, either way, and the report says so.
+    world.register_without_etcd();
+    let by_pass = json!({ "by": "pass", "why": "etcd is not registered" });
+    let report = world.run("disable", &["--to", &to]);
+    assert_eq!((&report["exact"], &report["verified"]), (&json!(false), &by_pass), "{report}");
+    assert!(report["proof"].as_str().unwrap().starts_with("in the last pass"), "{report}");
     world.assert_all_under("kms:v2:other");
     // And back from there: another plugin's provider is taken out.
     let report = world.run("enable", &[]);
     assert_eq!(report["removed"], serde_json::json!(["kms v2 other"]), "{report}");
+    assert_eq!((&report["exact"], &report["verified"]), (&json!(false), &by_pass), "{report}");
     world.assert_all_under(OURS);
     let ids: BTreeSet<String> = world.stored().into_keys().collect();
     assert_eq!(ids.len(), 1);

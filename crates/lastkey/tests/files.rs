@@ -6,6 +6,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -143,6 +144,71 @@ fn files_get_names_and_are_never_overwritten_unasked() {
     assert_eq!(user.refused(&["encrypt", "--key", KEY, "missing"]).0, 1);
     assert_eq!(user.refused(&["encrypt", "--key", KEY, "."]).0, 1);
     assert_eq!(user.listing(), ["a", "a.lastkey", "b", "b.lastkey"]);
+}
+
+#[test]
+fn odd_names_and_places_lose_nothing() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+
+    // A name that is no text.
+    let odd = std::ffi::OsStr::from_bytes(b"plan\xff");
+    fs::write(user.dir.join(odd), b"odd").unwrap();
+    let run = |args: &[&str]| user.command(args).arg(odd).output().unwrap();
+    assert!(run(&["encrypt", "--key", KEY]).status.success());
+    let again = run(&["encrypt", "--key", KEY, "--force", "--output", "json"]);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let said: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(said["source"], "plan\u{fffd}");
+    let sealed = user.dir.join(std::ffi::OsStr::from_bytes(b"plan\xff.lastkey"));
+    assert!(user.command(&["rewrap"]).arg(&sealed).output().unwrap().status.success());
+    fs::remove_file(user.dir.join(odd)).unwrap();
+    assert!(user.command(&["decrypt"]).arg(&sealed).output().unwrap().status.success());
+    assert_eq!(fs::read(user.dir.join(odd)).unwrap(), b"odd");
+
+    // Standard streams by their other names: data and nothing else.
+    user.write("plan", b"attack at dawn");
+    for name in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+        let sealed = user.run(&["encrypt", "--key", KEY, "plan", "-o", name]).stdout;
+        assert!(sealed.starts_with(b"LASTKEY\0"));
+        user.write("sealed", &sealed);
+        let mut opened = user.command(&["decrypt", "/dev/stdin", "-o", name]);
+        opened.stdin(File::open(user.path("sealed")).unwrap());
+        assert_eq!(opened.output().unwrap().stdout, b"attack at dawn");
+    }
+
+    // A file that is read is not written behind its own end.
+    let mut grows = user.command(&["encrypt", "--key", KEY, "-i", "plan"]);
+    grows.stdout(OpenOptions::new().append(true).open(user.path("plan")).unwrap());
+    assert_eq!(grows.status().unwrap().code(), Some(2));
+    assert_eq!(user.read("plan"), b"attack at dawn");
+
+    // What is no file is not replaced by one, even where files may be; and that shows at once.
+    let listener = std::os::unix::net::UnixListener::bind(user.path("socket")).unwrap();
+    fs::create_dir(user.path("folder")).unwrap();
+    let longest = "n".repeat(256);
+    for (out, why) in [
+        ("socket", "socket is no file"),
+        ("folder", "folder is a directory"),
+        ("new/", "new/ is the name of a directory"),
+        (&*longest, "too long"),
+        ("plan/plan", "Not a directory"),
+    ] {
+        let (code, said) =
+            user.refused(&["encrypt", "--key", "alias/none", "--force", "plan", "-o", out]);
+        assert!(code == 1 && said.contains(why), "{out}: {said}");
+    }
+    assert_eq!(user.refused(&["rewrap", "/dev/null"]).0, 1);
+    drop(listener);
+
+    // The longest name there is can be replaced, and its keys, too.
+    let name = format!("{}.lastkey", "n".repeat(247));
+    for _ in 0..2 {
+        user.ok(&["encrypt", "--key", KEY, "plan", "-o", &name, "--force"]);
+        user.ok(&["rewrap", &name]);
+    }
+    assert_eq!(user.run(&["decrypt", &name, "-o", "-"]).stdout, b"attack at dawn");
 }
 
 #[test]

@@ -15,10 +15,11 @@ use lastkey_kubernetes::proto::v2::{
 };
 use lastkey_testbed::eventually;
 use load::{Target, Who, encrypt, get};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Lab, SOON};
 use tokio::net::UnixStream;
@@ -79,6 +80,59 @@ fn a_full_disk_refuses_work_and_recovers() {
         assert!(listed.contains(id), "key {id} was acknowledged and is gone");
     }
     lab.cli(&up.ready, &["audit", "verify"]);
+}
+
+#[test]
+fn a_server_starts_and_is_unsealed_on_a_full_disk() {
+    let lab = Lab::new();
+    let Some(disk) = SmallDisk::mount(&lab.folder("disk")) else { return };
+    let data = disk.path.join("data");
+    let start = || {
+        let fixed = ["server", "--listen", "127.0.0.1:0", "--seal", "shamir", "--data-dir"];
+        let args = fixed.iter().map(OsStr::new).chain([data.as_os_str()]);
+        lab.lastkey.long_running("server", args).unwrap()
+    };
+    let local = |args: &[&str], input: &str| {
+        let socket = data.join("admin.sock").to_string_lossy().into_owned();
+        let args = [args, &["--admin-socket", &socket, "--output", "json"]].concat();
+        let mut child = Command::new(lab.lastkey.binary())
+            .args(&args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let unseal = |shares: &[String]| {
+        shares.iter().for_each(|share| drop(local(&["operator", "unseal"], share)));
+        assert_eq!(local(&["operator", "status"], "")["state"], "unsealed");
+    };
+    let mut server = start();
+    let made = local(&["operator", "init", "--shares", "2", "--threshold", "2"], "");
+    let shares: Vec<String> = made["shares"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|share| share["share"].as_str().unwrap().to_owned())
+        .collect();
+    unseal(&shares);
+    let key = local(&["key", "create"], "")["key_id"].clone();
+    disk.fill();
+    // Sealed and unsealed, stopped and started, killed and started.
+    local(&["operator", "seal"], "");
+    unseal(&shares);
+    server.stop().unwrap();
+    server = start();
+    unseal(&shares);
+    server.process.kill();
+    server = start();
+    unseal(&shares);
+    assert!(local(&["key", "list"], "").to_string().contains(key.as_str().unwrap()));
+    server.stop().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

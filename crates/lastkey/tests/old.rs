@@ -1,16 +1,68 @@
-//! Lane, run on request: kube-apiserver 1.20.2, which knows KMS v1 alone, and sends the socket's
-//! path as `:authority`.
+//! Lane, run on request: kube-apiserver 1.27.8, the first release with KMS v2 as a beta, and 1.20.2,
+//! which knows KMS v1 alone. Both send the socket's path as `:authority`.
 //!
-//! Its configuration is the one that `lastkey cluster config` prints.
+//! Their configurations are those that Lastkey prints.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
 use lastkey_testbed::{ApiserverOptions, Encrypted, Peers, eventually};
 use support::{Cluster, KEY, Lab, PLAINTEXT, SOON, plugin_options};
 
+/// The release without KMS v2.
 const VERSION: &str = "1.20.2";
+/// An apiserver asks a healthy plugin once a minute.
+const NEW_KEY_ID: Duration = Duration::from_secs(200);
+
+fn key_id(cluster: &Cluster, name: &str) -> String {
+    Encrypted::parse(&cluster.stored(name).bytes).unwrap().key_id
+}
+
+/// KMS v2 as 1.27 has it: a key of AES-GCM for all writes under one key_id, and no seed.
+#[test]
+fn secrets_are_sealed_on_1_27() {
+    let test = "secrets_are_sealed_on_1_27";
+    let Some(peers) = Peers::or_skip(test, &["etcd", "kube-apiserver-1.27.8"]) else { return };
+    let lab = Lab::new();
+    let up = lab.up();
+    let config = &up.ready.encryption_config_file;
+    let mut cluster = Cluster::start(&peers, &lab.folder("cluster"), "1.27.8", config);
+    // 1. Sealed, readable, and readable after a restart of the apiserver.
+    let names = cluster.create_secrets("beta", 20);
+    cluster.assert_readable(&names);
+    let first = key_id(&cluster, "beta-0");
+    assert!(names.iter().all(|name| key_id(&cluster, name) == first));
+    assert!(!cluster.etcd.disk_contains(PLAINTEXT).unwrap(), "no plaintext in etcd's files");
+    cluster.apiserver.restart().unwrap();
+    cluster.assert_readable(&names);
+    eventually("the apiserver is healthy, provider included", SOON, || {
+        cluster.apiserver.client().get("/readyz")?.expect_ok("readyz")
+    })
+    .unwrap();
+    // 2. A rotation is taken, and an update brings a Secret under the new version.
+    lab.cli(&up.ready, &["key", "rotate", KEY]);
+    eventually("writes are under another key_id", NEW_KEY_ID, || {
+        sleep(Duration::from_secs(2));
+        let value = format!("{:?}", Instant::now());
+        let answer = cluster.apiserver.update_secret("beta-0", &value);
+        answer.and_then(|answer| answer.expect_ok("an update")).map_err(|e| e.to_string())?;
+        if key_id(&cluster, "beta-0") == first {
+            Err("still the old one".to_owned())
+        } else {
+            Ok(())
+        }
+    })
+    .unwrap();
+    assert_eq!(key_id(&cluster, "beta-1"), first, "what nobody wrote stays as it was");
+    cluster.apiserver.restart().unwrap();
+    cluster.assert_readable(&names[1..]);
+}
 
 #[test]
 fn secrets_are_sealed_on_1_20_by_a_path() {

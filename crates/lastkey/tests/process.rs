@@ -7,10 +7,10 @@ mod guard;
 mod support;
 
 use lastkey_testbed::{Client, Daemon, Outcome, Ready, Running};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
-use std::fs;
-use std::io::Write as _;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -178,6 +178,11 @@ fn exit_codes_tell_causes_apart() {
     assert_eq!(code(ours, &["key", "list"]), 0);
     assert_eq!(code(ours, &["key", "frobnicate"]), 2);
     assert_eq!(code(ours, &["key", "describe", "alias/nobody"]), 3);
+    // A name that is none becomes no directory.
+    let unnamed = lab.path("No Name");
+    assert_eq!(code(ours, &["cluster", "add", unnamed.to_str().unwrap()]), 1);
+    assert_eq!(code(ours, &["cluster", "add", ""]), 1);
+    assert!(!unnamed.exists());
     let mut forged = credentials(&ready);
     forged["access_key_secret"] = "forged".into();
     let stranger = lab.path("stranger.json");
@@ -187,6 +192,45 @@ fn exit_codes_tell_causes_apart() {
     assert_eq!(code(ours, &["key", "delete", KEY]), 5);
     assert!(up.stop().unwrap().success());
     assert_eq!(code(ours, &["key", "list"]), 6);
+}
+
+#[test]
+fn nothing_ends_because_standard_error_cannot_be_written() {
+    let lab = Lab::new();
+    let data = lab.path("data");
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let mut server = Command::new(lab.lastkey.binary())
+        .args(["up", "--listen", "127.0.0.1:0", "--output", "json", "--data-dir"])
+        .arg(&data)
+        .env("LASTKEY_LOG", "trace")
+        .stdout(Stdio::piped())
+        .stderr(full())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Ready = serde_json::from_str(&line).expect("it starts");
+    let cli = |args: &[&str]| {
+        let mut command = Command::new(lab.lastkey.binary());
+        command.args(args).env("LASTKEY_CREDENTIALS", &ready.credentials_file);
+        command
+    };
+    let code = |mut command: Command| command.stderr(full()).status().unwrap().code();
+    assert_eq!(
+        code(cli(&["key", "describe", "alias/nobody"])),
+        Some(3),
+        "the cause, though unsaid"
+    );
+    // What was to be read is not there: that is a failure, and it says what was done.
+    let unheard = cli(&["key", "create", "--alias", "alias/unheard"]).stdout(full()).output();
+    let unheard = unheard.unwrap();
+    let said = String::from_utf8(unheard.stderr).unwrap();
+    assert_eq!(unheard.status.code(), Some(1), "{said}");
+    assert!(said.contains("did its work") && said.contains("standard output"), "{said}");
+    assert_eq!(code(cli(&["key", "describe", "alias/unheard"])), Some(0));
+    let pid = Pid::from_child(&server);
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(0), "it stops cleanly");
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod automatic;
 mod between;
 #[path = "rotation/big.rs"]
 mod big;
+#[path = "rotation/killed.rs"]
+mod killed;
 #[path = "rotation/memory.rs"]
 mod memory;
 #[path = "rotation/migration.rs"]
@@ -21,9 +23,19 @@ mod migration;
 mod mixed;
 #[path = "rotation/model.rs"]
 mod model;
+#[path = "rotation/parts.rs"]
+mod parts;
+#[path = "rotation/policy.rs"]
+mod policy;
 #[path = "rotation/proof.rs"]
 mod proof;
+#[path = "rotation/shared.rs"]
+mod shared;
+#[path = "rotation/standstill.rs"]
+mod standstill;
 mod support;
+#[path = "rotation/wildcards.rs"]
+mod wildcards;
 
 use lastkey_testbed::Peers;
 

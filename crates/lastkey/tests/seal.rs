@@ -226,11 +226,10 @@ fn a_server_under_shares_from_init_to_a_restart() {
     }
 }
 
-#[test]
-fn a_share_is_asked_for_without_echo() {
+/// Types an answer to the question for a share at a terminal; whether it went well, and what was
+/// on the screen.
+fn typed(site: &Site, answer: &str) -> (bool, String) {
     use std::io::Read as _;
-    let site = Site::start("server", &["--seal", "shamir"]);
-    let shares = shares(&site.ok(&["init", "--shares", "2", "--threshold", "2"], ""));
     // `script` gives the command a terminal of its own.
     let command = format!(
         "{} operator unseal --admin-socket {}",
@@ -250,12 +249,22 @@ fn a_share_is_asked_for_without_echo() {
         assert_eq!(output.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
         said.push(byte[0]);
     }
-    input.write_all(format!("{}\n", shares[0]).as_bytes()).unwrap();
+    input.write_all(answer.as_bytes()).unwrap();
     output.read_to_end(&mut said).unwrap();
-    assert!(child.wait().unwrap().success());
-    let said = String::from_utf8_lossy(&said);
-    assert!(said.contains("1 of 2 shares entered"), "{said}");
+    (child.wait().unwrap().success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn a_share_is_asked_for_without_echo() {
+    let site = Site::start("server", &["--seal", "shamir"]);
+    let shares = shares(&site.ok(&["init", "--shares", "2", "--threshold", "2"], ""));
+    let (well, said) = typed(&site, &format!("{}\n", shares[0]));
+    assert!(well && said.contains("1 of 2 shares entered"), "{said}");
     assert!(!said.contains(&shares[0][10..30]), "the share is on the screen: {said}");
+    // Ctrl-C ends it at once, without a line's end, and whatever was typed before is dropped.
+    let (well, said) = typed(&site, &format!("{}\u{3}", &shares[1]));
+    assert!(!well && !said.contains("unsealed") && !said.contains(&shares[1][10..30]), "{said}");
+    assert_eq!(site.status()["progress"]["entered"], 1);
 }
 
 #[test]

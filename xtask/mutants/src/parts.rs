@@ -65,12 +65,20 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     if wanted.is_empty() {
         return Err(Error::Refused("there are the parts crypto, store and audit".into()));
     }
-    let mut survived = Vec::new();
+    let (mut survived, mut chose) = (Vec::new(), false);
     for part in wanted {
         println!("── {}", part.name);
-        if !run_part(part, options)? {
+        let caught = run_part(part, options)?;
+        chose |= caught.is_some();
+        if caught == Some(false) {
             survived.push(part.name);
         }
+    }
+    if !chose {
+        return Err(Error::Refused(
+            "no mutant is what --re, --file and --shard choose; `--list` counts them at once"
+                .into(),
+        ));
     }
     if survived.is_empty() {
         return Ok(());
@@ -82,12 +90,17 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     )))
 }
 
-/// Runs one part; whether no mutant is left.
-fn run_part(part: &Part, options: &Options) -> Result<bool, Error> {
+/// Runs one part; whether no mutant is left of those that are chosen, if any is.
+#[expect(clippy::print_stdout, reason = "a tool speaks on its terminal")]
+fn run_part(part: &Part, options: &Options) -> Result<Option<bool>, Error> {
     // All of the part are woven in, so that their numbers and the build stay; some are judged.
     let all = list::mutants(part, &Options::all_of(options))?;
     let chosen: Vec<String> =
         list::mutants(part, options)?.into_iter().map(|mutant| mutant.name).collect();
+    if chosen.is_empty() {
+        println!("0 mutants of {}", all.len());
+        return Ok(None);
+    }
     let outcomes =
         Outcomes::open(&place::root().join("target/mutants").join(part.name), options.fresh)?;
     if !options.list {
@@ -96,7 +109,7 @@ fn run_part(part: &Part, options: &Options) -> Result<bool, Error> {
         let work = Work { part, copy: &copy, all: &all, outcomes: &outcomes, targets };
         judge(&work, options, &chosen)?;
     }
-    Ok(sum_up(&all, &chosen, &outcomes))
+    Ok(Some(sum_up(&all, &chosen, &outcomes)))
 }
 
 fn judge(work: &Work<'_>, options: &Options, chosen: &[String]) -> Result<(), Error> {

@@ -13,6 +13,8 @@ pub(super) struct Build<'a> {
     pub(super) ldflags: &'a str,
     pub(super) dir: &'a Path,
     pub(super) log: &'a Path,
+    /// The build cache, which all programs share.
+    pub(super) cache: &'a Path,
 }
 
 impl Build<'_> {
@@ -20,6 +22,7 @@ impl Build<'_> {
     pub(super) fn install(&self, target: &Path) -> Result<(), Error> {
         let unfinished = target.with_extension("unfinished");
         go()?
+            .env("GOCACHE", self.cache)
             .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags"])
             .args([format!("-s -w {}", self.ldflags).trim()])
             .arg_output(&unfinished)

@@ -281,7 +281,10 @@ impl Client {
         let answer: Decrypted = reply.json()?;
         match BASE64.decode(answer.plaintext.as_bytes()) {
             Ok(plaintext) => Ok(SecretBytes::new(plaintext)),
-            Err(_) => Err(Error::Garbage { server, what: "the plaintext is not base64" }),
+            Err(_) => {
+                let server = server.to_string();
+                Err(Error::Garbage { server, what: "the plaintext is not base64" })
+            }
         }
     }
 }

@@ -8,11 +8,17 @@
 //! 4. The first answer counts, and its server is asked first from then on. What answers nonsense has
 //!    not answered.
 
-use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::{Future, ready},
+    pin::Pin,
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::HeaderMap;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Call, Transport, Way};
 use crate::{Error, api::Reply};
@@ -29,51 +35,97 @@ struct Attempt {
     after: Duration,
 }
 
+/// An attempt under way, and what it ends with.
+type UnderWay<'a> = Pin<Box<dyn Future<Output = Ended> + Send + 'a>>;
+type Ended = (usize, Way, Result<Reply, Error>);
+
+/// One call.
+struct Hedged<'a, H> {
+    transport: &'a Transport,
+    call: &'a Call,
+    headers: H,
+    first: usize,
+    deadline: Instant,
+}
+
 /// Sends the call to one server after the other, until one answers.
 pub(super) async fn send(
     transport: &Transport,
     call: &Call,
-    headers: impl Fn(&Call, &str) -> HeaderMap,
+    headers: impl Fn(&Call, &str) -> HeaderMap + Send + Sync,
 ) -> Result<Reply, Error> {
-    let servers = &transport.servers;
-    let first = transport.preferred.load(Ordering::Relaxed) % servers.len();
-    let (mut plan, deadline) = (plan(first, servers.len()), Instant::now() + call.timeout);
-    let (mut under_way, mut failed) = (FuturesUnordered::new(), None);
-    let (mut due, mut may_repeat) = (Instant::now(), true);
-    loop {
-        let idle = under_way.is_empty();
-        if (idle || Instant::now() >= due)
-            && let Some(Attempt { server, way, .. }) = plan.pop_front()
-        {
-            let headers = headers(call, &servers[server].endpoint.authority());
-            under_way
-                .push(async move { (server, way, servers[server].send(call, headers, way).await) });
-            due = Instant::now() + plan.front().map_or(call.timeout, |next| next.after);
-        } else if idle {
-            let server = servers[first].endpoint.to_string();
-            return Err(failed.unwrap_or(Error::Timeout { server, after: call.timeout }));
+    let count = transport.servers.len();
+    let first = transport.preferred.load(Ordering::Relaxed) % count;
+    let now = Instant::now();
+    let hedged = Hedged { transport, call, headers, first, deadline: now + call.timeout };
+    // Nearly always the first answers, which takes one timer, and nothing of what is below.
+    let mut usual = hedged.ask(first, Way::Usual);
+    let alone = if count > 1 { HEDGE } else { SPARE };
+    let due = now + alone;
+    match timeout_at(due.min(hedged.deadline), &mut usual).await {
+        Ok((_, _, Ok(reply))) if is_sensible(&reply) => {
+            transport.preferred.store(first, Ordering::Relaxed);
+            Ok(reply)
         }
-        tokio::select! {
-            Some((server, way, outcome)) = under_way.next() => match outcome.and_then(sensible) {
-                Ok(reply) => {
-                    transport.preferred.store(server, Ordering::Relaxed);
-                    return Ok(reply);
-                }
-                Err(error) => {
-                    // a connection that had been idle for long may break under the first call
-                    if matches!(error, Error::Broken { .. }) && std::mem::take(&mut may_repeat) {
-                        plan.push_front(Attempt { server, way, after: Duration::ZERO });
+        // On the heap, so that a call that needs none of it does not carry it about.
+        Ok(ended) => {
+            let ended = Box::pin(ready(ended));
+            Box::pin(hedged.go_on(ended, hedged.deadline)).await
+        }
+        Err(_) => Box::pin(hedged.go_on(usual, due)).await,
+    }
+}
+
+impl<H: Fn(&Call, &str) -> HeaderMap + Send + Sync> Hedged<'_, H> {
+    fn ask(&self, server: usize, way: Way) -> UnderWay<'_> {
+        let asked = &self.transport.servers[server];
+        let headers = (self.headers)(self.call, asked.authority.as_str());
+        let answer = asked.ask((self.call, headers), way);
+        Box::pin(async move { (server, way, answer.await) })
+    }
+
+    /// Goes on after the first attempt has ended without an answer, or while it is under way; the
+    /// next one begins when it is due, or as soon as one has failed.
+    async fn go_on(&self, begun: UnderWay<'_>, mut due: Instant) -> Result<Reply, Error> {
+        let Self { transport, call, first, deadline, .. } = *self;
+        let servers = &transport.servers;
+        let mut plan = plan(first, servers.len());
+        plan.pop_front();
+        let (mut under_way, mut failed) = (FuturesUnordered::from_iter([begun]), None);
+        let mut may_repeat = true;
+        loop {
+            let idle = under_way.is_empty();
+            if (idle || Instant::now() >= due)
+                && let Some(Attempt { server, way, .. }) = plan.pop_front()
+            {
+                under_way.push(self.ask(server, way));
+                due = Instant::now() + plan.front().map_or(call.timeout, |next| next.after);
+            } else if idle {
+                return Err(failed.unwrap_or_else(|| servers[first].silent(call.timeout)));
+            }
+            tokio::select! {
+                Some((server, way, outcome)) = under_way.next() => match outcome.and_then(sensible)
+                {
+                    Ok(reply) => {
+                        transport.preferred.store(server, Ordering::Relaxed);
+                        return Ok(reply);
                     }
-                    failed = Some(more_telling(failed, error));
-                    due = Instant::now();
+                    Err(error) => {
+                        // a connection that had been idle for long may break under the first call
+                        if matches!(error, Error::Broken { .. }) && std::mem::take(&mut may_repeat)
+                        {
+                            plan.push_front(Attempt { server, way, after: Duration::ZERO });
+                        }
+                        failed = Some(more_telling(failed, error));
+                        due = Instant::now();
+                    }
+                },
+                () = sleep_until(due), if !plan.is_empty() => {}
+                () = sleep_until(deadline) => {
+                    // whoever said nothing is not asked first any more
+                    transport.preferred.store((first + 1) % servers.len(), Ordering::Relaxed);
+                    return Err(failed.unwrap_or_else(|| servers[first].silent(call.timeout)));
                 }
-            },
-            () = sleep_until(due), if !plan.is_empty() => {}
-            () = sleep_until(deadline) => {
-                // whoever said nothing is not asked first any more
-                transport.preferred.store((first + 1) % servers.len(), Ordering::Relaxed);
-                let server = servers[first].endpoint.to_string();
-                return Err(failed.unwrap_or(Error::Timeout { server, after: call.timeout }));
             }
         }
     }
@@ -90,10 +142,14 @@ fn plan(first: usize, servers: usize) -> VecDeque<Attempt> {
 }
 
 /// Every answer to such a call is a JSON object.
+fn is_sensible(reply: &Reply) -> bool {
+    reply.body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
+}
+
 fn sensible(reply: Reply) -> Result<Reply, Error> {
-    match reply.body.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'{') => Ok(reply),
-        _ => Err(reply.garbage("it is not a JSON object")),
+    match is_sensible(&reply) {
+        true => Ok(reply),
+        false => Err(reply.garbage("it is not a JSON object")),
     }
 }
 

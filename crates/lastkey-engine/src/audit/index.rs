@@ -94,6 +94,9 @@ pub(super) struct Fields<'a> {
     pub(super) principal: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) key: Cow<'a, str>,
+    /// What a re-encryption opened with. No filter holds it: re-encryptions have an action.
+    #[serde(borrow, default)]
+    pub(super) source_key: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) outcome: Cow<'a, str>,
     #[serde(borrow, default)]

@@ -29,8 +29,9 @@ use super::{
 
 /// Blocks have about this many bytes of lines.
 const BLOCK: usize = 1 << 20;
-/// Fast, and small enough: records are much alike.
-const LEVEL: i32 = 3;
+/// The fastest that compresses well: records are much alike, and level 3 takes twice as long to make
+/// them larger (5.5 times smaller, where this one makes them 6.0 times so).
+const LEVEL: i32 = 1;
 /// What failed is tried again after this long.
 const RETRY: Duration = Duration::from_secs(60);
 /// The largest index that is read.
@@ -217,7 +218,7 @@ impl Shelf {
             if stop() {
                 return Err(ErrorKind::Interrupted.into());
             }
-            block.split(|byte| *byte == b'\n').for_each(|line| builder.line(line));
+            each_line(block, |line| builder.line(line));
             let frame = compressor.compress(block)?;
             out.write_at(&frame, offset)?;
             offset += frame.len() as u64;
@@ -277,7 +278,7 @@ impl Shelf {
                 return Err(ErrorKind::Interrupted.into());
             }
             let Some((frame, lines)) = read_frame(&*segment, offset)? else { return Ok(()) };
-            lines.split(|byte| *byte == b'\n').for_each(|line| builder.line(line));
+            each_line(&lines, |line| builder.line(line));
             builder.block(lines.len(), frame);
             offset += frame as u64;
         }
@@ -306,6 +307,16 @@ fn with_suffix(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(TEMPORARY);
     PathBuf::from(name)
+}
+
+/// Gives each line, and what stands behind the last line's end.
+fn each_line(lines: &[u8], mut take: impl FnMut(&[u8])) {
+    let mut start = 0;
+    for end in memchr::memchr_iter(b'\n', lines) {
+        take(&lines[start..end]);
+        start = end + 1;
+    }
+    take(&lines[start..]);
 }
 
 /// Cuts what is read into blocks of whole lines. A line that is longer than a block is cut.

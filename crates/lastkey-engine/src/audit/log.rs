@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    iter::Peekable,
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
@@ -17,18 +18,18 @@ use lastkey_crypto::{
 };
 use lastkey_store::disk::{Disk, FileSystem};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
-use tokio::sync::oneshot;
 
 use super::{
     AuditError, AuditSink, Head, Nonces, Query, QueryPage, Ticket, Verification,
+    batch::{Answers, BATCH_BYTES, Batch, LINE_OVERHEAD, Pending, Waiting},
     checkpoint::LogId,
     files,
-    journal::{FRAME_BYTES, Journal, MAX_PAYLOAD, Position},
+    journal::{FRAME_BYTES, Journal, Position},
     keeper::{Bell, Keeper, Shelf},
     progress::Progress,
     query, recover,
     retain::{self, Deletion, Retention},
-    segment::{self, Segment},
+    segment::Segment,
     signer::{self, Checkpointing, Rotations, Signer},
     syncer::Syncer,
     verify,
@@ -43,12 +44,8 @@ const INDEX_KEY_LABEL: &[u8] = b"lastkey audit index";
 const PATIENCE: Duration = Duration::from_secs(2);
 /// At most this many records wait; one more is refused.
 const QUEUE: usize = 16_384;
-/// A batch is closed when it is this large, far below what a journal frame can carry.
-const BATCH_BYTES: usize = 1 << 20;
 /// So many records in a row that nobody else's came near to, and a caller counts as alone.
 const ALONE_AFTER: u32 = 4;
-/// What a line adds to its record's body.
-const LINE_OVERHEAD: usize = 128;
 
 /// Why the log did not open.
 #[derive(Debug, thiserror::Error)]
@@ -103,14 +100,9 @@ impl Default for AuditOptions {
     }
 }
 
-struct Pending {
-    body: Vec<u8>,
-    done: oneshot::Sender<Result<u64, AuditError>>,
-}
-
 #[derive(Default)]
 struct Queue {
-    waiting: Vec<Pending>,
+    waiting: Waiting,
     closed: bool,
     /// Records in a row that came while nothing else went on.
     alone: u32,
@@ -304,19 +296,19 @@ impl AuditSink for AuditLog {
             let _ = done.send(Err(refusal));
             return ticket;
         }
-        let pending = Pending { body, done };
         if self.alone && queue.waiting.is_empty() && queue.alone >= ALONE_AFTER {
             let free = self.committer.try_lock();
             if let Some(mut committer) = free {
                 drop(queue);
-                let answers = committer.commit_next(&mut std::iter::once(pending).peekable());
+                let alone = Pending { body: &body, done };
+                let answers = committer.commit_next(&mut std::iter::once(alone).peekable());
                 drop(committer);
                 answers.give();
                 return ticket;
             }
             queue.alone = 0;
         }
-        queue.waiting.push(pending);
+        queue.waiting.push(&body, done);
         let first = queue.waiting.len() == 1;
         drop(queue);
         if first {
@@ -353,11 +345,9 @@ impl AuditSink for AuditLog {
         let files = verify::Files { disk: &**disk, directory, progress };
         let mut attempts = 3;
         loop {
-            let Published { written: head, end, .. } = self.shared.published.lock().clone();
-            // What the store remembers may be in the journal only, for a moment.
-            let known: Vec<Head> =
-                known.iter().filter(|known| known.seq <= head.seq).copied().collect();
-            let live = verify::Live { head, end, known: &known, signed };
+            let Published { head: Head { seq: durable, .. }, written: head, end, .. } =
+                self.shared.published.lock().clone();
+            let live = verify::Live { head, durable, end, known, signed };
             let found = verify::live(&files, &live)?;
             attempts -= 1;
             // A segment that the writer began meanwhile is none of what was looked at.
@@ -441,39 +431,17 @@ struct Committer {
     closed_one: bool,
 }
 
-/// A batch as it goes into the journal: room for the frame's fields, then the lines.
-struct Batch {
-    frame: Vec<u8>,
-    done: Vec<oneshot::Sender<Result<u64, AuditError>>>,
-    head: Head,
-}
-
-/// What a batch came to, for those who wait for it; given once the committer is free again, so
-/// that who comes back at once finds it so.
-struct Answers {
-    done: Vec<oneshot::Sender<Result<u64, AuditError>>>,
-    /// The sequence number of the first.
-    first: u64,
-    health: Result<(), AuditError>,
-}
-
-impl Answers {
-    fn give(self) {
-        for (seq, done) in (self.first..).zip(self.done) {
-            let _ = done.send(self.health.clone().map(|()| seq));
-        }
-    }
-}
-
 /// Commits what waits until the log is closed.
 fn run(committer: &Mutex<Committer>, shared: &Shared) {
-    let mut waiting = Vec::new();
+    let mut waiting = Waiting::default();
     while wait(committer, shared, &mut waiting) {
-        let mut bodies = waiting.drain(..).peekable();
-        while bodies.peek().is_some() {
-            let answers = committer.lock().commit_next(&mut bodies);
+        let mut records = waiting.records();
+        while records.peek().is_some() {
+            let answers = committer.lock().commit_next(&mut records);
             answers.give();
         }
+        drop(records);
+        waiting.clear();
     }
     if let Err(error) = committer.lock().close() {
         tracing::error!(%error, "the audit log was not closed cleanly");
@@ -481,7 +449,7 @@ fn run(committer: &Mutex<Committer>, shared: &Shared) {
 }
 
 /// Takes all that waits; false once the log is closed and nothing waits any more.
-fn wait(committer: &Mutex<Committer>, shared: &Shared, waiting: &mut Vec<Pending>) -> bool {
+fn wait(committer: &Mutex<Committer>, shared: &Shared, waiting: &mut Waiting) -> bool {
     let mut queue = shared.queue.lock();
     while queue.waiting.is_empty() {
         if queue.closed {
@@ -495,14 +463,14 @@ fn wait(committer: &Mutex<Committer>, shared: &Shared, waiting: &mut Vec<Pending
 }
 
 impl Committer {
-    /// Commits as many of the bodies as fit into one batch.
-    fn commit_next(
+    /// Commits as many of the records as fit into one batch.
+    fn commit_next<'a>(
         &mut self,
-        bodies: &mut std::iter::Peekable<impl Iterator<Item = Pending>>,
+        records: &mut Peekable<impl Iterator<Item = Pending<'a>>>,
     ) -> Answers {
         let frame =
             if self.behind.is_empty() { std::mem::take(&mut self.behind) } else { Vec::new() };
-        let batch = Batch::collect(frame, bodies, self.head);
+        let batch = Batch::collect(frame, records, self.head);
         self.commit(batch)
     }
 
@@ -602,28 +570,6 @@ impl Committer {
             self.turn_journal()?;
         }
         self.journal.append_clean(self.end, self.head)
-    }
-}
-
-impl Batch {
-    /// Renders records into the empty `frame` until there are no more or the batch is large enough.
-    fn collect(
-        mut frame: Vec<u8>,
-        bodies: &mut std::iter::Peekable<impl Iterator<Item = Pending>>,
-        mut head: Head,
-    ) -> Self {
-        const { assert!(BATCH_BYTES + FRAME_BYTES < MAX_PAYLOAD) };
-        frame.resize(FRAME_BYTES, 0);
-        let mut done = Vec::new();
-        while let Some(pending) = bodies
-            .next_if(|pending| frame.len() + pending.body.len() + LINE_OVERHEAD <= BATCH_BYTES)
-        {
-            let seq = head.seq + 1;
-            let hash = segment::write_line(&mut frame, seq, &head.hash, &pending.body);
-            head = Head { seq, hash };
-            done.push(pending.done);
-        }
-        Self { frame, done, head }
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Query {
     pub to: Option<Timestamp>,
     /// The principal's text, or a part of it.
     pub principal: Option<String>,
-    /// The key's id.
+    /// The id of the key that was used, or that a re-encryption opened with.
     pub key: Option<String>,
     /// The action, in any case.
     pub action: Option<String>,

@@ -34,7 +34,8 @@ impl<'a> Matcher<'a> {
             Action::ALL.iter().find(|action| action.name().eq_ignore_ascii_case(wanted))
         });
         let mut needles: Vec<String> = [
-            field("key", &query.key),
+            // `"key"` or `"source_key"`.
+            query.key.as_ref().map(|key| format!(r#"key":"{}""#, record::escaped(key))),
             field("outcome", &query.outcome),
             action.map(|action| format!(r#""action":"{action}""#)),
             query.context_key.as_ref().map(|name| format!(r#""{}""#, record::escaped(name))),
@@ -68,7 +69,8 @@ impl<'a> Matcher<'a> {
             && block.first <= self.last
             && query.from.is_none_or(|from| block.latest >= from.as_millis())
             && query.to.is_none_or(|to| block.earliest < to.as_millis())
-            && holds(Field::Key, &query.key)
+            && (holds(Field::Key, &query.key)
+                || block.may_hold(Field::Action, &Action::ReEncrypt.name().to_lowercase()))
             && holds(Field::Outcome, &query.outcome)
             && holds(Field::Context, &query.context_key)
             && holds(Field::Action, &self.action)
@@ -148,7 +150,9 @@ impl<'a> Matcher<'a> {
         };
         let contains =
             |part: &Option<String>| part.as_deref().is_none_or(|p| fields.principal.contains(p));
-        is(&query.key, &fields.key)
+        // By their action alone the filters know where a source may be.
+        let has_source = || fields.action.eq_ignore_ascii_case(Action::ReEncrypt.name());
+        (is(&query.key, &fields.key) || has_source() && is(&query.key, &fields.source_key))
             && is(&query.outcome, &fields.outcome)
             && query.action.as_ref().is_none_or(|a| a.eq_ignore_ascii_case(&fields.action))
             && contains(&query.principal)
@@ -214,6 +218,29 @@ mod tests {
         assert_eq!(found(&times), [5, 6, 7]);
         let both = Query { key: some("k2"), context_key: some("t0"), ..all };
         assert_eq!(found(&both), [10]);
+    }
+
+    #[test]
+    fn the_key_that_was_opened_with_counts_in_re_encryptions_alone() {
+        let mut lines = Vec::new();
+        let records = [
+            ("ReEncrypt", "a", "b"),
+            ("ReEncrypt", "b", "a"),
+            ("Encrypt", "a", "b"),
+            ("ReEncrypt", "c", "d"),
+        ];
+        for (seq, (action, key, source)) in (1..).zip(records) {
+            let body = format!(
+                r#""action":"{action}","key":"{key}","source_key":"{source}","another_key":"b","outcome":"ok""#
+            );
+            segment::write_line(&mut lines, seq, &[0; 32], body.as_bytes());
+        }
+        let (query, mut found) = (Query { key: Some("b".into()), ..Query::default() }, Vec::new());
+        Matcher::new(&query, 4).scan(&lines, &mut |seq, _| {
+            found.push(seq);
+            true
+        });
+        assert_eq!(found, [1, 2]);
     }
 
     #[test]

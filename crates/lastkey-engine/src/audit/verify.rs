@@ -108,7 +108,10 @@ impl fmt::Display for Mark {
 
 /// What the server knows of its own log.
 pub(super) struct Live<'a> {
+    /// The last record that the segments hold.
     pub(super) head: Head,
+    /// The last one that is durable: what the journal alone has is on its way to the segments.
+    pub(super) durable: u64,
     pub(super) end: Position,
     /// Heads that the store remembers.
     pub(super) known: &'a [Head],
@@ -329,13 +332,14 @@ impl Joined {
         }
     }
 
-    /// Compares the end with the journal's authenticated head.
+    /// Compares the end with the journal's authenticated head, and with what the store remembers.
     fn finish_live(&mut self, live: &Live<'_>) {
         let head = live.head;
         let newest = live.known.iter().map(|known| known.seq).max().unwrap_or(0);
-        if newest > head.seq {
-            let what = format!("the store remembers record {newest}, the log ends at {}", head.seq);
-            self.push(Problem::at(self.place.clone(), head.seq + 1, "truncated", what));
+        if newest > live.durable {
+            let end = live.durable;
+            let what = format!("the store remembers record {newest}, the log ends at {end}");
+            self.push(Problem::at(self.place.clone(), end.saturating_add(1), "truncated", what));
         }
         if self.at.seq < head.seq {
             let what =

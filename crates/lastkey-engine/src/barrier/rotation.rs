@@ -5,12 +5,17 @@
 //! 2. From the answer on, nothing that an older key sealed gets into the store any more: what was
 //!    sealed before and not yet staged is sealed again ([`super::batch`]).
 //! 3. All records are looked at, a few at a time, and those of an older key are sealed again.
-//! 4. When a whole round finds none, the older keys are dropped from the keyring.
+//! 4. When a whole round finds none, the keys older than that round's newest are dropped from the
+//!    keyring. Another rotation meanwhile begins the round anew: what an earlier page found in
+//!    order is sealed by an older key now.
 //!
 //! A keyring key seals at most 2^30 records, far below the 2^32 of its nonces' birthday bound, and
 //! for at most 90 days.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use lastkey_store::{CommitError, Revision};
 
@@ -56,6 +61,8 @@ impl NextKeyring {
 /// How far a round over the records has come.
 #[derive(Debug, Default)]
 pub(crate) struct Round {
+    /// The keyring key that sealed last when it began.
+    newest: u32,
     after: Option<String>,
     started: bool,
     found: bool,
@@ -68,8 +75,8 @@ pub(crate) enum Step {
     Idle,
     /// There is more to look at.
     More,
-    /// A whole round found nothing that an older key sealed.
-    Clean,
+    /// A whole round found nothing that a key older than this one sealed.
+    Clean(u32),
 }
 
 impl Barrier {
@@ -167,14 +174,17 @@ impl Barrier {
         Ok(self.next_keyring(keyring, before))
     }
 
-    /// The keyring with its newest key only; `None` if it has no other.
-    pub(crate) async fn without_old_keys(&self) -> Result<Option<NextKeyring>, Error> {
+    /// The keyring without the keys older than `clean`; `None` if it has none of them. Not without
+    /// all but its newest: that may have come after the round that says what is needed.
+    pub(crate) async fn without_keys_before(
+        &self,
+        clean: u32,
+    ) -> Result<Option<NextKeyring>, Error> {
         let (mut keyring, before) = self.stored_keyring().await?;
-        let newest = self.newest_id()?;
         let old = keyring.keys.len();
-        keyring.keys.retain(|id, _| *id >= newest);
-        let dropped = keyring.keys.len() < old;
-        Ok(dropped.then(|| self.next_keyring(keyring, before)))
+        keyring.keys.retain(|id, _| *id >= clean);
+        let left = keyring.keys.len();
+        Ok((1..old).contains(&left).then(|| self.next_keyring(keyring, before)))
     }
 
     fn next_keyring(&self, keyring: Keyring, before: (Revision, Sum)) -> NextKeyring {
@@ -191,9 +201,13 @@ impl Barrier {
         Ok((keyring, (entry.revision, self.code(KEYRING_PATH, &entry.value)?)))
     }
 
-    /// The next keyring is stored: its newest key seals from now on.
-    pub(crate) fn turn_keyring(&self, next: NextKeyring) {
+    /// The next keyring is stored: its newest key seals from now on. Who stored the one before may
+    /// come here later, and is too late then.
+    pub(crate) fn turn_keyring(&self, next: NextKeyring, revision: Revision) {
         let mut keyring = self.keyring.write();
+        if self.keyring_turned.fetch_max(revision.0, Ordering::AcqRel) > revision.0 {
+            return;
+        }
         let turned = keyring.newest().map(|(id, _)| id) != next.keyring.newest().map(|(id, _)| id);
         *keyring = next.keyring;
         if turned {
@@ -207,13 +221,16 @@ impl Barrier {
             *round = Round::default();
             return Ok(Step::Idle);
         }
+        let newest = self.newest_id()?;
+        if round.newest != newest {
+            *round = Round { newest, ..Round::default() };
+        }
         if !std::mem::replace(&mut round.started, true) {
             // Everything that was staged before the newest key sealed is in the store, once this
             // is answered.
             let count = self.keyring_uses.read().held();
             self.write_seals(count).await?;
         }
-        let newest = self.newest_id()?;
         let page = self.store.list("", round.after.as_deref(), STEP).await?;
         let last = page.last().map(|entry| entry.path.clone());
         let old = page.iter().filter(|entry| {
@@ -248,7 +265,7 @@ impl Barrier {
         }
         let clean = !round.found;
         *round = Round::default();
-        Ok(if clean { Step::Clean } else { Step::More })
+        Ok(if clean { Step::Clean(newest) } else { Step::More })
     }
 }
 

@@ -27,7 +27,10 @@ impl Command for RotateKeyring {
 }
 
 /// Drops the keyring keys that no record needs any more.
-pub(crate) struct DropKeyringKeys;
+pub(crate) struct DropKeyringKeys {
+    /// Older ones than this: the newest when a round began that found no record of another.
+    pub(crate) before: u32,
+}
 
 impl Command for DropKeyringKeys {
     const ACTION: Action = Action::DropKeyringKeys;
@@ -38,7 +41,7 @@ impl Command for DropKeyringKeys {
     }
 
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
-        let Some(next) = core.records.barrier.without_old_keys().await? else {
+        let Some(next) = core.records.barrier.without_keys_before(self.before).await? else {
             return Ok(Done::read(()));
         };
         scope.record.number("keyring_key", next.newest().into());

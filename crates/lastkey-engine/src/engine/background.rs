@@ -87,7 +87,10 @@ impl Core {
         let mut round = self.resealing.lock().await;
         let worked = match self.records.barrier.reseal_some(&mut round).await {
             Ok(Step::Idle | Step::More) => Ok(()),
-            Ok(Step::Clean) => self.execute(&Caller::system(&*self.entropy), DropKeyringKeys).await,
+            Ok(Step::Clean(newest)) => {
+                let drop = DropKeyringKeys { before: newest };
+                self.execute(&Caller::system(&*self.entropy), drop).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = worked {

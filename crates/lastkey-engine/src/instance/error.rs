@@ -49,7 +49,13 @@ pub enum OperatorError {
     )]
     OtherOrder(&'static str),
     /// The seal is of that kind already.
-    #[error("the seal is {0} already; `lastkey operator rekey` makes new shares")]
+    #[error(
+        "the seal is {0} already; {how}",
+        how = match .0 {
+            SealKind::Shamir => "`lastkey operator rekey` makes new shares",
+            _ => "`lastkey operator rotate root` makes a new root key under it",
+        }
+    )]
     SameSeal(SealKind),
     /// The seal refused.
     #[error(transparent)]

@@ -1,11 +1,21 @@
 //! Whatever a client may send, sent in whatever pieces: a real `h2` server understands it, and sees
 //! every field but an illegal authority as it was.
 
-use std::{collections::VecDeque, future::poll_fn, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use http::uri::Authority;
 use proptest::{collection::vec, prelude::*, sample::Index};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 
 use super::{AuthorityFilter, FrameFilter, MAX_CONTROL, MAX_HELD, huffman};
 
@@ -436,4 +446,86 @@ fn a_head_without_end_is_a_flood_and_takes_bounded_memory() {
         }
         assert!(filter.is_flood() && !filter.has_request(), "{piece}");
     }
+}
+
+/// A connection that counts how often it is written to.
+struct Counted<'a>(DuplexStream, &'a AtomicUsize);
+
+impl AsyncRead for Counted<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.1.fetch_add(1, Relaxed);
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.1.fetch_add(1, Relaxed);
+        Pin::new(&mut self.0).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_ready_together_are_written_together() {
+    const ANSWERS: usize = 16;
+    let (writes, (client, server)) = (AtomicUsize::new(0), duplex(1 << 20));
+    let server = AuthorityFilter::new(Counted(server, &writes));
+    let (client, server) =
+        tokio::join!(h2::client::handshake(client), h2::server::handshake(server));
+    let ((mut requests, client), mut server) = (client.unwrap(), server.unwrap());
+    let client = tokio::spawn(client);
+    let mut answers = Vec::new();
+    for _ in 0..ANSWERS {
+        let request = http::Request::post("http://localhost/a").body(()).unwrap();
+        answers.push(requests.send_request(request, true).unwrap().0);
+    }
+    let mut waiting = Vec::new();
+    while waiting.len() < ANSWERS {
+        waiting.push(server.accept().await.unwrap().unwrap().1);
+    }
+    for answer in &mut waiting {
+        let mut body = answer.send_response(http::Response::new(()), false).unwrap();
+        body.send_data(bytes::Bytes::from_static(&[7; 600]), true).unwrap();
+    }
+    let before = writes.load(Relaxed);
+    drop(requests);
+    let read = async {
+        for answer in answers {
+            let mut body = answer.await.unwrap().into_body();
+            assert_eq!(body.data().await.unwrap().unwrap().len(), 600);
+        }
+    };
+    let (closed, ()) = tokio::join!(poll_fn(|cx| server.poll_closed(cx)), read);
+    closed.unwrap();
+    client.await.unwrap().unwrap();
+    let writes = writes.load(Relaxed) - before;
+    assert!(writes <= ANSWERS / 2, "{writes} writes of {ANSWERS} answers");
 }

@@ -3,6 +3,7 @@
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use http::Uri;
+use lastkey_client::host_and_port;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -200,20 +201,11 @@ impl FromStr for ServerUrl {
         if authority.as_str().contains('@') || uri.query().is_some() {
             return Err(AccessError::Url { url: "the address".to_owned() });
         }
-        let host = authority.host();
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        if host.is_empty() {
-            return Err(wrong());
-        }
-        let port = match (authority.port(), tls) {
-            (Some(port), _) => port.as_u16(),
-            (None, true) => 443,
-            (None, false) => 80,
-        };
+        let (host, port) = host_and_port(authority.as_str()).ok_or_else(wrong)?;
         Ok(Self {
             tls,
             host: host.to_owned(),
-            port,
+            port: port.unwrap_or(if tls { 443 } else { 80 }),
             prefix: uri.path().trim_end_matches('/').to_owned(),
         })
     }
@@ -252,10 +244,22 @@ mod tests {
             assert_eq!(url.to_string(), written);
             assert_eq!(written.parse::<ServerUrl>().unwrap(), url);
         }
-        for text in
-            ["", "10.0.0.1:6443", "ftp://a", "https://", "https://u:p@host", "https://h?q=1"]
-        {
-            let error = text.parse::<ServerUrl>().unwrap_err();
+        for text in [
+            "",
+            "10.0.0.1:6443",
+            "ftp://a",
+            "https://",
+            "https://u:p@host",
+            "https://h?q=1",
+            // no other port is taken in the place of one that is none
+            "https://10.0.0.1:66443",
+            "https://10.0.0.1:",
+            "https://10.0.0.1:0",
+            // fuzzing (kubernetes_kubeconfig): what stands around brackets
+            "https://!sertif[::1]:6443/p",
+            "https://[api]:6443",
+        ] {
+            let error = text.parse::<ServerUrl>().expect_err(text);
             assert!(!error.to_string().contains("u:p"), "{error}");
         }
     }

@@ -146,6 +146,41 @@ impl Etcd {
         }
     }
 
+    /// At which revision etcd is, and of which one `key` is, if it is there. Its value stays where it is.
+    ///
+    /// # Errors
+    /// When no member answers, or it refuses.
+    pub async fn revisions(&mut self, key: &str) -> Result<(i64, Option<i64>), EtcdError> {
+        let answer = self.first(key.as_bytes().to_vec(), Vec::new()).await?;
+        let revision = answer.header.map_or(0, |header| header.revision);
+        Ok((revision, answer.kvs.first().map(|pair| pair.mod_revision)))
+    }
+
+    /// Whether anything lies below `prefix`.
+    ///
+    /// # Errors
+    /// When no member answers, or it refuses.
+    pub async fn has_any(&mut self, prefix: &str) -> Result<bool, EtcdError> {
+        let key = prefix.as_bytes().to_vec();
+        let end = end_of(&key);
+        Ok(!self.first(key, end).await?.kvs.is_empty())
+    }
+
+    async fn first(
+        &mut self,
+        key: Vec<u8>,
+        range_end: Vec<u8>,
+    ) -> Result<RangeResponse, EtcdError> {
+        let head = RangeRequest { limit: 1, keys_only: true, ..RangeRequest::default() };
+        match self.range(RangeRequest { key, range_end, ..head }).await {
+            Ok(answer) => Ok(answer),
+            Err(status) => {
+                self.what_next(&status)?;
+                Err(EtcdError::Failed { reason: status.message().to_owned() })
+            }
+        }
+    }
+
     /// Asks the member that answered last, and another if that one is away: reading twice is no
     /// harm.
     async fn range(&mut self, request: RangeRequest) -> Result<RangeResponse, Status> {

@@ -5,45 +5,8 @@ use std::{collections::HashMap, time::Duration};
 
 use super::{
     EncryptionConfiguration, Finding, KeyShape, Kms, LocalKey, Named, Provider, ProviderKind, Rule,
-    decode::shown, golang,
+    decode::shown, golang, unknown,
 };
-
-/// Resources of the core group. A name without a dot that is none of these matches nothing.
-const CORE: [&str; 17] = [
-    "bindings",
-    "componentstatuses",
-    "configmaps",
-    "endpoints",
-    "events",
-    "limitranges",
-    "namespaces",
-    "nodes",
-    "persistentvolumeclaims",
-    "persistentvolumes",
-    "pods",
-    "podtemplates",
-    "replicationcontrollers",
-    "resourcequotas",
-    "secrets",
-    "serviceaccounts",
-    "services",
-];
-
-/// What people leave the group away of.
-const ELSEWHERE: [(&str, &str); 12] = [
-    ("deployments", "apps"),
-    ("daemonsets", "apps"),
-    ("replicasets", "apps"),
-    ("statefulsets", "apps"),
-    ("jobs", "batch"),
-    ("cronjobs", "batch"),
-    ("ingresses", "networking.k8s.io"),
-    ("networkpolicies", "networking.k8s.io"),
-    ("roles", "rbac.authorization.k8s.io"),
-    ("rolebindings", "rbac.authorization.k8s.io"),
-    ("leases", "coordination.k8s.io"),
-    ("customresourcedefinitions", "apiextensions.k8s.io"),
-];
 
 /// A socket's address holds so many bytes (`sun_path`, less one for the end).
 const MAX_SOCKET_PATH: usize = 107;
@@ -52,9 +15,8 @@ const LONG: Duration = Duration::from_secs(20);
 
 pub(super) fn give(config: &EncryptionConfiguration, findings: &mut Vec<Finding>) {
     for (index, rule) in config.rules.iter().enumerate() {
-        about_names(rule, findings);
-        let later = &config.rules[index + 1..];
-        about_order(rule, later, findings);
+        unknown::about_names(rule, findings);
+        about_order(rule, (&config.rules[..index], &config.rules[index + 1..]), findings);
         about_identity(rule, findings);
         for provider in &rule.providers {
             about_provider(provider, findings);
@@ -64,52 +26,30 @@ pub(super) fn give(config: &EncryptionConfiguration, findings: &mut Vec<Finding>
     about_equal_keys(config, findings);
 }
 
-/// Names that match nothing.
-fn about_names(rule: &Rule, findings: &mut Vec<Finding>) {
-    for named in &rule.resources {
-        let name = named.name.as_str();
-        // what is refused anyway needs no second finding
-        if name == "*" || name.to_lowercase() != name || name.contains('.') {
-            continue;
-        }
-        if CORE.contains(&name) || super::rules::is_not_rest(name) {
-            continue;
-        }
-        let elsewhere = ELSEWHERE.iter().find(|(resource, _)| *resource == name);
-        let fix = match elsewhere {
-            Some((resource, group)) => format!("write `{resource}.{group}`"),
-            None if CORE.contains(&format!("{name}s").as_str()) => format!("write `{name}s`"),
-            None => "write RESOURCE.GROUP; `kubectl api-resources` lists both".to_owned(),
-        };
-        let message = format!(
-            "{} is no resource of the core group: it matches nothing, and what it was meant for \
-             is stored in clear",
-            shown(name)
-        );
-        findings.push(Finding::error("resource-unknown", message).fix(fix).at(named.line));
-    }
-}
-
-/// What the first provider writes with.
-fn about_order(rule: &Rule, later: &[Rule], findings: &mut Vec<Finding>) {
+/// What the first provider writes with. A resource that an earlier rule names is written by that
+/// rule's.
+fn about_order(rule: &Rule, (earlier, later): (&[Rule], &[Rule]), findings: &mut Vec<Finding>) {
     let Some(first) = rule.providers.first() else { return };
-    let names = || {
-        let names = rule.resources.iter().take(5).map(|named| shown(&named.name));
-        let names: Vec<String> = names.collect();
-        let more = if rule.resources.len() > 5 { " and more" } else { "" };
-        format!("{}{more}", names.join(", "))
+    let before = |named: &&Named| {
+        earlier.iter().flat_map(|rule| &rule.resources).any(|other| other.name == named.name)
     };
-    if first.kinds.len() > 1 {
+    let writes: Vec<&Named> = rule.resources.iter().filter(|named| !before(named)).collect();
+    if first.kinds.len() > 1 || writes.is_empty() {
         return;
     }
+    let names = || {
+        let names: Vec<String> = writes.iter().take(5).map(|named| shown(&named.name)).collect();
+        let more = if writes.len() > 5 { " and more" } else { "" };
+        format!("{}{more}", names.join(", "))
+    };
     if first.kind() == Some(&ProviderKind::Identity) {
         let only = rule.providers.len() == 1;
-        let excluded = |named: &&Named| {
+        let excluded = |named: &Named| {
             let (resource, group) = named.parts();
             let wide = |other: &Named| other.parts().0 == "*" && other.covers(resource, group);
             later.iter().flat_map(|rule| &rule.resources).any(wide) && !covers_secrets(named)
         };
-        if only && !rule.resources.is_empty() && rule.resources.iter().all(|n| excluded(&n)) {
+        if only && writes.iter().all(|named| excluded(named)) {
             let message = format!("{} stay in clear by a rule before the wildcard's", names());
             let fix = "remove this rule if that is not intended";
             findings.push(Finding::info("excluded", message).fix(fix).at(first.line));

@@ -65,13 +65,21 @@ fn rule(node: &Node, decoder: &mut Decoder<'_>) -> Rule {
     map.only(&["resources", "providers"], decoder);
     let names = map.list("resources", decoder);
     let resources = names.iter().map(|node| Named {
-        name: decoder.text_of(node, "a resource").map(|t| t.to_string()).unwrap_or_default(),
+        name: decoder.text_of(node, "a resource").map(|t| resource(&t)).unwrap_or_default(),
         line: node.line,
     });
     let resources = resources.collect();
     let providers = map.list("providers", decoder);
     let providers = providers.iter().map(|node| provider(node, decoder)).collect();
     Rule { resources, providers, line: node.line }
+}
+
+/// A resource's name; `secrets.` is `secrets`.
+fn resource(name: &str) -> String {
+    match name.split_once('.') {
+        Some((resource, "")) if resource != "*" => resource.to_owned(),
+        _ => name.to_owned(),
+    }
 }
 
 fn provider(node: &Node, decoder: &mut Decoder<'_>) -> Provider {

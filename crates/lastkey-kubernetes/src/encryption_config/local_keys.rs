@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::KeyShape;
 
 /// Go's `base64.StdEncoding`: padded, with no opinion about the last bits.
-const GO_BASE64: GeneralPurpose = GeneralPurpose::new(
+pub(super) const GO_BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
 );

@@ -174,6 +174,11 @@ fn rules_follow_each_other() {
     let excluded = both(clear, &rule("['*.*']", "a"));
     assert_eq!(errors(&excluded), [""; 0]);
     assert!(codes(&excluded, Severity::Info).contains(&"excluded"));
+    // the first rule that names it writes
+    let later = clear.replace("events", "secrets");
+    assert_eq!(errors(&both(&rule("[secrets]", "a"), &later)), [""; 0]);
+    let more = both(&rule("[secrets]", "a"), &clear.replace("events", "secrets, pods"));
+    assert_eq!(errors(&more), ["identity-first"]);
     let secrets_clear = both(&clear.replace("events", "secrets"), &rule("['*.*']", "a"));
     assert_eq!(errors(&secrets_clear), ["identity-first"]);
 }
@@ -227,6 +232,55 @@ fn yaml_is_read_as_an_apiserver_reads_it() {
         errors(&json.replace("\"name\":\"a\"", "\"name\":\"a\",\"name\":\"b\"")),
         ["duplicate-field"]
     );
+}
+
+#[test]
+fn go_yaml_is_stricter_than_yaml() {
+    let plain = kms("");
+    for (text, refused) in [
+        (plain.replace("  - kms", "  -\tkms"), true),
+        (plain.replace("kind:", "\t# c\nkind:"), true),
+        (plain.replace("kind: ", "kind:\t"), false),
+        (format!("%YAML 1.2\n---\n{plain}"), true),
+        (format!("%YAML 1.1\n---\n{plain}"), false),
+        (plain.replace("name: a", "name: !!int a"), true),
+    ] {
+        let expected: &[&str] = if refused { &["syntax"] } else { &[] };
+        assert_eq!(errors(&text), expected, "{text}");
+    }
+    let codes = |bytes: &[u8]| -> Vec<&str> {
+        let findings = examine_bytes(bytes).findings.into_iter();
+        findings.filter(|f| f.severity == Severity::Error).map(|f| f.code).collect()
+    };
+    let wide: Vec<u8> =
+        format!("\u{feff}{plain}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(codes(&wide), [""; 0]);
+    assert_eq!(codes(&wide[2..]), ["syntax"]);
+    assert_eq!(codes(&[plain.as_bytes(), b"# \xe9\n"].concat()), ["syntax"]);
+    let findings = examine_bytes(&[plain.as_bytes(), b"# \xe9\n"].concat()).findings;
+    assert_eq!(findings[0].line, Some(1 + plain.lines().count()));
+}
+
+#[test]
+fn names_that_nothing_has() {
+    let list = |names: &str| kms("").replace("[secrets]", names);
+    for (name, fix) in [
+        ("secrets.v1", "write `secrets`"),
+        ("secret.core", "write `secrets`"),
+        ("deployment.apps", "write `deployments.apps`"),
+        ("deployments.v1.apps", "write `deployments.apps`"),
+        ("deployments.apps/scale", "write `deployments.apps`"),
+        ("ingress.networking", "write RESOURCE.GROUP; `kubectl api-resources` lists both"),
+    ] {
+        let findings = examine(&list(&format!("[secrets, {name}]"))).findings;
+        let found = findings.iter().find(|f| f.code == "resource-unknown").expect(name);
+        assert_eq!((found.severity, found.fix.as_str()), (Severity::Error, fix), "{name}");
+    }
+    for names in ["['secrets.']", "[widgets.example.org]", "['*.apps', '*.example.org', pods]"] {
+        assert_eq!(errors(&list(names)), [""; 0], "{names}");
+    }
+    assert_eq!(examine(&list("['secrets.']")).config.rules[0].resources[0].name, "secrets");
+    assert_eq!(errors(&list("['secrets.', secrets]")), ["resource-twice"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use std::{collections::HashMap, fmt, rc::Rc};
 
+use base64::Engine as _;
 use granit_parser::{Event, Parser, ScalarStyle, Tag};
 use serde::{
     Deserialize, Deserializer,
@@ -13,11 +14,17 @@ use serde::{
 };
 use zeroize::Zeroizing;
 
-use super::{Finding, Text};
+use super::{
+    Finding, Text,
+    local_keys::GO_BASE64,
+    strict::{Tabs, directive},
+};
 
 /// Deeper nesting is refused: what a configuration needs is six levels.
 const MAX_DEPTH: usize = 64;
-/// The string that an alias without an anchor is told by.
+/// What `!!` stands for.
+const YAML_TAGS: &str = "tag:yaml.org,2002:";
+/// The name of a field that takes over those of another map.
 const MERGE: &str = "<<";
 
 /// One value, and where it starts.
@@ -172,14 +179,25 @@ fn read_yaml(text: &str, findings: &mut Vec<Finding>) -> Result<Rc<Node>, Findin
     let mut builder = Builder::default();
     // a byte order mark is no part of the text
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.starts_with('\u{feff}') {
+        return Err(syntax("it begins with two byte order marks", Some(1)));
+    }
+    if let Some(finding) = directive(text) {
+        return Err(finding);
+    }
+    let mut tabs = Tabs::default();
     let mut events = Parser::new_from_str_with_options(text, options);
     for next in &mut events {
         // the library's words name characters and anchors, never a scalar
         let (event, span) = next.map_err(|e| syntax(e.info(), Some(e.marker().line())))?;
+        tabs.take(&event, &span);
         if matches!(event, Event::DocumentEnd) {
             break;
         }
         builder.take(event, Some(span.start.line()))?;
+    }
+    if let Some(finding) = tabs.finding(text) {
+        return Err(finding);
     }
     if let Some(line) = second_document(events) {
         let message = "there is a second document: an apiserver reads the first one only";
@@ -251,6 +269,8 @@ impl Builder {
                     return Ok(());
                 }
                 let value = scalar(&text, plain, tag.as_deref());
+                let value =
+                    value.ok_or_else(|| syntax("a value is not what its tag says", line))?;
                 self.finish(node(value, line), anchor)?;
             }
             Event::Alias(id) => {
@@ -341,15 +361,33 @@ fn as_name(node: &Node) -> Option<Text> {
     })
 }
 
-/// What go-yaml v2 makes of a scalar (`resolve.go`).
-fn scalar(text: &str, plain: bool, tag: Option<&Tag>) -> Value {
-    let string = || Value::Text(Zeroizing::new(text.to_owned()));
-    match tag.and_then(Tag::core_suffix) {
-        Some("str") => return string(),
-        Some(_) => {}
-        None if !plain => return string(),
-        None => {}
-    }
+/// What go-yaml v2 makes of a scalar (`resolve.go`); `None` where it is not what its tag says.
+fn scalar(text: &str, plain: bool, tag: Option<&Tag>) -> Option<Value> {
+    let string = |text: &str| Some(Value::Text(Zeroizing::new(text.to_owned())));
+    let Some(tag) = tag.and_then(|tag| tag.suffix_in_namespace(YAML_TAGS)) else {
+        return if plain { Some(resolved(text)) } else { string(text) };
+    };
+    let value = match &*tag {
+        "str" => return string(text),
+        "binary" => {
+            let text: Text = Zeroizing::new(text.split_ascii_whitespace().collect());
+            let bytes = GO_BASE64.decode(text.as_bytes()).ok().map(Zeroizing::new)?;
+            return string(&String::from_utf8_lossy(&bytes));
+        }
+        _ => resolved(text),
+    };
+    let fits = match &*tag {
+        "int" => matches!(value, Value::Number(Some(_))),
+        "float" => matches!(value, Value::Number(_)),
+        "bool" => matches!(value, Value::Bool),
+        "null" => matches!(value, Value::Null),
+        _ => true,
+    };
+    fits.then_some(value)
+}
+
+/// Of a scalar without quotes.
+fn resolved(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
         "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
@@ -361,13 +399,13 @@ fn scalar(text: &str, plain: bool, tag: Option<&Tag>) -> Value {
         _ => {}
     }
     if !text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.')) {
-        return string();
+        return Value::Text(Zeroizing::new(text.to_owned()));
     }
     let plain_number = text.replace('_', "");
     match whole_number(&plain_number) {
         Some(number) => Value::Number(Some(number)),
         None if is_float(&plain_number) => Value::Number(None),
-        None => string(),
+        None => Value::Text(Zeroizing::new(text.to_owned())),
     }
 }
 

@@ -36,14 +36,26 @@ impl Process {
         Path::new(first).file_name().and_then(|name| name.to_str()).unwrap_or(first)
     }
 
-    /// A path as the process sees it, for us: it may be in a container.
+    /// A path as the process sees it, for us: it may be in a container. Where the same file is
+    /// there for us too, it is called by its own name, which is still good when the process is gone.
     pub fn sees(&self, path: &Path) -> PathBuf {
-        let Ok(inside) = path.strip_prefix("/") else {
-            return PathBuf::from(format!("/proc/{}/cwd", self.id)).join(path);
+        let link = |name| PathBuf::from(format!("/proc/{}/{name}", self.id));
+        let (seen, plain) = match path.strip_prefix("/") {
+            Ok(inside) => (link("root").join(inside), path.to_owned()),
+            Err(_) => {
+                let seen = link("cwd").join(path);
+                let plain = fs::read_link(link("cwd")).map(|cwd| cwd.join(path));
+                (seen.clone(), plain.unwrap_or(seen))
+            }
         };
-        let seen = PathBuf::from(format!("/proc/{}/root", self.id)).join(inside);
-        if fs::symlink_metadata(&seen).is_ok() { seen } else { path.to_owned() }
+        let is_there = fs::symlink_metadata(&seen).is_ok();
+        if is_there && !is_same(&seen, &plain) { seen } else { plain }
     }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|it| (it.dev(), it.ino())).ok();
+    identity(one).is_some() && identity(one) == identity(other)
 }
 
 /// All processes that can be seen.
@@ -63,7 +75,9 @@ mod tests {
         assert!(us.name().starts_with("lastkey_kubernetes"), "{us:?}");
         assert_eq!(us.command.len(), std::env::args().count());
         let directory = tempfile::tempdir().unwrap();
-        assert!(us.sees(directory.path()).is_dir());
-        assert!(us.sees(Path::new("Cargo.toml")).is_file());
+        // in the same place as we are, so nothing is called by the process's id
+        assert_eq!(us.sees(directory.path()), directory.path());
+        let relative = us.sees(Path::new("Cargo.toml"));
+        assert_eq!(relative, std::env::current_dir().unwrap().join("Cargo.toml"));
     }
 }

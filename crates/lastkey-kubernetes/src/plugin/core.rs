@@ -1,6 +1,6 @@
 //! What both versions of the protocol have in common: the three calls, each as numbered steps.
 
-use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use lastkey_client::{
     Client, Error as ClientError,
@@ -101,30 +101,49 @@ impl Core {
         // 1. Refuse what cannot work.
         check_plaintext(plaintext)?;
         let _permit = self.permit()?;
-        self.in_time(async {
-            // 2. Take the generation Status announced, so that concurrent calls never flip.
-            let told = (*announced.lock()).or(*self.last_announced.lock());
-            let pin = match told {
-                Some(told) => told,
-                None => self.current().await?,
-            };
-            // 3. Encrypt; after a rotation the pin holds for a minute, then the server refuses it.
-            match self.seal(pin, plaintext).await {
-                Err(Problem::Stale) => {}
+        let deadline = Instant::now() + self.budget;
+        // 2. Take the generation Status announced, so that concurrent calls never flip.
+        let told = (*announced.lock()).or(*self.last_announced.lock());
+        // 3. Encrypt; after a rotation the pin holds for a minute, then the server refuses it.
+        let stale = match told {
+            None => None,
+            Some(pin) => match self.seal(pin, plaintext).await {
+                Err(Problem::Stale) => Some(pin),
                 outcome => return outcome,
+            },
+        };
+        // 4. Rare, and much to carry about: wait for a generation to encrypt under.
+        let work = Box::pin(self.encrypt_anew(stale, (announced, plaintext)));
+        self.in_time(deadline, work).await
+    }
+
+    /// Encrypts under the generation that follows a stale one, or under the first one heard of.
+    async fn encrypt_anew(
+        &self,
+        stale: Option<PluginKey>,
+        (announced, plaintext): (&Announced, &SecretBytes),
+    ) -> Result<Sealed, Problem> {
+        let stale = match stale {
+            Some(stale) => stale,
+            None => {
+                let pin = self.current().await?;
+                match self.seal(pin, plaintext).await {
+                    Err(Problem::Stale) => pin,
+                    outcome => return outcome,
+                }
             }
-            // 4. Learn the new generation, and answer with it.
-            let new = self.newer_than(pin).await?;
-            let sealed = self.seal(new, plaintext).await?;
-            *announced.lock() = Some(new);
-            Ok(sealed)
-        })
-        .await
+        };
+        // Learn the new generation, and answer with it.
+        let new = self.newer_than(stale).await?;
+        let sealed = self.seal(new, plaintext).await?;
+        *announced.lock() = Some(new);
+        Ok(sealed)
     }
 
     /// Encrypts under the newest generation.
     pub(super) async fn encrypt_current(&self, plaintext: &SecretBytes) -> Result<Sealed, Problem> {
-        let current = self.in_time(self.current()).await?;
+        let deadline = Instant::now() + self.budget;
+        let current = self.in_time(deadline, Box::pin(self.current())).await?;
         let current = Announced::new(Mutex::new(Some(current)));
         let trust = self.memory.as_ref().map(|memory| memory.trust());
         let sealed = self.encrypt_pinned(&current, plaintext).await?;
@@ -182,7 +201,7 @@ impl Core {
             return Ok(opened);
         }
         // On the heap, for it is large: an answer from above need not carry it about.
-        Box::pin(self.in_time(async {
+        let work = Box::pin(async {
             // 4. It is our cluster's.
             let ours = self.current().await?;
             if ours.cluster != key.cluster {
@@ -193,8 +212,8 @@ impl Core {
                 Some((memory, asked)) => memory.open(asked, || self.fetch(envelope)).await,
                 None => self.fetch(envelope).await,
             }
-        }))
-        .await
+        });
+        self.in_time(Instant::now() + self.budget, work).await
     }
 
     /// Has the server open it.
@@ -226,11 +245,12 @@ impl Core {
             Err(error) if is_stale(&error) => return Err(Problem::Stale),
             Err(error) => return Err(self.failed(error)),
         };
-        check_answer(&answer, pin)?;
+        let key_id = self.view.borrow().key_id_of(&pin);
+        check_answer(&answer, (pin, &key_id))?;
         let ciphertext = PluginBlob::new(pin, &answer.blob)
             .map_err(|_| Problem::Inconsistent("the blob is not of the key version it names"))?
             .encode();
-        let (key_id, annotations) = (pin.key_id(), annotations(&pin));
+        let annotations = annotations(&pin);
         Ok(Sealed { ciphertext, key_id, annotations, key: pin, opened: answer.opened })
     }
 
@@ -270,11 +290,13 @@ impl Core {
         self.permits.try_acquire().map_err(|_| Problem::Overloaded)
     }
 
+    /// `work` is boxed, because it is large and would be moved here.
     async fn in_time<T>(
         &self,
-        work: impl Future<Output = Result<T, Problem>>,
+        deadline: Instant,
+        work: Pin<Box<impl Future<Output = Result<T, Problem>>>>,
     ) -> Result<T, Problem> {
-        match timeout_at(Instant::now() + self.budget, work).await {
+        match timeout_at(deadline, work).await {
             Ok(outcome) => outcome,
             // while nothing has answered yet, that is the more useful reason
             Err(_) => match self.view.borrow().announce(uptime()) {
@@ -306,11 +328,11 @@ fn check_plaintext(plaintext: &SecretBytes) -> Result<(), Problem> {
 }
 
 /// The server encrypted under what we asked for, and computes key ids as we do.
-fn check_answer(answer: &PluginEncrypted, pin: PluginKey) -> Result<(), Problem> {
+fn check_answer(answer: &PluginEncrypted, (pin, key_id): (PluginKey, &str)) -> Result<(), Problem> {
     if PluginKey::from(answer.generation) != pin {
         return Err(Problem::Inconsistent("it encrypted under another generation than asked for"));
     }
-    if answer.plugin_key_id != pin.key_id() {
+    if answer.plugin_key_id != key_id {
         return Err(Problem::Inconsistent("its key id is not that of its key version"));
     }
     Ok(())

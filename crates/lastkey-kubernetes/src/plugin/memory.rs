@@ -148,7 +148,7 @@ impl Memory {
                     self.metrics.cached();
                     Ok(opened)
                 }
-                Err(unkept) => without(&unkept, fetch().await),
+                Err(unkept) => without(&unkept, Box::pin(fetch()).await),
             };
         }
         loop {
@@ -166,7 +166,7 @@ impl Memory {
                                 self.metrics.joined();
                                 Ok(SecretBytes::new(opened.expose().to_vec()))
                             }
-                            Err(unkept) => without(&unkept, fetch().await),
+                            Err(unkept) => without(&unkept, Box::pin(fetch()).await),
                         };
                     }
                     Some(Err(problem)) if !problem.is_passing() => {

@@ -170,6 +170,14 @@ impl View {
         }
     }
 
+    /// That key's id; computed where it is not the present one's.
+    pub(super) fn key_id_of(&self, key: &PluginKey) -> String {
+        match self.key.as_ref() == Some(key) {
+            true => self.key_id.clone(),
+            false => key.key_id(),
+        }
+    }
+
     pub(super) fn is_starting(&self) -> bool {
         matches!(self.standing, Standing::Starting { .. })
     }

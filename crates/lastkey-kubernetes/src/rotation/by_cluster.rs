@@ -18,7 +18,7 @@ use std::{
 };
 
 use lastkey_client::native::RotationPhase;
-use lastkey_crypto::ClusterId;
+use lastkey_crypto::{ClusterId, KeyVersionId};
 
 use super::{ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker};
 use crate::{
@@ -32,8 +32,9 @@ const MAX_ROUNDS: u32 = 3;
 const LOOKS: u32 = 10;
 /// Nor is it looked more often than this.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Without any change for so long it is given up for now.
-const STUCK_AFTER: Duration = Duration::from_secs(600);
+/// Without any change for so many times the patience it is given up for now: it can take
+/// kube-controller-manager some minutes to have a list of objects that nobody changes.
+const STUCK_AFTER: u32 = 10;
 /// etcd is asked this often before it counts as away.
 const ASK_ETCD: u32 = 5;
 /// What the apiservers have counted is about now after this.
@@ -53,6 +54,8 @@ struct Tally {
     older: BTreeMap<String, u64>,
     /// Resources that etcd has nothing of.
     empty: Vec<Resource>,
+    /// Under versions of our keys outside of what is migrated.
+    elsewhere: BTreeMap<KeyVersionId, u64>,
 }
 
 impl Tally {
@@ -111,6 +114,7 @@ impl Worker {
         }
         claim.state.pass_began = began;
         claim.state.pass.current = tally.new;
+        claim.state.proof.older = tally.elsewhere;
         self.tidy(claim).await;
         Ok(true)
     }
@@ -157,8 +161,8 @@ impl Worker {
             self.go_on()?;
             let known = self.patiently(|| self.api.migrations()).await.map_err(told)?;
             let wanted = names(claim);
-            let own: Vec<Migration> =
-                known.iter().filter(|one| wanted.contains_key(&one.name)).cloned().collect();
+            let own = known.iter().filter(|one| wanted.contains_key(&one.name));
+            let own: Vec<Migration> = own.map(|one| with_queue(one, &known)).collect();
             if own.len() < wanted.len() {
                 // Somebody has deleted them, perhaps to give it all up.
                 self.make(claim).await?;
@@ -184,8 +188,9 @@ impl Worker {
                     moved = Instant::now();
                 }
             }
-            if moved.elapsed() > STUCK_AFTER {
-                return Err(RotateError::Stuck { names: running(&own) }.into());
+            if moved.elapsed() > self.options.patience.saturating_mul(STUCK_AFTER) {
+                let (names, seconds) = (unfinished(&own), moved.elapsed().as_secs());
+                return Err(RotateError::Stuck { names, seconds }.into());
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
@@ -219,15 +224,8 @@ impl Worker {
         if began.elapsed() < self.options.patience {
             return Ok(());
         }
-        let is_queued = |one: &Migration| {
-            known.iter().any(|other| {
-                other.state == MigrationState::Running
-                    && other.resource == one.resource
-                    && other.name != one.name
-            })
-        };
         let waiting = own.iter().filter(|one| one.state == MigrationState::Waiting);
-        let waiting: Vec<_> = waiting.filter(|one| !is_queued(one)).collect();
+        let waiting: Vec<_> = waiting.filter(|one| ahead_of(one, known).is_none()).collect();
         match waiting.is_empty() {
             true => Ok(()),
             false => Err(RotateError::NotCarriedOut {
@@ -260,6 +258,11 @@ impl Worker {
             }
         };
         let mut tally = Tally::default();
+        for share in counted.resources.iter().skip(resources.len()).flat_map(|one| &one.under) {
+            if let Some(version) = share.under.key_version.filter(|version| *version != target) {
+                *tally.elsewhere.entry(version).or_default() += share.objects.unwrap_or(1);
+            }
+        }
         for (resource, of) in counted.resources.iter().zip(&resources) {
             if resource.objects == Some(0) {
                 tally.empty.push(of.clone());
@@ -286,13 +289,21 @@ impl Worker {
     /// some elsewhere (`--etcd-servers-overrides`), or the address or prefix is another cluster's. An
     /// etcd without anything would prove everything.
     async fn is_their_etcd(&self, claim: &mut Claim, tally: &Tally) -> Result<(), Stop> {
+        if let Some(access) = &self.etcd {
+            let mut etcd = Etcd::new(access).map_err(|error| RotateError::Etcd(error.into()))?;
+            let of = (access.prefix.as_str(), &claim.state.resources[..]);
+            let other = coverage::not_theirs(&self.api, &mut etcd, of).await;
+            if let Some(why) = other.map_err(RotateError::Etcd)? {
+                return Err(RotateError::OtherEtcd { why }.into());
+            }
+        }
         if tally.empty.is_empty() {
             return Ok(());
         }
         let everywhere = self.count_in_etcd(&[namespaces()]).await?;
-        if everywhere.resources.iter().all(|one| one.objects == Some(0)) {
-            let missing = "namespaces, which every cluster has".to_owned();
-            return Err(RotateError::OtherEtcd { missing }.into());
+        if everywhere.resources.first().is_none_or(|one| one.objects == Some(0)) {
+            let why = "it has no namespaces, which every cluster has".to_owned();
+            return Err(RotateError::OtherEtcd { why }.into());
         }
         // An apiserver counts its objects once a minute, and what it does not keep in an etcd never.
         let until = Instant::now() + COUNTED_WITHIN;
@@ -305,14 +316,14 @@ impl Worker {
             let some = empty.iter().find(|one| one.objects.is_some_and(|objects| objects > 0));
             let wrong = match (some, namespaces) {
                 (None, Some(1..)) => return Ok(()),
-                (None, _) => "namespaces that the apiservers have counted".to_owned(),
+                (None, _) => "the apiservers have counted no namespaces".to_owned(),
                 (Some(one), _) => {
                     let objects = one.objects.unwrap_or_default();
-                    format!("{}, of which the apiservers have {objects}", one.resource)
+                    format!("it has no {}, of which the apiservers have {objects}", one.resource)
                 }
             };
             if until <= Instant::now() {
-                return Err(RotateError::OtherEtcd { missing: wrong }.into());
+                return Err(RotateError::OtherEtcd { why: wrong }.into());
             }
             if claim.saved.elapsed() >= RENEW_EVERY {
                 self.renew(claim).await?;
@@ -388,8 +399,32 @@ fn namespaces() -> Resource {
     }
 }
 
-fn running(own: &[Migration]) -> String {
-    let left = own.iter().filter(|one| one.state == MigrationState::Running);
+/// Another migration of the same resource that is under way: kube-controller-manager works one off
+/// after the other.
+fn ahead_of<'a>(one: &Migration, known: &'a [Migration]) -> Option<&'a Migration> {
+    known.iter().find(|other| {
+        other.state == MigrationState::Running
+            && other.resource == one.resource
+            && other.name != one.name
+    })
+}
+
+/// One that waits says for which other one, and where that is.
+fn with_queue(one: &Migration, known: &[Migration]) -> Migration {
+    let mut one = one.clone();
+    if one.state == MigrationState::Waiting
+        && let Some(ahead) = ahead_of(&one, known)
+    {
+        let more = if ahead.said.is_empty() { "" } else { ": " };
+        one.said = format!("behind {}{more}{}", ahead.name, ahead.said);
+    }
+    one
+}
+
+fn unfinished(own: &[Migration]) -> String {
+    let is_over =
+        |one: &&Migration| matches!(one.state, MigrationState::Succeeded | MigrationState::Failed);
+    let left = own.iter().filter(|one| !is_over(one));
     let left = left.map(|one| match one.said.is_empty() {
         true => one.name.clone(),
         false => format!("{} ({})", one.name, one.said),

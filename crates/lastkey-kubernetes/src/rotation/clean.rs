@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Claim, RotateError, Stop, Worker, change::config_now};
 use crate::{
     cluster::Etcd,
-    coverage::{self, Coverage, resources_of},
+    coverage::{self, Coverage, not_theirs, resources_of},
     doctor::reads,
     encryption_config::{EncryptionConfiguration, Named, ProviderKind},
     transition::Stage,
@@ -128,8 +128,8 @@ impl Worker {
         Ok(kept)
     }
 
-    /// What rests where, if etcd may be read.
-    async fn exactly(&self, claim: &Claim) -> Result<Option<Coverage>, Stop> {
+    /// What rests where, if etcd may be read and is that of these apiservers.
+    async fn exactly(&self, claim: &mut Claim) -> Result<Option<Coverage>, Stop> {
         let (goal, _, hands) = self.goal(claim)?;
         let Some(access) = &hands.etcd else { return Ok(None) };
         let discovery = self.api.discover().await.map_err(RotateError::from)?;
@@ -138,6 +138,11 @@ impl Worker {
         names.extend(goal.resources.into_iter().chain(config.names().map(|n| n.name.clone())));
         let (resources, unknown) = resources_of(&names, &discovery);
         let mut etcd = Etcd::new(access).map_err(|error| RotateError::Etcd(error.into()))?;
+        let other = not_theirs(&self.api, &mut etcd, (&access.prefix, &resources)).await;
+        if let Some(why) = other.map_err(RotateError::Etcd)? {
+            claim.state.proof.why = format!("the registered etcd is not the apiservers': {why}");
+            return Ok(None);
+        }
         let counted = coverage::exact(&mut etcd, &access.prefix, (&resources, unknown)).await;
         Ok(Some(counted.map_err(RotateError::Etcd)?))
     }

@@ -129,13 +129,13 @@ pub enum RotateError {
     },
     /// What was registered is not what is under the apiservers.
     #[error(
-        "the registered etcd has no {missing}: it proves nothing about this cluster. Is it the etcd of \
-         these apiservers, with their --etcd-prefix? `lastkey cluster add NAME --kubeconfig FILE \
+        "the registered etcd is not the one under these apiservers ({why}): it proves nothing about \
+         this cluster. Is it theirs, with their --etcd-prefix? `lastkey cluster add NAME --kubeconfig FILE \
          --migration cluster --etcd URL` registers another one"
     )]
     OtherEtcd {
-        /// What it should have.
-        missing: String,
+        /// What shows it.
+        why: String,
     },
     /// Nobody carries a migration out.
     #[error(
@@ -152,12 +152,15 @@ pub enum RotateError {
     },
     /// A migration stands still.
     #[error(
-        "{names} stands still: look at kube-controller-manager. Nothing has become free; the same \
-         command goes on"
+        "{names} has stood still for {seconds} s: does kube-controller-manager run, and can what it has \
+         to ask be asked? It tries again after longer and longer pauses, up to 17 minutes, and at \
+         once when it is restarted. Nothing has become free; the same command goes on"
     )]
     Stuck {
         /// The migrations, with what they say.
         names: String,
+        /// For how long.
+        seconds: u64,
     },
     /// A migration has failed.
     #[error(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use lastkey_client::native::{self, RotationPhase};
 use serde::{Deserialize, Serialize};
 
-use super::{Claim, RotateError, Stop, Worker};
+use super::{Claim, RotateError, Stop, Worker, discover};
 use crate::cluster::{
     ApiError, ApiServer, Discovery, MIGRATION_VERBS, MIGRATIONS, Migrate, Resource, Right,
 };
@@ -244,6 +244,32 @@ impl Worker {
         choose(&self.api, served, &choice).await
     }
 
+    /// What is gone through: what it was begun with, and what is wanted now besides. One that was
+    /// begun for a part of what is encrypted, and is gone on with as a whole, goes through all of it
+    /// before anything becomes free.
+    pub(super) async fn take_up(&self, claim: &mut Claim) -> Result<(), Stop> {
+        let begins = claim.state.resources.is_empty();
+        if claim.rotation.course.is_some() && !begins {
+            return Ok(());
+        }
+        let names = &self.options.resources;
+        let served = self.patiently(|| discover(&self.api, names)).await?;
+        let wanted = self.resources(&claim.rotation, &served)?;
+        if begins {
+            let chosen = self.choose(&claim.rotation, &wanted, &served).await?;
+            (claim.state.by, claim.state.migration) = (chosen.by, chosen.why);
+            claim.state.resources = wanted;
+        } else {
+            let mut all = claim.state.resources.clone();
+            all.extend(wanted.into_iter().filter(|one| !claim.state.resources.contains(one)));
+            if all.len() > claim.state.resources.len() {
+                self.choose_again(claim, all).await?;
+            }
+        }
+        claim.state.whole |= self.options.whole;
+        Ok(())
+    }
+
     /// Whether somebody has asked for another way than the one it was begun with.
     pub(super) fn wants_otherwise(&self, claim: &Claim) -> bool {
         let wanted = match self.options.migrate {
@@ -254,10 +280,15 @@ impl Worker {
         claim.rotation.course.is_none() && claim.state.by != wanted
     }
 
-    /// Goes on the other way, from the beginning.
-    pub(super) async fn choose_again(&self, claim: &mut Claim) -> Result<(), Stop> {
+    /// Begins again, with these and perhaps another way.
+    pub(super) async fn choose_again(
+        &self,
+        claim: &mut Claim,
+        resources: Vec<Resource>,
+    ) -> Result<(), Stop> {
         let served = self.api.discover().await.map_err(RotateError::from)?;
-        let chosen = self.choose(&claim.rotation, &claim.state.resources, &served).await?;
+        let chosen = self.choose(&claim.rotation, &resources, &served).await?;
+        claim.state.resources = resources;
         if claim.state.by == By::Cluster {
             self.tidy(claim).await;
         }

@@ -9,6 +9,9 @@
 //!    keep some resources elsewhere, `--etcd-servers-overrides`), and
 //! 3. nothing has refused to be written.
 //!
+//! What lies elsewhere below the prefix under an older version of the key, as a rule that was taken out of the
+//! configuration leaves it, keeps that version from becoming free.
+//!
 //! Otherwise a pass in which no apiserver writes anything is the proof, as without etcd.
 
 use std::collections::BTreeMap;
@@ -21,7 +24,7 @@ use serde_json::{Value, json};
 use super::{By, Claim, Counts, Event, RENEW_EVERY, Stop, Worker};
 use crate::{
     cluster::{Etcd, EtcdAccess, EtcdError, Resource},
-    coverage::{Stored, parse, place_in_etcd},
+    coverage::{Elsewhere, Stored, Under, elsewhere, parse, place_in_etcd},
 };
 
 /// What the proof is.
@@ -39,6 +42,26 @@ pub(super) struct Proof {
 impl Proof {
     fn not_by_etcd(why: impl Into<String>) -> Self {
         Self { why: why.into(), ..Self::default() }
+    }
+
+    /// With what is under older versions outside of what is gone through.
+    fn and_elsewhere(mut self, found: Elsewhere, wanted: KeyVersionId) -> Self {
+        let older = |under: &Under| under.key_version.filter(|version| *version != wanted);
+        for (resource, counts) in found {
+            let mut objects = 0;
+            for (version, count) in counts.iter().filter_map(|(u, n)| older(u).map(|v| (v, n))) {
+                *self.older.entry(version).or_default() += count;
+                objects += count;
+            }
+            if objects > 0 && self.by_etcd {
+                self.by_etcd = false;
+                self.why = format!(
+                    "{objects} of {resource}, which is not gone through, are under an older version \
+                     in etcd"
+                );
+            }
+        }
+        self
     }
 
     /// As reports have it.
@@ -145,7 +168,8 @@ impl Worker {
                 return Ok(Proof::not_by_etcd(error.to_string()));
             }
         };
-        let proof = judge(&resources, &served, &found);
+        let (found, elsewhere) = found;
+        let proof = judge(&resources, &served, &found).and_elsewhere(elsewhere, wanted.version);
         if proof.by_etcd {
             let current = found.iter().map(|one| one.current).sum();
             claim.state.pass_began = began;
@@ -172,11 +196,12 @@ async fn read(
     access: &EtcdAccess,
     resources: &[Resource],
     wanted: &Wanted<'_>,
-) -> Result<Vec<Found>, EtcdError> {
+) -> Result<(Vec<Found>, Elsewhere), EtcdError> {
     let mut etcd = Etcd::new(access)?;
-    let mut all = Vec::new();
+    let (mut all, mut places) = (Vec::new(), Vec::new());
     for resource in resources {
         let mut place = place_in_etcd(&access.prefix, resource);
+        places.push(place.clone());
         if let Some(namespace) = wanted.namespace {
             place += &format!("{namespace}/");
         }
@@ -184,7 +209,12 @@ async fn read(
         etcd.scan(&place, |_, value| found.add(value, wanted)).await?;
         all.push(found);
     }
-    Ok(all)
+    // No version becomes free by one namespace.
+    let others = match wanted.namespace {
+        Some(_) => None,
+        None => elsewhere(&mut etcd, (&access.prefix, &places)).await?,
+    };
+    Ok((all, others.unwrap_or_default()))
 }
 
 fn judge(resources: &[Resource], served: &[u64], found: &[Found]) -> Proof {

@@ -76,6 +76,8 @@ impl Cursor {
 pub(super) struct State {
     /// In the order they are gone through.
     pub(super) resources: Vec<Resource>,
+    /// Whether those are all that may be under the key: otherwise nothing becomes free.
+    pub(super) whole: bool,
     /// The page that comes next.
     #[serde(flatten)]
     pub(super) cursor: Cursor,

@@ -50,8 +50,22 @@ fn judge(path: &Path, metadata: &Metadata) -> Result<(), SocketError> {
     // in a sticky directory such as /tmp, others can add files but not replace ours
     match mode & 0o022 != 0 && mode & 0o1000 == 0 {
         true => Err(SocketError::OpenDirectory { path: path.to_owned(), mode }),
-        false => Ok(()),
+        false => judge_above(path),
     }
+}
+
+/// Whoever can write above a directory can put another one in its place. Only what everybody can
+/// write is refused: a home directory's group is often its user's own.
+fn judge_above(path: &Path) -> Result<(), SocketError> {
+    let absolute = std::path::absolute(path).map_err(SocketError::io("find", path.display()))?;
+    for above in absolute.ancestors().skip(1) {
+        let Ok(metadata) = fs::metadata(above) else { continue };
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+            return Err(SocketError::OpenDirectory { path: above.to_owned(), mode });
+        }
+    }
+    Ok(())
 }
 
 /// What there is at a socket's path.
@@ -181,6 +195,28 @@ mod tests {
         }
         chmod(&place, 0o1777);
         assert!(bind(&path).is_ok(), "sticky");
+    }
+
+    #[test]
+    fn a_directory_above_that_everybody_can_write_is_refused_as_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let above = directory.path().join("above");
+        let place = above.join("between/place");
+        fs::create_dir_all(&place).unwrap();
+        chmod(&place, 0o700);
+        for mode in [0o777, 0o703] {
+            chmod(&above, mode);
+            for refused in [bind(&place.join("kms.sock")).map(drop), check(&place)] {
+                let error = refused.unwrap_err();
+                let is_it =
+                    matches!(&error, SocketError::OpenDirectory { path, .. } if *path == above);
+                assert!(is_it, "{error}");
+            }
+        }
+        for mode in [0o1777, 0o775, 0o755] {
+            chmod(&above, mode);
+            assert!(bind(&place.join("kms.sock")).is_ok(), "{mode:o}");
+        }
     }
 
     #[test]

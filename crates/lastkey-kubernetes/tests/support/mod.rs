@@ -299,6 +299,16 @@ impl Running {
         Self::launch((pki, server), kms, &url, change)
     }
 
+    /// With a server that runs already, on whichever thread.
+    pub fn start_before(
+        (pki, server): (Pki, FakeServer),
+        kms: Arc<FakeKms>,
+        change: impl FnOnce(&mut PluginConfig),
+    ) -> Self {
+        let url = server.url();
+        Self::launch((pki, server), kms, &url, change)
+    }
+
     /// With a network in between that can fall silent.
     pub async fn start_behind(kms: Arc<FakeKms>) -> (Self, Network) {
         let pki = Pki::new();

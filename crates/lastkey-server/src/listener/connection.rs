@@ -1,14 +1,21 @@
 //! One connection: HTTP/1.1 or HTTP/2, watched for idleness, slow peers and the server's end.
 
-use std::{convert::Infallible, future::pending, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{
     body::Incoming,
-    rt::{Read, Write},
+    rt::{Read, ReadBufCursor, Write},
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -18,6 +25,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use super::{
     doorman::{Guest, Lane},
     pulse::Pulse,
+    roused::Roused,
 };
 use crate::{exchange::Peer, limits::Limits, native, service::Service, stopping::Stopping};
 
@@ -61,18 +69,17 @@ pub(crate) async fn serve<I>(
             let mut watch = Watch::new(&guest.pulse, limits, is_http2);
             // A connection is polled twice for each request; these look at what is beside it only
             // when that has something to say.
-            let mut asides = FuturesUnordered::new();
-            asides.push(Aside::new(stopping, limits).next());
+            let mut aside = Roused::new(Box::pin(Aside::new(stopping, limits).next()));
             loop {
-                let aside = tokio::select! {
+                let told = tokio::select! {
                     // What has come is read before anybody says that nothing came.
                     biased;
                     // Errors are the peer's: it went away, or did not speak HTTP.
                     _ = connection.as_mut() => break,
-                    Some(aside) = asides.next() => aside,
+                    told = &mut aside => told,
                 };
-                watch.stopped = aside.stopped;
-                asides.push(aside.next());
+                watch.stopped = told.stopped;
+                aside.set(Box::pin(told.next()));
                 match watch.look(Instant::now()) {
                     Verdict::Stay => {}
                     Verdict::Leave => connection.as_mut().graceful_shutdown(),
@@ -90,10 +97,46 @@ pub(crate) async fn serve<I>(
         // Each request is a task of its own there, into which a future of some kilobytes would be
         // moved again and again.
         let answer = service_fn(move |request| Box::pin(answer(Arc::clone(&talk), request)));
-        drive!(http2_builder(limits).serve_connection(io, answer));
+        drive!(http2_builder(limits).serve_connection(Gathered(io), answer));
     } else {
         let answer = service_fn(move |request| answer(Arc::clone(&talk), request));
         drive!(http1_builder(limits).serve_connection(io, answer));
+    }
+}
+
+/// A connection that takes one piece at a time.
+///
+/// `h2` writes each answer of more than 256 bytes by itself where it may hand over several pieces
+/// at once, and up to 1 KiB together with others where it may not: with many requests in flight
+/// one system call and one record of TLS for many answers.
+struct Gathered<I>(I);
+
+impl<I: Read + Unpin> Read for Gathered<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+/// Says by default that it takes no slices.
+impl<I: Write + Unpin> Write for Gathered<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
@@ -144,7 +187,14 @@ async fn answer(
         // The connection was let go just before; its task is about to end.
         return pending().await;
     };
-    let mut response = if Service::is_health(path) {
+    // What the library does by itself over HTTP/1.1.
+    let by_us = request.version() == http::Version::HTTP_2;
+    let without_body = by_us && request.method() == http::Method::HEAD;
+    let mut response = if by_us && request.headers().len() > service.limits.headers {
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        response
+    } else if Service::is_health(path) {
         service.answer(peer, request).await
     } else if *lane == Lane::Lobby {
         service.turn_away(path, "lobby")
@@ -156,6 +206,9 @@ async fn answer(
         service.turn_away(path, "requests")
     };
     drop(beat);
+    if without_body {
+        *response.body_mut() = Full::default();
+    }
     if stopping.is_now() {
         // Requests that were on their way are answered, and that is that. The library drops this
         // over HTTP/2, which has a frame for it.
@@ -323,6 +376,13 @@ mod tests {
             rate: 1000,
             ..Limits::default()
         }
+    }
+
+    #[tokio::test]
+    async fn http2_takes_one_piece_at_a_time() {
+        let io = hyper_util::rt::TokioIo::new(tokio::io::duplex(1).0);
+        assert!(io.is_write_vectored(), "else there is nothing to gather");
+        assert!(!Gathered(io).is_write_vectored());
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! 2. If too many have not finished their handshake, those who came first among them leave, the
 //!    silent ones before the others: a flood of them lives as briefly as it is fast. Who has just
 //!    come stays for a moment, so that a client who means it has time to begin.
-//! 3. If all connections are taken, those leave that have been without a request for longest.
+//! 3. If all connections are taken, those leave that did not finish their handshake in a second, then
+//!    those that have been without a request for longest. Who has just come is not the first to go:
+//!    else whoever holds all places and does nothing would have newcomers push each other out.
 //! 4. If a request is under way on each of them, the newcomer waits in the lobby, where health is
 //!    answered and everything else told to come back; if that is full too, it is refused.
 //!
@@ -27,6 +29,8 @@ use crate::{limits::Limits, metrics::Metrics};
 const BATCH: usize = 32;
 /// A newcomer does not have to leave for another newcomer before.
 const A_MOMENT: Duration = Duration::from_millis(100);
+/// Who has not finished the handshake by then leaves before those that have.
+const HANDSHAKE_AT_EASE: Duration = Duration::from_secs(1);
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,14 +121,14 @@ impl Doorman {
         }
         // 2. Newcomers give way to newcomers.
         if book.newcomers >= self.limits.newcomers {
-            let left = book.evict(Lane::Network, |pulse| {
-                pulse.phase() != Phase::Open && pulse.idle() >= A_MOMENT
+            let left = book.evict(Lane::Network, |phase, idle| {
+                (phase != Phase::Open && idle >= A_MOMENT).then_some(phase)
             });
             metrics.shed_many("newcomers", left);
         }
         // 3. Idle ones give way.
         if book.network >= self.limits.connections {
-            let left = book.evict(Lane::Network, |_| true);
+            let left = book.evict(Lane::Network, rank);
             metrics.shed_many("idle", left);
         }
         // 4. Everybody is busy.
@@ -132,7 +136,7 @@ impl Doorman {
             Lane::Network
         } else {
             if book.lobby >= self.limits.lobby {
-                let left = book.evict(Lane::Lobby, |_| true);
+                let left = book.evict(Lane::Lobby, rank);
                 metrics.shed_many("connections", left);
             }
             if book.lobby >= self.limits.lobby {
@@ -148,7 +152,7 @@ impl Doorman {
     pub(crate) fn admit_admin(self: &Arc<Self>, metrics: &Metrics) -> Option<Guest> {
         let mut book = self.book.lock();
         if book.admin >= self.limits.admin_connections {
-            let left = book.evict(Lane::Admin, |_| true);
+            let left = book.evict(Lane::Admin, rank);
             metrics.shed_many("idle", left);
         }
         if book.admin >= self.limits.admin_connections {
@@ -161,7 +165,7 @@ impl Doorman {
     /// Makes some idle connections leave, because the process has no descriptors left.
     pub(crate) fn make_way(&self, metrics: &Metrics) {
         let mut book = self.book.lock();
-        let left = book.evict(Lane::Network, |_| true);
+        let left = book.evict(Lane::Network, rank);
         metrics.shed_many("descriptors", left);
     }
 
@@ -187,6 +191,11 @@ impl Doorman {
         book.open.insert(number, entry);
         Guest { pulse, lane, ticket: Ticket { doorman: Arc::clone(self), number } }
     }
+}
+
+/// In which order connections leave for others.
+fn rank(phase: Phase, idle: Duration) -> Option<Phase> {
+    Some(if idle < HANDSHAKE_AT_EASE { Phase::Open } else { phase })
 }
 
 impl Guest {
@@ -219,15 +228,17 @@ impl Book {
         Some(entry)
     }
 
-    /// Makes a batch of connections leave that have no request under way: first those that have
-    /// come least far, among them those that have been idle for longest. Says how many.
-    fn evict(&mut self, lane: Lane, may_leave: impl Fn(&Pulse) -> bool) -> u64 {
+    /// Makes a batch of connections leave that have no request under way: first those of the lowest
+    /// rank (by phase and idle time; `None` stays), among them those that have been idle for longest.
+    /// Says how many.
+    fn evict(&mut self, lane: Lane, rank: impl Fn(Phase, Duration) -> Option<Phase>) -> u64 {
         let mut idle: Vec<_> = (self.open.iter())
             .filter(|(_, entry)| entry.lane == lane && entry.task.is_some())
-            .filter(|(_, entry)| entry.pulse.in_flight() == 0 && may_leave(&entry.pulse))
-            .map(|(&number, entry)| {
-                let idle = std::cmp::Reverse(entry.pulse.idle());
-                (entry.pulse.phase(), idle, number)
+            .filter(|(_, entry)| entry.pulse.in_flight() == 0)
+            .filter_map(|(&number, entry)| {
+                let idle = entry.pulse.idle();
+                let rank = rank(entry.pulse.phase(), idle)?;
+                Some((rank, std::cmp::Reverse(idle), number))
             })
             .collect();
         // A small house is not emptied for one newcomer.
@@ -321,6 +332,34 @@ mod tests {
         for stays in [&known, &busy, &later] {
             assert!(stays.pulse.begin(false).is_some());
         }
+    }
+
+    /// Whoever takes all places by connections that do nothing keeps nobody out.
+    #[test]
+    fn the_idle_give_way_before_those_who_have_just_come() {
+        // Again where this machine took too long for anybody to have just come.
+        let shown = (0..100).any(|_| {
+            let house = house(&Limits { connections: 3, ..Limits::default() });
+            let idle = (house.open(), house.open());
+            std::thread::sleep(Duration::from_millis(20));
+            let began = std::time::Instant::now();
+            let newcomer = house.from("127.0.0.1").unwrap();
+            newcomer.pulse.reach(Phase::Handshake);
+            let last = house.from("127.0.0.1").unwrap();
+            let in_time = began.elapsed() < HANDSHAKE_AT_EASE;
+            assert!(last.pulse.begin(false).is_some());
+            let left =
+                [&idle.0, &idle.1].iter().filter(|one| one.pulse.begin(false).is_none()).count();
+            if in_time {
+                assert!(newcomer.pulse.begin(false).is_some(), "it came just before");
+                assert_eq!(left, 1);
+            }
+            in_time
+        });
+        assert!(shown);
+        // Who takes long leaves first, whatever the others do.
+        assert!(rank(Phase::Handshake, HANDSHAKE_AT_EASE) < rank(Phase::Open, Duration::MAX));
+        assert!(rank(Phase::Silent, HANDSHAKE_AT_EASE) < rank(Phase::Handshake, HANDSHAKE_AT_EASE));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod runs;
 
 use std::time::Duration;
 
+use lastkey_crypto::KeyId;
 use lastkey_engine::{
     Error,
     audit::{Query, Verification},
@@ -39,14 +40,26 @@ pub(super) async fn query(call: &Call<'_>) -> Answer {
 }
 
 fn filter(call: &Call<'_>) -> Result<Query, Refusal> {
+    let (from, to) = (call.time("from")?, call.time("to")?);
+    if from.zip(to).is_some_and(|(from, to)| from >= to) {
+        return Err(Error::invalid("to", "it has to be after `from`").into());
+    }
+    // An alias may have had other keys at other times; what no record can hold finds nothing, and
+    // nothing is what somebody wants to be sure of.
+    let key = call.text("key");
+    let parsed = key.as_deref().map(str::parse::<KeyId>).transpose();
+    parsed.map_err(|_| Error::invalid("key", "give the key's id"))?;
     Ok(Query {
         limit: call.number("limit")?.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT),
-        from: call.time("from")?,
-        to: call.time("to")?,
+        from,
+        to,
         principal: call.text("principal"),
-        key: call.text("key"),
+        key: key.map(|key| key.to_ascii_lowercase()),
         action: call.text("action"),
-        outcome: call.text("outcome"),
+        outcome: call.text("outcome").map(|outcome| match outcome.eq_ignore_ascii_case("ok") {
+            true => "ok".to_owned(),
+            false => outcome,
+        }),
         context_key: call.text("context_key"),
         ..Query::default()
     })

@@ -24,7 +24,7 @@ const AUTHORITY_LIFE: Duration = Duration::from_secs(3650 * 86_400);
 pub(super) const LEAF_LIFE: Duration = Duration::from_secs(90 * 86_400);
 /// Certificates begin an hour ago, for clients whose clocks are late; short-lived ones a tenth of
 /// their life, because clients tell by their beginning when to renew them.
-const BACKDATE: Duration = Duration::from_secs(3600);
+pub(super) const BACKDATE: Duration = Duration::from_secs(3600);
 /// Longest signing request that is looked at.
 const MAX_CSR: usize = 16 * 1024;
 

@@ -17,7 +17,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::authority::{Authority, AuthorityError, LEAF_LIFE, Terms};
+use super::authority::{Authority, AuthorityError, BACKDATE, LEAF_LIFE, Terms};
 pub(crate) use super::leaf::{Leaf, sealed_config};
 
 /// A certificate of ours is renewed when less than this is left of it.
@@ -90,6 +90,8 @@ pub(crate) struct ServerCertificate {
 pub(super) struct Current {
     pub(super) key: Arc<CertifiedKey>,
     pub(super) not_after: Timestamp,
+    /// When we issued it, unless it comes from files.
+    issued: Option<Timestamp>,
     /// When the files changed last, for those that come from files.
     modified: Option<Modified>,
 }
@@ -140,9 +142,7 @@ impl ServerCertificate {
         terms: Terms<'_>,
     ) -> Result<bool, CertificateError> {
         let due = match &self.source {
-            CertificateSource::Authority { .. } => {
-                terms.now.after(RENEW_BEFORE) >= self.not_after()
-            }
+            CertificateSource::Authority { .. } => self.is_due(terms.now),
             CertificateSource::Files { certificate, key, .. } => {
                 modified(certificate, key) != self.current.read().modified
             }
@@ -151,6 +151,14 @@ impl ServerCertificate {
             self.renew(authority, terms)?;
         }
         Ok(due)
+    }
+
+    /// Whether one of ours is about to end, or was issued by a clock that was set back since:
+    /// whoever has the right time would take it for one that has not begun.
+    fn is_due(&self, now: Timestamp) -> bool {
+        let current = self.current.read();
+        now.after(RENEW_BEFORE) >= current.not_after
+            || current.issued.is_some_and(|issued| now.after(BACKDATE / 2) < issued)
     }
 }
 
@@ -180,11 +188,17 @@ fn obtain(
     match source {
         CertificateSource::Authority { names } => {
             let pair = authority.issue_server(names, terms)?;
-            if let Some(leaf) = keep {
-                leaf.write(&pair)?;
+            match keep.map_or(Ok(()), |leaf| leaf.write(&pair)) {
+                // While it is sealed it shows the one before, or one that proves nothing.
+                Err(CertificateError::Write { path, source })
+                    if source.kind() == io::ErrorKind::StorageFull =>
+                {
+                    tracing::warn!(path = %path.display(), %source, "the certificate is not kept");
+                }
+                kept => kept?,
             }
             let key = certified(vec![pair.certificate], pair.key)?;
-            Ok(Current { key, not_after: pair.not_after, modified: None })
+            Ok(Current { key, not_after: pair.not_after, issued: Some(terms.now), modified: None })
         }
         CertificateSource::Files { certificate, key, .. } => from_files(certificate, key),
     }
@@ -213,6 +227,7 @@ pub(super) fn from_files(certificate: &Path, key: &Path) -> Result<Current, Cert
     Ok(Current {
         key: certified(chain, private)?,
         not_after: Timestamp::from_millis(not_after.saturating_mul(1000)),
+        issued: None,
         modified,
     })
 }
@@ -256,6 +271,27 @@ mod tests {
         assert!(!certificate.renew_if_due(&authority, terms(now.after(59 * day))).unwrap());
         assert!(certificate.renew_if_due(&authority, terms(now.after(61 * day))).unwrap());
         assert_eq!(certificate.not_after(), now.after(151 * day));
+    }
+
+    #[test]
+    fn a_certificate_of_the_future_is_replaced_once_the_clock_is_right_again() {
+        let now = Timestamp::from_millis(1_767_225_600_000);
+        let authority = Authority::create(now, &SystemEntropy).unwrap();
+        let source = CertificateSource::Authority { names: vec!["localhost".to_owned()] };
+        let certificate = ServerCertificate::load(source, &authority, terms(now)).unwrap();
+        let (minute, day) = (Duration::from_secs(60), Duration::from_secs(86_400));
+        assert!(certificate.renew_if_due(&authority, terms(now.after(70 * day))).unwrap());
+        assert!(certificate.renew_if_due(&authority, terms(now)).unwrap(), "it has not begun");
+        assert_eq!(certificate.not_after(), now.after(90 * day));
+        let begins = {
+            let current = certificate.current.read();
+            X509Certificate::from_der(&current.key.cert[0]).unwrap().1.validity().not_before
+        };
+        assert!(begins.timestamp() <= now.as_seconds());
+        // A clock that was set by a little changes nothing.
+        let earlier = Timestamp::from_millis(now.as_millis() - 60_000);
+        assert!(!certificate.renew_if_due(&authority, terms(earlier)).unwrap());
+        assert!(!certificate.renew_if_due(&authority, terms(now.after(minute))).unwrap());
     }
 
     #[test]

@@ -57,9 +57,9 @@ impl ClientTrust {
 
     /// What judges certificates in handshakes: ours, or of one of these roots.
     pub(super) fn verifier(&self, roots: &[NodeRoot]) -> Arc<dyn ClientCertVerifier> {
-        let Some(foreign) = kubelet::verifier(roots) else { return Arc::clone(&self.ours) };
+        let foreign = kubelet::verifier(roots);
         let mut hints = self.ours.root_hint_subjects().to_vec();
-        for hint in foreign.root_hint_subjects() {
+        for hint in foreign.iter().flat_map(|foreign| foreign.root_hint_subjects()) {
             if !hints.iter().any(|known| known.as_ref() == hint.as_ref()) {
                 hints.push(hint.clone());
             }
@@ -71,7 +71,7 @@ impl ClientTrust {
     /// a resumed session is none, and which root it was, the handshake did not say.
     pub(crate) fn shown(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Shown {
         let Some((leaf, rest)) = chain.split_first() else { return Shown::Nobody };
-        if self.ours.verify_client_cert(leaf, rest, kubelet::unix_time(now)).is_ok() {
+        if vouched_for(&*self.ours, (leaf, rest), kubelet::unix_time(now)).is_ok() {
             return plugin_of(leaf, now).map_or(Shown::Nobody, Shown::Plugin);
         }
         // One of ours that has ended is worth nothing, and was never anybody else's.
@@ -85,11 +85,27 @@ impl ClientTrust {
     }
 }
 
-/// Takes what either of two takes.
+/// Whether our authority issued this chain, leaf first, and it has not ended. That it has not begun
+/// says only that our own clock was ahead when we issued it: it is taken, or a clock that was set
+/// right again would lock out whoever renewed meanwhile.
+fn vouched_for(
+    ours: &dyn ClientCertVerifier,
+    (leaf, rest): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+    now: UnixTime,
+) -> Result<ClientCertVerified, rustls::Error> {
+    match ours.verify_client_cert(leaf, rest, now) {
+        Err(rustls::Error::InvalidCertificate(Invalid::NotValidYetContext {
+            not_before, ..
+        })) => ours.verify_client_cert(leaf, rest, not_before),
+        judged => judged,
+    }
+}
+
+/// Takes what we issued, and what one of other roots vouches for if there are any.
 #[derive(Debug)]
 struct Either {
     ours: Arc<dyn ClientCertVerifier>,
-    foreign: Arc<dyn ClientCertVerifier>,
+    foreign: Option<Arc<dyn ClientCertVerifier>>,
     hints: Vec<DistinguishedName>,
 }
 
@@ -108,11 +124,12 @@ impl ClientCertVerifier for Either {
         rest: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let error = match self.ours.verify_client_cert(leaf, rest, now) {
-            Ok(verified) => return Ok(verified),
-            Err(error) => error,
+        let (error, foreign) = match (vouched_for(&*self.ours, (leaf, rest), now), &self.foreign) {
+            (Ok(verified), _) => return Ok(verified),
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(foreign)) => (error, foreign),
         };
-        self.foreign.verify_client_cert(leaf, rest, now).map_err(|theirs| {
+        foreign.verify_client_cert(leaf, rest, now).map_err(|theirs| {
             // The one that knows the issuer has more to say.
             let unknown = rustls::Error::InvalidCertificate(Invalid::UnknownIssuer);
             if theirs == unknown { error } else { theirs }
@@ -150,6 +167,8 @@ mod tests {
         BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
         KeyPair, SanType,
     };
+
+    use rustls_pki_types::pem::PemObject as _;
 
     use super::*;
     use crate::tls::{Csr, Terms, identity::plugin_uri, roots_of};
@@ -192,17 +211,29 @@ mod tests {
         // The same name and key in a certificate of ours.
         let request = CertificateParams::default().serialize_request(&key).unwrap();
         let csr = Csr::parse(&request.pem().unwrap()).unwrap();
-        let terms = Terms { now, entropy: &SystemEntropy };
-        let until = now.after(std::time::Duration::from_secs(60));
-        let issued = authority.issue_plugin(&csr, (&cluster, "plugin", until), terms).unwrap();
-        let ours =
-            rustls_pki_types::pem::PemObject::from_pem_slice(issued.certificate_pem.as_bytes());
-        let ours: CertificateDer<'static> = ours.unwrap();
+        let issue = |now, until| -> CertificateDer<'static> {
+            let terms = Terms { now, entropy: &SystemEntropy };
+            let issued = authority.issue_plugin(&csr, (&cluster, "plugin", until), terms).unwrap();
+            CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap()
+        };
+        let minute = std::time::Duration::from_secs(60);
+        let until = now.after(minute);
+        let ours = issue(now, until);
         let shown = trust.shown(std::slice::from_ref(&ours), now);
         assert!(matches!(shown, Shown::Plugin(plugin) if plugin.cluster == cluster));
         let late = until.after(std::time::Duration::from_secs(1));
         assert!(matches!(trust.shown(&[ours], late), Shown::Nobody));
         assert!(matches!(trust.shown(&[], now), Shown::Nobody));
+
+        // Issued while our clock was ahead: good now that it was set right, in handshakes too.
+        let ahead = now.after(minute * 1440 * 70);
+        let future = [issue(ahead, ahead.after(minute))];
+        assert!(matches!(trust.shown(&future, now), Shown::Plugin(_)));
+        for roots in [&roots[..], &[]] {
+            let verifier = trust.verifier(roots);
+            assert!(verifier.verify_client_cert(&future[0], &[], kubelet::unix_time(now)).is_ok());
+        }
+        assert!(matches!(trust.shown(&future, ahead.after(2 * minute)), Shown::Nobody));
     }
 
     #[test]

@@ -65,7 +65,8 @@ pub(crate) struct RotateOptions {
     /// Who writes the objects anew [default: what was registered with the cluster, else auto].
     #[arg(long, value_enum, value_name = "WAY")]
     pub(crate) migration: Option<Migration>,
-    /// How long to wait for kube-controller-manager to take up a migration of the cluster's own.
+    /// How long to wait for kube-controller-manager to take up a migration of the cluster's own; ten
+    /// times as long for one that is under way and stands still.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = super::node::time)]
     pub(crate) migration_patience: std::time::Duration,
     /// Have the rotation rest, whoever works on it.

@@ -6,9 +6,11 @@ mod progress;
 use std::time::Duration;
 
 use lastkey_client::{Client, native::AuditQuery};
+use lastkey_engine::Action;
 use serde_json::{Value, json};
 
 use self::progress::Watch;
+use super::wire::key_id;
 use crate::{
     cli::{AuditAction, AuditFilter, Connect},
     connect::{block_on, client},
@@ -46,13 +48,15 @@ const COLUMNS: [Column; 7] = [
 ];
 
 async fn tail(client: &Client, lines: u32, follow: bool, output: &Output) -> Result<(), Failure> {
-    let page = client.audit_tail(lines, None, Duration::ZERO).await?;
+    let mut page = client.audit_tail(lines.max(1), None, Duration::ZERO).await?;
     if !follow {
+        page.items.truncate(lines as usize);
         output.list(&page.items, &Value::Null, &COLUMNS);
         return Ok(());
     }
-    show_lines(&page.items, output);
     let mut last = last_seq(&page.items).unwrap_or(0);
+    page.items.truncate(lines as usize);
+    show_lines(&page.items, output);
     loop {
         let after = last.to_string();
         let waited = client.audit_tail(1000, Some(&after), FOLLOW);
@@ -89,13 +93,20 @@ fn show_lines(items: &[Value], output: &Output) {
 }
 
 async fn query(client: &Client, filter: AuditFilter, output: &Output) -> Result<(), Failure> {
+    let key = match &filter.key {
+        Some(key) => Some(key_id(client, key).await?.to_string()),
+        None => None,
+    };
+    let is_ours =
+        |name: &String| Action::ALL.iter().any(|action| action.name().eq_ignore_ascii_case(name));
+    let strange = filter.action.clone().filter(|name| !is_ours(name));
     let query = AuditQuery {
         limit: Some(filter.limit),
         after: filter.after,
         from: filter.from,
         to: filter.to,
         principal: filter.principal,
-        key: filter.key,
+        key,
         action: filter.action,
         outcome: filter.outcome,
         context_key: filter.context_key,
@@ -105,6 +116,11 @@ async fn query(client: &Client, filter: AuditFilter, output: &Output) -> Result<
     output.list(&page.items, &next, &COLUMNS);
     if !next.is_null() {
         output.hint(&format!("there is more: --after {next} goes on"));
+    }
+    if let Some(action) = strange.filter(|_| page.items.is_empty()) {
+        output.hint(&format!(
+            "warning: this release knows no action {action}; `lastkey audit tail` shows names"
+        ));
     }
     Ok(())
 }

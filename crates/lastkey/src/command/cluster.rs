@@ -8,6 +8,7 @@ use std::{
 };
 
 use lastkey_client::{Client, native};
+use lastkey_engine::ClusterName;
 use serde_json::{Value, json};
 
 use crate::{
@@ -41,6 +42,8 @@ pub(crate) fn run(
 ) -> Result<(), Failure> {
     match action {
         ClusterAction::Add { name, key, out, node_ca, certificate_life, access } => {
+            // before it becomes a directory
+            ClusterName::parse(&name).map_err(Failure::failed)?;
             let out = out.unwrap_or_else(|| PathBuf::from(&name));
             let terms = Terms {
                 node_ca_pem: node_ca.as_deref().map(read_pem).transpose()?,

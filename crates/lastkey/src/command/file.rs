@@ -20,10 +20,11 @@ mod target;
 mod writer;
 
 use std::{
+    borrow::Cow,
     fs::File,
     io::{self, Read},
     os::fd::AsFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -196,8 +197,13 @@ impl Source {
     }
 }
 
+/// A file's name as it is reported. A name need not be text; JSON is.
+fn shown(path: &Path) -> Cow<'_, str> {
+    path.as_os_str().to_string_lossy()
+}
+
 /// The file that `decrypt` writes by itself.
-fn without_suffix(path: &std::path::Path) -> Option<PathBuf> {
+fn without_suffix(path: &Path) -> Option<PathBuf> {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let name = path.file_name()?.as_bytes().strip_suffix(SUFFIX.as_bytes())?;
     (!name.is_empty()).then(|| path.with_file_name(std::ffi::OsString::from_vec(name.to_vec())))

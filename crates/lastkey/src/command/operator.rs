@@ -4,11 +4,14 @@
 //! the terminal, or a line of standard input where that is none; never from an argument or the
 //! environment.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
 use lastkey_client::{Client, Config};
 use lastkey_crypto::share::Share;
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use rustix::{
+    process::{Signal, getpid, kill_process},
+    termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr},
+};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
@@ -22,7 +25,7 @@ use crate::{
 };
 
 /// Longer than any share.
-const MAX_LINE: u64 = 1024;
+const MAX_LINE: usize = 1024;
 
 pub(crate) fn run(
     connect: &Connect,
@@ -274,7 +277,7 @@ pub(crate) fn read_share(status: &Value) -> Result<Zeroizing<String>, Failure> {
     let line = if io::stdin().is_terminal() {
         ask(&format!("Share ({} of {threshold} needed, not shown): ", entered + 1))?
     } else {
-        read_line()?
+        read_line(b'\n')?.0
     };
     let line = Zeroizing::new(line.trim().to_owned());
     if line.is_empty() {
@@ -284,11 +287,20 @@ pub(crate) fn read_share(status: &Value) -> Result<Zeroizing<String>, Failure> {
     Ok(line)
 }
 
-fn read_line() -> Result<Zeroizing<String>, Failure> {
-    let mut line = Zeroizing::new(String::with_capacity(256));
-    let mut input = io::Read::take(io::stdin().lock(), MAX_LINE);
-    input.read_line(&mut line).map_err(Failure::failed)?;
-    Ok(line)
+/// A line up to its end, or to `other`, and whether it was that.
+fn read_line(other: u8) -> Result<(Zeroizing<String>, bool), Failure> {
+    let mut line = Zeroizing::new(Vec::with_capacity(MAX_LINE));
+    let mut ended = None;
+    for byte in io::stdin().lock().bytes().take(MAX_LINE) {
+        let byte = byte.map_err(Failure::failed)?;
+        if byte == b'\n' || byte == other {
+            ended = Some(byte);
+            break;
+        }
+        line.push(byte);
+    }
+    let text = std::str::from_utf8(&line).map_err(|_| Failure::failed("that is no share"))?;
+    Ok((Zeroizing::new(text.to_owned()), other != b'\n' && ended == Some(other)))
 }
 
 /// Asks on the terminal, which shows nothing of what is typed.
@@ -296,16 +308,23 @@ fn ask(question: &str) -> Result<Zeroizing<String>, Failure> {
     let terminal = io::stdin();
     let before = tcgetattr(&terminal).map_err(Failure::failed)?;
     let mut quiet = before.clone();
-    // Nor does Ctrl-C end us while the terminal is mute: it ends the line, as a mistyped share.
+    // Ctrl-C must not end us while the terminal is mute: it ends the line, and then us.
+    let interrupt = before.special_codes[SpecialCodeIndex::VINTR];
     quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
     quiet.local_modes.insert(LocalModes::ECHONL);
+    quiet.special_codes[SpecialCodeIndex::VEOL] = interrupt;
     tcsetattr(&terminal, OptionalActions::Flush, &quiet).map_err(Failure::failed)?;
     let mut error = io::stderr().lock();
     let _ = write!(error, "{question}");
     let _ = error.flush();
-    let line = read_line();
+    let line = read_line(interrupt);
     let restored = tcsetattr(&terminal, OptionalActions::Flush, &before);
-    let line = line?;
+    let (line, interrupted) = line?;
     restored.map_err(Failure::failed)?;
+    if interrupted {
+        let _ = writeln!(error);
+        let _ = kill_process(getpid(), Signal::INT);
+        return Err(Failure::failed("interrupted"));
+    }
     Ok(line)
 }

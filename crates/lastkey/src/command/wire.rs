@@ -1,6 +1,25 @@
-//! From the Alibaba wire's spelling to ours: `KeyId` becomes `key_id`.
+//! From the Alibaba wire's spelling to ours: `KeyId` becomes `key_id`, an alias the key's id.
 
+use lastkey_client::Client;
+use lastkey_crypto::KeyId;
 use serde_json::{Map, Value};
+
+use crate::output::Failure;
+
+/// The id behind an id, an alias or an ARN. An id needs no question: the key may be gone, or
+/// nobody's business.
+///
+/// # Errors
+///
+/// There is no such key, or the server cannot be asked.
+pub(super) async fn key_id(client: &Client, key: &str) -> Result<KeyId, Failure> {
+    if let Ok(id) = key.parse() {
+        return Ok(id);
+    }
+    let answer = client.alibaba("DescribeKey", &[("KeyId", key)]).await?;
+    let id = answer["KeyMetadata"]["KeyId"].as_str().unwrap_or_default();
+    id.parse().map_err(Failure::failed)
+}
 
 /// The value with all field names in snake case.
 pub(super) fn snake(value: Value) -> Value {

@@ -3,14 +3,16 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use lastkey_store::disk::{self, FileSystem, Readers};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use crate::output::Failure;
+use zeroize::Zeroizing;
+
+use crate::output::{Exit, Failure};
 
 /// The longest path of a unix socket (`sun_path` less its final zero).
 const MAX_SOCKET_PATH: usize = 107;
@@ -182,10 +184,28 @@ fn check_socket_length(directory: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Puts a whole file in place of another, durably, with this mode.
+/// Puts a whole file in place of another, durably, with this mode. One that is what it is to be
+/// stays, so that a full disk keeps no server from starting again.
 pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), Failure> {
     let readers = if mode & 0o077 == 0 { Readers::Owner } else { Readers::All };
-    disk::replace(&FileSystem, path, content, readers).map_err(|error| Failure::file(path, &error))
+    if is_already(path, content, mode) {
+        return Ok(());
+    }
+    disk::replace(&FileSystem, path, content, readers).map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull => {
+            let message = format_args!("{}: {error}; make room on that disk", path.display());
+            Failure::new(Exit::Unavailable, message)
+        }
+        _ => Failure::file(path, &error),
+    })
+}
+
+fn is_already(path: &Path, content: &[u8], mode: u32) -> bool {
+    let as_it_was = |metadata: fs::Metadata| {
+        metadata.is_file() && metadata.permissions().mode() & 0o777 == mode
+    };
+    path.symlink_metadata().is_ok_and(as_it_was)
+        && fs::read(path).map(Zeroizing::new).is_ok_and(|found| *found == content)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::data_dir::{DataDir, replace};
-use crate::output::{Failure, chain};
+use crate::output::{Exit, Failure, chain};
 
 /// The key that `up` makes for the apiserver.
 pub(super) const KUBERNETES: &str = "alias/kubernetes";
@@ -57,7 +57,13 @@ fn refresh(path: &Path, data: &DataDir, url: &str) -> Result<bool, Failure> {
     if content["url"] != url || content["ca_file"] != json!(data.ca()) {
         content["url"] = json!(url);
         content["ca_file"] = json!(data.ca());
-        write(path, &content)?;
+        match write(path, &content) {
+            // Whoever reads it is sent to the old address until the next start.
+            Err(failure) if failure.exit() == Exit::Unavailable => {
+                tracing::warn!("the credentials file keeps an old address: {failure}");
+            }
+            written => written?,
+        }
     }
     Ok(true)
 }

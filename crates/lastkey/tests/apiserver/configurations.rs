@@ -4,6 +4,9 @@
 //! if it leaves values in clear or dials a socket that cannot be: the first is shown by what etcd
 //! holds, the second by what the apiserver logs.
 
+#[path = "configurations/more.rs"]
+mod more;
+
 use super::support::{Lab, PLAINTEXT, value_of};
 use lastkey_testbed::{Apiserver, ApiserverOptions, Etcd, Judge, Outcome, Peers, Verdict};
 use serde_json::json;
@@ -311,7 +314,10 @@ fn the_doctor_and_a_real_apiserver_agree() {
     let Some(peers) = Peers::or_skip(test, &["kube-apiserver-1.37.0"]) else { return };
     let lab = Lab::new();
     let judge = Judge::new(&peers, &lab.folder("judge"), "1.37.0").unwrap();
-    let table = table();
+    let mut files: Vec<_> =
+        table().into_iter().map(|(n, text, e)| (n, text.into_bytes(), e)).collect();
+    files.extend(more::table());
+    let table = files;
     let (next, complaints) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     // Most of the time one waits for a provider that is not there.
     thread::scope(|scope| {
@@ -320,6 +326,7 @@ fn the_doctor_and_a_real_apiserver_agree() {
                 let file = lab.path(&format!("{name}.yaml"));
                 std::fs::write(&file, text).unwrap();
                 if let Err(complaint) = check(&lab, &judge, (name, &file), *expect) {
+                    let text = String::from_utf8_lossy(text);
                     complaints.lock().unwrap().push(format!("{name}: {complaint}\n{text}"));
                 }
             }

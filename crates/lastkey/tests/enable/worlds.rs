@@ -53,6 +53,15 @@ impl World {
 
     /// With these apiservers; by default the one that its kubeconfig names.
     pub(crate) fn register_at(&self, urls: &[String]) {
+        self.register_with(urls, &["--etcd", self.cluster.etcd.url()]);
+    }
+
+    /// What rests in etcd cannot be looked at.
+    pub(crate) fn register_without_etcd(&self) {
+        self.register_with(&[], &[]);
+    }
+
+    fn register_with(&self, urls: &[String], etcd: &[&str]) {
         let out = self.lab.path("identity");
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let (kubeconfig, config) = (text(self.cluster.apiserver.kubeconfig()), text(&self.config));
@@ -64,13 +73,12 @@ impl World {
             &kubeconfig,
             "--encryption-config",
             &config,
-            "--etcd",
-            self.cluster.etcd.url(),
             "--out",
             &text(&out),
         ];
         let urls = urls.iter().flat_map(|url| ["--apiserver", url]);
-        self.lab.cli(self.ready(), &add.into_iter().chain(urls).collect::<Vec<_>>());
+        let more = urls.chain(etcd.iter().copied());
+        self.lab.cli(self.ready(), &add.into_iter().chain(more).collect::<Vec<_>>());
     }
 
     pub(crate) fn ready(&self) -> &Ready {

@@ -16,7 +16,7 @@ use lastkey_testbed::{
 use serde_json::{Value, json};
 
 use super::support::rotate::{
-    Rotate, SECRETS, cli, has_written, is_needed, key_ids, register, versions,
+    Rotate, SECRETS, cli, has_written, is_needed, key_ids, kubeconfig_of, register, versions,
 };
 use super::support::{Cluster, Lab, SOON, value_of};
 use super::{VERSION, peers};
@@ -183,18 +183,7 @@ fn with_token(lab: &Lab, cluster: &Cluster) -> PathBuf {
         "subjects": [{ "kind": "ServiceAccount", "name": "operator", "namespace": "default" }],
     });
     create(cluster, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding);
-    let path = format!("{accounts}/operator/token");
-    let request = json!({
-        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {},
-    });
-    let made = cluster.apiserver.client().send("POST", &path, Some(&request)).unwrap();
-    let token = made.expect_ok("a token").unwrap().json()["status"]["token"].clone();
-    let text = std::fs::read_to_string(cluster.apiserver.kubeconfig()).unwrap();
-    let mut config: Value = serde_json::from_str(&text).unwrap();
-    config["users"][0]["user"] = json!({ "token": token });
-    let file = lab.path("operator.json");
-    std::fs::write(&file, config.to_string()).unwrap();
-    file
+    kubeconfig_of(lab, cluster, ("default", "operator"))
 }
 
 /// The key ids of the Secrets in `default` whose name begins so.

@@ -16,34 +16,34 @@ use super::VERSION;
 use super::support::rotate::{Rotate, SECRETS, cli, is_needed, key_ids, versions};
 use super::support::{Cluster, KEY, Lab, SOON};
 
-const MIGRATIONS: &str = "/apis/storagemigration.k8s.io/v1/storageversionmigrations";
-const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
+pub(super) const MIGRATIONS: &str = "/apis/storagemigration.k8s.io/v1/storageversionmigrations";
+pub(super) const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
 const COUNT: usize = 60;
 /// The apiserver hears of a key id within a minute, and so does the migrator of a list.
-const FOLLOWED: Duration = Duration::from_secs(300);
+pub(super) const FOLLOWED: Duration = Duration::from_secs(300);
 
 /// A cluster whose account may have migrations made, and nothing else.
-struct Lands {
-    lab: Lab,
-    ready: Ready,
-    cluster: Cluster,
+pub(super) struct Lands {
+    pub(super) lab: Lab,
+    pub(super) ready: Ready,
+    pub(super) cluster: Cluster,
 }
 
 impl Lands {
-    fn rotate(&self, more: &[&str]) -> Outcome {
+    pub(super) fn rotate(&self, more: &[&str]) -> Outcome {
         let args = [&["cluster", "rotate", "prod"], more].concat();
         cli(&self.lab, &self.ready, &args)
     }
 
-    fn needs(&self, version: &str) -> bool {
+    pub(super) fn needs(&self, version: &str) -> bool {
         is_needed(&self.lab, &self.ready, version)
     }
 
-    fn versions(&self) -> Vec<String> {
+    pub(super) fn versions(&self) -> Vec<String> {
         versions(&self.lab, &self.ready)
     }
 
-    fn register(&self, migration: &str, more: &[&str]) -> Value {
+    pub(super) fn register(&self, migration: &str, more: &[&str]) -> Value {
         let kubeconfig = self.cluster.apiserver.kubeconfig().display().to_string();
         let out = self.lab.path("identity").display().to_string();
         let add = ["cluster", "add", "prod", "--kubeconfig", &kubeconfig, "--out", &out];
@@ -67,7 +67,7 @@ impl Lands {
     }
 
     /// The migrations in the cluster, by name.
-    fn migrations(&self) -> BTreeSet<String> {
+    pub(super) fn migrations(&self) -> BTreeSet<String> {
         let answer = self.cluster.apiserver.client().get(MIGRATIONS).unwrap();
         let list = answer.expect_ok("migrations").unwrap().json();
         let items = list["items"].as_array().cloned().unwrap_or_default();
@@ -75,12 +75,15 @@ impl Lands {
     }
 }
 
-fn start(test: &str) -> Option<(Peers, Lands, lastkey_testbed::Running)> {
+pub(super) fn start(test: &str) -> Option<(Peers, Lands, lastkey_testbed::Running)> {
     start_with(test, &[])
 }
 
 /// With these flags of the apiserver.
-fn start_with(test: &str, flags: &[&str]) -> Option<(Peers, Lands, lastkey_testbed::Running)> {
+pub(super) fn start_with(
+    test: &str,
+    flags: &[&str],
+) -> Option<(Peers, Lands, lastkey_testbed::Running)> {
     let needed = ["etcd", "kube-apiserver-1.37.0", "kube-controller-manager-1.37.0"];
     let peers = Peers::or_skip(test, &needed)?;
     let lab = Lab::new();
@@ -95,7 +98,7 @@ fn start_with(test: &str, flags: &[&str]) -> Option<(Peers, Lands, lastkey_testb
 /// Writes one Secret again and again, as something always does in a cluster: the garbage collector's
 /// list of Secrets is only as new as the last change of one, or a minute old, and then it is asked
 /// for again after longer and longer pauses. `LASTKEY_TEST_QUIET` has it be so.
-fn write_until(apiserver: &Apiserver, over: &AtomicBool) {
+pub(super) fn write_until(apiserver: &Apiserver, over: &AtomicBool) {
     let quiet = std::env::var_os("LASTKEY_TEST_QUIET").is_some();
     for turn in 0_u64.. {
         if quiet || over.load(Ordering::Relaxed) {
@@ -108,7 +111,7 @@ fn write_until(apiserver: &Apiserver, over: &AtomicBool) {
 }
 
 /// Ends the writer, however a test ends.
-struct Over<'a>(&'a AtomicBool);
+pub(super) struct Over<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
@@ -116,7 +119,7 @@ impl Drop for Over<'_> {
     }
 }
 
-fn names_in(events: &[Value]) -> BTreeSet<String> {
+pub(super) fn names_in(events: &[Value]) -> BTreeSet<String> {
     let migrating = events.iter().filter(|event| event["event"] == "migrating");
     let each = migrating.flat_map(|event| event["migrations"].as_array().cloned().unwrap());
     each.map(|one| one["name"].as_str().unwrap().to_owned()).collect()

@@ -1,4 +1,4 @@
-//! Objects in clear, under two local ciphers, KMS v1, and KMS v2 with three versions of the key:
+//! Objects in clear, under three local ciphers, KMS v1, and KMS v2 with three versions of the key:
 //! one rotation brings all of them under one.
 
 use std::collections::BTreeMap;
@@ -14,6 +14,8 @@ use super::{VERSION, peers};
 const CLEAR: &str = "  - identity: {}\n";
 const CBC: &str =
     "  - aescbc: {keys: [{name: k1, secret: p2G0T8dJ6mPqRk1ZxYwVu3sLhNfBeCa9DiXo5tQyEjM=}]}\n";
+const GCM: &str =
+    "  - aesgcm: {keys: [{name: k3, secret: TEvM6QqJf8Zz0uT3kV5x1mWb7yRc9dLh2nEo4sGpXaI=}]}\n";
 const BOX: &str =
     "  - secretbox: {keys: [{name: k2, secret: Yw3sLhNfBeCa9DiXo5tQyEjMp2G0T8dJ6mPqRk1ZxVu=}]}\n";
 /// Of each resource, so many under each provider.
@@ -40,7 +42,7 @@ fn kms(api: &str, socket: &Path) -> String {
 }
 
 /// A definition that serves `widgets.example.org`.
-fn define_widgets(cluster: &Cluster) {
+pub(super) fn define_widgets(cluster: &Cluster) {
     let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     let definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -131,9 +133,10 @@ fn all_providers_are_brought_to_one() {
     create(&cluster, "clear");
     for (group, providers) in [
         ("cbc", &[CBC, CLEAR][..]),
-        ("box", &[BOX, CBC, CLEAR]),
-        ("one", &[&v1, BOX, CBC, CLEAR]),
-        ("two-a", &[&v2, &v1, BOX, CBC, CLEAR]),
+        ("gcm", &[GCM, CBC, CLEAR]),
+        ("box", &[BOX, GCM, CBC, CLEAR]),
+        ("one", &[&v1, BOX, GCM, CBC, CLEAR]),
+        ("two-a", &[&v2, &v1, BOX, GCM, CBC, CLEAR]),
     ] {
         write_config(&config, providers);
         cluster.apiserver.restart().unwrap();
@@ -145,7 +148,8 @@ fn all_providers_are_brought_to_one() {
     }
     let (before, objects) = (shares(&cluster), everything(&cluster));
     let kinds: Vec<&str> = before.keys().map(|share| share.split(' ').next().unwrap()).collect();
-    assert_eq!(kinds, ["aescbc", "clear", "kms", "secretbox", "v2", "v2", "v2"], "{before:?}");
+    let expected = ["aescbc", "aesgcm", "clear", "kms", "secretbox", "v2", "v2", "v2"];
+    assert_eq!(kinds, expected, "{before:?}");
     // 2. One rotation.
     let urls = [cluster.apiserver.url()];
     register(&lab, &up.ready, (cluster.apiserver.kubeconfig(), &cluster.etcd), (&urls, &RESOURCES));

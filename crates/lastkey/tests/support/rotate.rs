@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use lastkey_testbed::{Encrypted, Etcd, Outcome, Ready};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{KEY, Lab, PLAINTEXT};
+use super::{Cluster, KEY, Lab, PLAINTEXT};
 
 /// Where etcd keeps the Secrets of all namespaces.
 pub(crate) const SECRETS: &str = "/registry/secrets/";
@@ -124,6 +124,22 @@ pub(crate) fn register(
     args.extend(resources.iter().flat_map(|name| ["--resource".to_owned(), (*name).to_owned()]));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     lab.cli(ready, &args);
+}
+
+/// A kubeconfig with a token of this service account, by its namespace and name.
+pub(crate) fn kubeconfig_of(lab: &Lab, cluster: &Cluster, account: (&str, &str)) -> PathBuf {
+    let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", account.0, account.1);
+    let request = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {},
+    });
+    let made = cluster.apiserver.client().send("POST", &path, Some(&request)).unwrap();
+    let token = made.expect_ok("a token").unwrap().json()["status"]["token"].clone();
+    let text = std::fs::read_to_string(cluster.apiserver.kubeconfig()).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config["users"][0]["user"] = json!({ "token": token });
+    let file = lab.path(&format!("{}.json", account.1));
+    std::fs::write(&file, config.to_string()).unwrap();
+    file
 }
 
 pub(crate) fn cli(lab: &Lab, ready: &Ready, args: &[&str]) -> Outcome {

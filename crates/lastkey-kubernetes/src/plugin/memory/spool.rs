@@ -35,6 +35,9 @@ const GATHER: Duration = Duration::from_millis(200);
 const DURABLE_WITHIN: Duration = Duration::from_secs(1);
 /// The pause after a failure of the disk.
 const RETRY: Duration = Duration::from_secs(1);
+/// For so long another process may have the records without anything being said: at an upgrade in
+/// place, and at a quick restart, the one before keeps them until it ends.
+const LETS_GO: Duration = Duration::from_secs(20);
 /// The most uids in a batch; the server takes no more.
 const MAX_UIDS: usize = 64;
 /// The most characters of a uid.
@@ -76,6 +79,8 @@ struct Notes {
     /// When the oldest was made of those that are being written.
     writing: Option<Instant>,
     broken: Option<Unkept>,
+    /// Since when another process has the records.
+    taken: Option<Instant>,
     waiting: usize,
     id: Option<SpoolId>,
 }
@@ -97,6 +102,7 @@ impl Spool {
             oldest: None,
             writing: None,
             broken: Some(opening),
+            taken: None,
             waiting: 0,
             id: None,
         };
@@ -325,7 +331,13 @@ impl Notes {
         if self.broken.take().is_some() {
             tracing::info!("what is answered from memory can be recorded");
         }
-        self.writing = None;
+        (self.writing, self.taken) = (None, None);
+    }
+
+    /// Whether a failure is still to be expected, and nothing that anybody should see to.
+    fn is_passing(&mut self, error: &SpoolError, now: Instant) -> bool {
+        let SpoolError::Taken(_) = error else { return false };
+        now.duration_since(*self.taken.get_or_insert(now)) < LETS_GO
     }
 
     fn failed(&mut self, error: &SpoolError, batches: Vec<CachedAnswers>) -> Unkept {
@@ -337,10 +349,11 @@ impl Notes {
             gathered.batches.insert(0, batch);
         }
         let cause = Unkept(error.to_string().into());
-        if self.broken.as_ref() != Some(&cause) {
+        // said once: what it was broken by before is what was said last
+        if !self.is_passing(error, Instant::now()) && self.broken.as_ref() != Some(&cause) {
             tracing::error!(%cause, "nothing is answered from memory");
+            self.broken = Some(cause.clone());
         }
-        self.broken = Some(cause.clone());
         cause
     }
 }
@@ -381,6 +394,22 @@ mod tests {
     fn sums(batches: &[CachedAnswers]) -> (u64, usize, usize) {
         let count = batches.iter().map(|batch| batch.count).sum();
         (count, batches.len(), batches.iter().map(|batch| batch.uids.len()).sum())
+    }
+
+    /// At an upgrade the process before has the records for a moment, which is no error.
+    #[test]
+    fn another_process_may_have_the_records_for_a_moment() {
+        let spool = Spool::new(PathBuf::new());
+        let mut notes = spool.notes.lock();
+        let taken = SpoolError::Taken(PathBuf::new());
+        let begin = Instant::now();
+        assert!(notes.is_passing(&taken, begin));
+        assert!(notes.is_passing(&taken, begin + LETS_GO / 2));
+        assert!(!notes.is_passing(&taken, begin + LETS_GO));
+        // once they were ours, the next one has a moment again
+        notes.written();
+        assert!(notes.is_passing(&taken, begin + LETS_GO));
+        assert!(!notes.is_passing(&SpoolError::Writable(PathBuf::new()), begin));
     }
 
     /// What many calls a second cost the server is bounded; not one of them goes uncounted.

@@ -29,6 +29,11 @@ pub(super) fn verify(
     let mut witnesses = Vec::new();
     for path in &options.checkpoint {
         let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+        if text.trim().is_empty() {
+            // Nothing would be checked by it, and the log would pass.
+            let message = format_args!("{}: there is no checkpoint in it", path.display());
+            return Err(Failure::new(Exit::Usage, message));
+        }
         witnesses.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
     }
     let progress = Arc::new(Progress::default());

@@ -242,11 +242,12 @@ fn names_in(path: &Path) -> Result<Vec<String>, Failure> {
     Ok(names)
 }
 
-/// What is encrypted: by the configuration as it is now, if it lies here, else as it was registered.
+/// What is encrypted, or was: by the configuration as it is now, if it lies here, and as it was
+/// registered. What somebody has taken out of the file since rests as it did.
 pub(super) fn resources(access: &Access) -> Vec<String> {
     let now = access.encryption_config.as_deref().and_then(|path| names_in(path).ok());
-    let names = now.filter(|names| !names.is_empty());
-    names.unwrap_or_else(|| access.resources.clone())
+    let names = now.into_iter().flatten().chain(access.resources.iter().cloned());
+    names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
 }
 
 fn open(access: &Access) -> Result<ApiServer, Failure> {

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lastkey_client::Endpoint;
+use lastkey_crypto::ClusterId;
 use lastkey_kubernetes::{
     cluster_config::{
         ApiserverPatch, EncryptionConfig, HelmValues, Identity, K3sConfig, KmsVersion,
@@ -93,6 +95,7 @@ impl Pieces {
             false => options.servers.clone(),
             true => vec![connect::credentials(connect)?.endpoint.to_string()],
         };
+        check(options, &servers)?;
         Ok(Self {
             encryption: EncryptionConfig {
                 provider: options.provider.clone(),
@@ -182,6 +185,79 @@ impl Pieces {
     }
 }
 
+/// What the plugin would refuse when it starts is refused before it is printed.
+fn check(options: &ConfigOptions, servers: &[String]) -> Result<(), Failure> {
+    for server in servers {
+        server.parse::<Endpoint>().map_err(wrong)?;
+    }
+    if options.key.is_empty() {
+        return Err(wrong("--key is empty: name a key by its id or as alias/NAME"));
+    }
+    if let Some(cluster) = &options.enrol {
+        let what = "--enrol takes a cluster's id, as `lastkey cluster list` shows it";
+        cluster.parse::<ClusterId>().map_err(|error| wrong(format_args!("{what}: {error}")))?;
+    }
+    if let Some(address) = options.metrics_listen.filter(|address| !address.ip().is_loopback()) {
+        let message = format!(
+            "--metrics-listen takes a loopback address, such as 127.0.0.1:9343, and {address} is none"
+        );
+        return Err(wrong(message));
+    }
+    let paths = [
+        ("--identity-dir", Some(&options.identity_dir)),
+        ("--kubelet-cert", Some(&options.kubelet_cert)),
+        ("--kubelet-key", options.kubelet_key.as_ref()),
+    ];
+    match paths.into_iter().find(|(_, path)| path.is_some_and(|path| !path.is_absolute())) {
+        Some((option, _)) => {
+            Err(wrong(format_args!("{option} takes an absolute path on the control plane")))
+        }
+        None => Ok(()),
+    }
+}
+
 fn wrong(error: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Usage, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        options: ConfigOptions,
+    }
+
+    fn checked(args: &[&str]) -> Result<(), String> {
+        let args = ["config"].iter().chain(args);
+        let options = Only::try_parse_from(args).unwrap().options;
+        check(&options, &options.servers).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn what_the_plugin_would_refuse_is_not_printed() {
+        let cluster = "83eb9abc-da3e-494e-b0e6-96b3c401cd15";
+        for args in [
+            &["--server", "https://[fd00::1]:7343", "--identity-dir", "/etc/last key"][..],
+            &["--enrol", cluster, "--metrics-listen", "[::1]:9099"],
+        ] {
+            assert_eq!(checked(args), Ok(()), "{args:?}");
+        }
+        for (args, said) in [
+            (&["--server", "http://kms"][..], "https"),
+            (&["--server", "https://kms:99999"], "https://kms:99999"),
+            (&["--key", ""], "--key"),
+            (&["--enrol", "prod"], "cluster list"),
+            (&["--metrics-listen", "0.0.0.0:9099"], "loopback"),
+            (&["--identity-dir", "lastkey"], "--identity-dir takes an absolute path"),
+            (&["--enrol", cluster, "--kubelet-key", "k"], "--kubelet-key takes an absolute path"),
+        ] {
+            let error = checked(args).unwrap_err();
+            assert!(error.contains(said), "{args:?}: {error}");
+        }
+    }
 }

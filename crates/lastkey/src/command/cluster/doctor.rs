@@ -13,7 +13,7 @@ use lastkey_kubernetes::{
         check_access, check_coverage, check_flags, check_plugin, check_servers, check_sockets,
         flags_in_manifest, flags_of_process,
     },
-    encryption_config::{EncryptionConfiguration, Finding, MAX_FILE, Severity, examine},
+    encryption_config::{EncryptionConfiguration, Finding, MAX_FILE, Severity, examine_bytes},
 };
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -36,7 +36,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     match (&options.name, &options.encryption_config) {
         (None, Some(path)) => {
-            let findings = examine(&as_text(&read(path)?)).findings;
+            let findings = examine_bytes(&read(path)?).findings;
             tell(&findings, &path.display().to_string(), output)
         }
         (name, _) => {
@@ -60,11 +60,6 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     Ok(bytes)
 }
 
-/// What is no text is judged as such, because an apiserver refuses it too.
-fn as_text(bytes: &[u8]) -> Zeroizing<String> {
-    Zeroizing::new(String::from_utf8_lossy(bytes).into_owned())
-}
-
 /// Looks at a registered cluster.
 async fn look(
     client: &Client,
@@ -86,7 +81,7 @@ async fn look(
     let path = options.encryption_config.as_ref().or(access.encryption_config.as_ref());
     let content = path.and_then(|path| read(path).ok());
     let config = content.as_ref().map(|content| {
-        let examined = examine(&as_text(content));
+        let examined = examine_bytes(content);
         findings.extend(examined.findings);
         examined.config
     });

@@ -72,8 +72,13 @@ pub(super) fn run(
                     active.updated
                 )));
             }
-            Some(active) if active.paused => client.pause_rotation(active, false).await?,
-            Some(active) => active.clone(),
+            Some(active) => {
+                is_the_same((name, active), options, output)?;
+                match active.paused {
+                    true => client.pause_rotation(active, false).await?,
+                    false => active.clone(),
+                }
+            }
             None if options.resume => return Err(nothing(name)),
             None => {
                 // Whether the cluster can be reached is found out before its key has a new version.
@@ -97,6 +102,39 @@ pub(super) fn run(
 
 fn nothing(name: &str) -> Failure {
     Failure::new(Exit::NotFound, format_args!("there is no rotation of {name} under way"))
+}
+
+/// Whether what is gone on with is what was asked for. What it was begun for it is to its end.
+fn is_the_same(
+    (name, active): (&str, &Rotation),
+    options: &RotateOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let began = &active.started;
+    if options.namespace.is_some() && options.namespace != active.namespace {
+        let what = active.namespace.as_ref().map_or_else(
+            || "all namespaces".to_owned(),
+            |namespace| format!("the namespace {namespace}"),
+        );
+        return Err(Failure::failed(format_args!(
+            "a rotation of {name} for {what} is under way since {began}: `lastkey cluster rotate \
+             {name}` goes on with it, --cancel gives it up"
+        )));
+    }
+    if let (Some(namespace), None) = (&active.namespace, &options.namespace) {
+        output.hint(&format!(
+            "this goes on with a rotation for the namespace {namespace} alone, begun at {began}: run \
+             it again afterwards for the others"
+        ));
+    }
+    match &options.key {
+        Some(key) if *key != active.key.to_string() => output.hint(&format!(
+            "this goes on with a rotation of the key {}, begun at {began}; --key is for a new one",
+            active.key
+        )),
+        _ => {}
+    }
+    Ok(())
 }
 
 /// The id of the cluster that was named.
@@ -162,7 +200,14 @@ impl Resources {
             by_kms.flat_map(|rule| &rule.resources).map(|named| named.name.clone()).collect()
         };
         let (written, read) = (named(true), named(false));
-        let registered = if read.is_empty() { &access.resources } else { &read };
+        // What was registered and is in no rule any more rests as it did.
+        let is_named = |name: &&String| {
+            let (resource, group) = name.split_once('.').unwrap_or((name, ""));
+            let all = config.iter().flat_map(|config| config.names());
+            all.into_iter().any(|named| named.name == **name || named.covers(resource, group))
+        };
+        let dropped = access.resources.iter().filter(|name| !is_named(name));
+        let registered: Vec<&String> = read.iter().chain(dropped).collect();
         let names = match (chosen.is_empty(), written.is_empty()) {
             (false, _) => chosen.to_vec(),
             (true, false) => written,
@@ -171,7 +216,7 @@ impl Resources {
         };
         // What is not looked at may be under any version.
         let whole =
-            registered.iter().all(|one| names.contains(one) || names.iter().any(|n| n == "*.*"));
+            registered.iter().all(|one| names.contains(*one) || names.iter().any(|n| n == "*.*"));
         Self { names, whole }
     }
 }
@@ -184,7 +229,8 @@ async fn work(
 ) -> Result<(), Failure> {
     let (access, api) = reach(&client, rotation.cluster).await?;
     let resources = Resources::of(&access, &options.resources);
-    if !resources.whole && rotation.namespace.is_none() {
+    let whole = resources.whole || rotation.state["whole"] == true;
+    if !whole && rotation.namespace.is_none() {
         output.hint(
             "not all that is registered is written anew: no older version becomes free by this",
         );
@@ -278,6 +324,16 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
         );
         if let Some(proof) = content["proof"].as_str() {
             said += &format!("\n{proof}");
+        }
+        if let Some(why) = content["verified"]["why"].as_str().filter(|why| !why.is_empty()) {
+            said += &format!("\nnot by etcd: {why}");
+        }
+        if content["whole"] == false {
+            let names = content["resources"].as_array().into_iter().flatten();
+            let names: Vec<&str> = names.filter_map(Value::as_str).collect();
+            let inside = content["namespace"].as_str().map(|name| format!(" in {name}"));
+            let (names, inside) = (names.join(", "), inside.unwrap_or_default());
+            said += &format!("\nonly {names}{inside}: no older version is free by this");
         }
         if refused > 0 {
             said += &format!("\n{refused} could not be written, so no older version is free:");

@@ -12,7 +12,7 @@ use lastkey_kubernetes::{
     coverage::{
         self, Coverage, Share,
         in_use::{self, KnownIds, ServerUse},
-        resources_of,
+        not_theirs, resources_of,
     },
     encryption_config::examine,
 };
@@ -108,7 +108,7 @@ async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Resu
         (false, Some(_)) => {
             let why =
                 "what a snapshot needs is known by reading etcd only: register it with --etcd";
-            return Err(Failure::failed(why));
+            return Err(Failure::failed(why).and(coverage.remarks.join("; ")));
         }
     }
     let writers = Writers::of(&access);
@@ -151,9 +151,23 @@ pub(super) async fn cover(access: &Access, api: &ApiServer) -> Result<Coverage, 
     let mut coverage = match &access.etcd {
         Some(etcd) => {
             let mut reader = Etcd::new(etcd).map_err(|e| Failure::failed(chain(&e)))?;
-            coverage::exact(&mut reader, &etcd.prefix, (&found, unknown))
-                .await
-                .map_err(|error| Failure::new(Exit::Unavailable, chain(&error)))?
+            let away = |error| Failure::new(Exit::Unavailable, chain(&error));
+            let other = not_theirs(api, &mut reader, (&etcd.prefix, &found)).await;
+            match other.map_err(away)? {
+                None => coverage::exact(&mut reader, &etcd.prefix, (&found, unknown))
+                    .await
+                    .map_err(away)?,
+                Some(why) => {
+                    let counted = coverage::counted(api, (&found, unknown)).await;
+                    let mut counted = counted.map_err(|e| unreachable(&e))?;
+                    counted.remarks = vec![format!(
+                        "the registered etcd is not the one under these apiservers, so it was not \
+                         counted and nothing becomes free ({why}); register theirs with `lastkey \
+                         cluster add NAME --kubeconfig FILE --etcd URL`"
+                    )];
+                    counted
+                }
+            }
         }
         None => coverage::counted(api, (&found, unknown)).await.map_err(|e| unreachable(&e))?,
     };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lastkey_kubernetes::{
-    encryption_config::{EncryptionConfiguration, Finding, MAX_FILE, examine},
+    encryption_config::{EncryptionConfiguration, Finding, MAX_FILE, examine_bytes},
     socket::SocketAddress,
 };
 use zeroize::Zeroizing;
@@ -122,8 +122,7 @@ pub(super) fn encryption_config(
         findings.push(Finding::error("encryption-config-too-large", message));
         return None;
     }
-    let text = Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
-    let examined = examine(&text);
+    let examined = examine_bytes(&bytes);
     findings.extend(examined.findings);
     Some(examined.config)
 }

@@ -5,14 +5,17 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, BufRead, BufReader, IsTerminal},
-    os::unix::ffi::OsStringExt,
+    os::{
+        fd::AsFd,
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
     path::{Path, PathBuf},
     vec,
 };
 
 use serde_json::{Value, json};
 
-use super::{SUFFIX, target::is_stream, without_suffix};
+use super::{SUFFIX, shown, target::is_stream, without_suffix};
 use crate::{
     cli::Files,
     output::{Exit, Failure},
@@ -186,13 +189,25 @@ impl Job {
             }
         }
         match &self.to {
-            To::File(path)
-                if !self.force && path.symlink_metadata().is_ok() && !is_stream(path) =>
-            {
-                Err(exists(path))
-            }
-            _ => Ok(()),
+            To::File(path) => check_target(path, self.force),
+            To::Output => self.check_output(),
         }
+    }
+
+    /// A file that is written behind its own end while it is read never ends.
+    fn check_output(&self) -> Result<(), Failure> {
+        let from = match &self.from {
+            From::File(path) => rustix::fs::stat(path),
+            From::Input => rustix::fs::fstat(io::stdin().as_fd()),
+        };
+        let (Ok(from), Ok(to)) = (from, rustix::fs::fstat(io::stdout().as_fd())) else {
+            return Ok(());
+        };
+        let is_file = rustix::fs::FileType::from_raw_mode(to.st_mode).is_file();
+        if is_file && (from.st_dev, from.st_ino) == (to.st_dev, to.st_ino) {
+            return Err(usage("what is read is the file that is written; name another with -o"));
+        }
+        Ok(())
     }
 
     /// Says which file a failure is about, where that is not clear.
@@ -207,10 +222,10 @@ impl Job {
     pub(super) fn describe(&self, plaintext_bytes: u64, more: Value) -> Value {
         let mut said = json!({ "plaintext_bytes": plaintext_bytes });
         if let From::File(path) = &self.from {
-            said["source"] = json!(path);
+            said["source"] = json!(shown(path));
         }
         if let To::File(path) = &self.to {
-            said["file"] = json!(path);
+            said["file"] = json!(shown(path));
         }
         if let (Some(said), Value::Object(more)) = (said.as_object_mut(), more) {
             said.extend(more);
@@ -236,6 +251,29 @@ fn counterpart(path: &Path, direction: Direction) -> Result<PathBuf, Failure> {
     }
 }
 
+/// Whether `path` can become a file, as far as that shows before it is written.
+fn check_target(path: &Path, force: bool) -> Result<(), Failure> {
+    let not = |what| Failure::failed(format_args!("{} is {what}", path.display()));
+    if path.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(not("the name of a directory; name a file in it"));
+    }
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Failure::file(path, &error)),
+        Ok(_) if is_stream(path) => return Ok(()),
+        Ok(_) if !force => return Err(exists(path)),
+        Ok(_) => {}
+    }
+    match path.metadata() {
+        Ok(there) if there.is_dir() => Err(not("a directory; name a file in it")),
+        Ok(there) if !there.is_file() => {
+            Err(not("no file, and nothing takes its place; write to standard output instead"))
+        }
+        // A file, or a link that leads nowhere.
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn exists(path: &Path) -> Failure {
     Failure::failed(format_args!(
         "{} exists already and is left as it is; name another file, or replace it with --force",
@@ -249,7 +287,8 @@ fn usage(message: impl std::fmt::Display) -> Failure {
 
 impl From {
     fn of(path: &Path) -> Self {
-        if path == Path::new("-") { Self::Input } else { Self::File(path.to_owned()) }
+        let input = ["-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"];
+        if is_one_of(path, input) { Self::Input } else { Self::File(path.to_owned()) }
     }
 
     pub(super) fn failed(&self, error: &io::Error) -> Failure {
@@ -265,7 +304,9 @@ impl From {
 
 impl To {
     fn of(path: &Path) -> Self {
-        if path == Path::new("-") { Self::Output } else { Self::File(path.to_owned()) }
+        // By whichever name: what is said about a file may not end up in it.
+        let output = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+        if is_one_of(path, output) { Self::Output } else { Self::File(path.to_owned()) }
     }
 
     fn name(&self) -> &Path {
@@ -282,6 +323,10 @@ impl To {
             Self::Output => Failure::failed(format_args!("standard output: {error}")),
         }
     }
+}
+
+fn is_one_of(path: &Path, names: [&str; 4]) -> bool {
+    names.iter().any(|name| path.as_os_str() == *name)
 }
 
 /// Names from a list, one after the other, as they are written into it.

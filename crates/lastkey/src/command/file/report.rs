@@ -56,7 +56,8 @@ impl<'a> Report<'a> {
         };
         let began = Instant::now();
         let data_out = self.data_out;
-        Tick { output: self.output, data_out, file, total, began, said: began, bar: None }
+        let bar = (!self.output.is_json()).then(|| bar(file.as_deref(), total));
+        Tick { output: self.output, data_out, file, total, began, said: began, bar, shown: false }
     }
 
     /// Tells how a file ended. A failure of one among several does not stop the others.
@@ -123,7 +124,9 @@ pub(super) struct Tick<'a> {
     total: Option<u64>,
     began: Instant,
     said: Instant,
+    /// Counts from the beginning, so that its speed is true once it is shown.
     bar: Option<ProgressBar>,
+    shown: bool,
 }
 
 impl Tick<'_> {
@@ -139,11 +142,11 @@ impl Tick<'_> {
             }
             return;
         }
-        if self.bar.is_none() && self.began.elapsed() >= BAR_AFTER {
-            self.bar = Some(bar(self.file.as_deref(), self.total));
-        }
-        if let Some(bar) = &self.bar {
-            bar.set_position(done);
+        let Some(bar) = &self.bar else { return };
+        bar.set_position(done);
+        if !self.shown && self.began.elapsed() >= BAR_AFTER {
+            self.shown = true;
+            bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(DRAWS));
         }
     }
 
@@ -161,10 +164,9 @@ impl Drop for Tick<'_> {
     }
 }
 
-/// On standard error, and only if that is a terminal.
+/// Not shown yet. Later on standard error, and only if that is a terminal.
 fn bar(file: Option<&str>, total: Option<u64>) -> ProgressBar {
-    let target = ProgressDrawTarget::stderr_with_hz(DRAWS);
-    let bar = ProgressBar::with_draw_target(total, target);
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
     let template = match total {
         Some(_) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         None => "{msg} {spinner} {bytes} {bytes_per_sec}",

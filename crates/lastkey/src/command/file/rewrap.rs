@@ -29,10 +29,12 @@ use serde_json::{Value, json};
 use super::{
     keys::{Service, stanza},
     report::Report,
+    shown,
     target::Target,
 };
 use crate::{
     cli::{Connect, RewrapOptions},
+    command::wire::key_id,
     output::{Exit, Failure, Output, chain},
 };
 
@@ -46,7 +48,7 @@ pub(crate) fn rewrap(
     let mut report = Report::over(output, options.files.len());
     for path in &options.files {
         let outcome = rewrap_one(path, &service, &plan).map(|(key_ids, in_place)| {
-            json!({ "rewrapped": path, "key_ids": key_ids, "in_place": in_place })
+            json!({ "rewrapped": shown(path), "key_ids": key_ids, "in_place": in_place })
         });
         report.done(outcome.map_err(|failure| failure.about(path.display())))?;
     }
@@ -83,15 +85,7 @@ impl Plan {
 async fn key_ids(client: &Client, keys: &[String]) -> Result<Vec<KeyId>, Failure> {
     let mut ids = Vec::new();
     for key in keys {
-        // An id needs no question: the key may be gone, or nobody's business.
-        let id = match key.parse() {
-            Ok(id) => id,
-            Err(_) => {
-                let answer = client.alibaba("DescribeKey", &[("KeyId", key)]).await?;
-                let id = answer["KeyMetadata"]["KeyId"].as_str().unwrap_or_default();
-                id.parse().map_err(Failure::failed)?
-            }
-        };
+        let id = key_id(client, key).await?;
         if !ids.contains(&id) {
             ids.push(id);
         }
@@ -128,6 +122,9 @@ fn rewrap_one(path: &Path, service: &Service, plan: &Plan) -> Result<(Vec<KeyId>
 fn locked(path: &Path) -> Result<File, Failure> {
     let open = || OpenOptions::new().read(true).write(true).open(path);
     let file = open().map_err(|error| failed(&error))?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err(Failure::failed("only a file can be rewrapped"));
+    }
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => return Err(Failure::failed("another rewrap is at work on it")),
         locked => locked.map_err(|error| failed(&error.into()))?,

@@ -32,6 +32,9 @@ use super::{
 };
 use crate::output::Failure;
 
+/// A name has at most 255 bytes, of which a temporary one needs 26 for itself.
+const LONGEST: usize = 255 - 26;
+
 /// Where data goes.
 pub(super) enum Sink {
     File(Target),
@@ -191,12 +194,16 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// `.NAME.lastkey-<random>` beside it.
+/// `.NAME.lastkey-<random>` beside it; of a long NAME as much as the system allows in a name.
 fn temporary_name(path: &Path) -> PathBuf {
     let mut random = [0; 8];
     SystemEntropy.fill(&mut random);
     let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
+    let of = path.file_name().unwrap_or_default();
+    match of.len() {
+        0..=LONGEST => name.push(of),
+        _ => name.push(of.to_string_lossy().chars().take(LONGEST / 4).collect::<String>()),
+    }
     name.push(format!(".lastkey-{:016x}", u64::from_be_bytes(random)));
     path.with_file_name(name)
 }
@@ -267,6 +274,21 @@ mod tests {
             assert_eq!(fs::read(&path).unwrap(), b"new");
         }
         assert_eq!(listing(dir.path()), ["plan.txt"]);
+    }
+
+    #[test]
+    fn the_longest_names_are_replaced_too() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["n".repeat(255), "\u{1F511}".repeat(63)] {
+            let path = dir.path().join(&name);
+            for target in both(&path, true) {
+                (&target.file).write_all(b"new").unwrap();
+                target.keep().unwrap();
+                assert_eq!(fs::read(&path).unwrap(), b"new");
+            }
+            fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(listing(dir.path()), Vec::<String>::new());
     }
 
     #[test]

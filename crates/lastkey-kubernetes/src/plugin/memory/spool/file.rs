@@ -4,7 +4,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -30,6 +30,10 @@ pub(in crate::plugin::memory) enum SpoolError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: another plugin keeps its records there; give each its own --state-dir", .0.display())]
     Taken(PathBuf),
+    #[error("{}: others can write there, and take records away; run: chmod go-w {}", .0.display(), .0.display())]
+    Writable(PathBuf),
+    #[error("{}: it belongs to another user, who could take records away; run: chown {us} {}", path.display(), path.display())]
+    Foreign { path: PathBuf, us: u32 },
     #[error("{}: {source}; move it away to begin a new one", path.display())]
     Format { path: PathBuf, source: FormatError },
     #[error("{}: it holds {MAX_BYTES} bytes that no server has taken yet", .0.display())]
@@ -70,6 +74,14 @@ impl SpoolFile {
         };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at(directory))?;
         let held = File::open(directory).map_err(at(directory))?;
+        let found = held.metadata().map_err(at(directory))?;
+        let us = rustix::process::geteuid().as_raw();
+        if found.uid() != us && found.uid() != 0 {
+            return Err(SpoolError::Foreign { path: directory.to_owned(), us });
+        }
+        if found.mode() & 0o022 != 0 {
+            return Err(SpoolError::Writable(directory.to_owned()));
+        }
         match flock(&held, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -266,6 +278,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let _spool = SpoolFile::open(directory.path()).unwrap();
         assert!(matches!(SpoolFile::open(directory.path()), Err(SpoolError::Taken(_))));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let allow = |mode| fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode));
+        for mode in [0o777, 0o1777, 0o770] {
+            allow(mode).unwrap();
+            let error = SpoolFile::open(directory.path()).unwrap_err();
+            assert!(error.to_string().contains("run: chmod go-w"), "{mode:o}: {error}");
+        }
+        assert!(fs::read_dir(directory.path()).unwrap().next().is_none());
+        allow(0o755).unwrap();
+        SpoolFile::open(directory.path()).unwrap();
     }
 
     #[test]

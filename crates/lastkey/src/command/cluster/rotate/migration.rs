@@ -7,7 +7,7 @@ use lastkey_client::{
 use lastkey_kubernetes::{
     cluster::{Access, ApiServer, Migrate},
     coverage::resources_of,
-    rotation::{Choice, choose, delete_migrations, discover},
+    rotation::{Choice, RotateError, choose, delete_migrations, discover},
 };
 
 use super::{Resources, stopped};
@@ -38,7 +38,10 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     let names = Resources::of(access, &options.resources).names;
     let served = discover(api, &names).await.map_err(|error| stopped(error.into()))?;
-    let (resources, _) = resources_of(&names, &served);
+    let (resources, unknown) = resources_of(&names, &served);
+    if !options.resources.is_empty() && !unknown.is_empty() {
+        return Err(stopped(RotateError::NoSuchResource(unknown.join(", "))));
+    }
     let choice = Choice {
         wanted: wanted(options, access),
         resources: &resources,

@@ -1,0 +1,127 @@
+//! Where go-yaml v2, which an apiserver reads with, is stricter than YAML and our parser: encodings,
+//! directives, and tabs.
+
+use std::ops::RangeInclusive;
+
+use granit_parser::{Event, Span, StructureStyle};
+use zeroize::Zeroizing;
+
+use super::{Finding, Text};
+
+/// A file's bytes as text. What is no UTF-8 is refused in YAML and patched up in JSON, as Go does;
+/// UTF-16 with a byte order mark is taken.
+pub(super) fn text(bytes: &[u8]) -> Result<Text, Finding> {
+    let wide = |unit: fn([u8; 2]) -> u16| {
+        let pairs = bytes[2..].chunks(2);
+        let units = pairs.map(|pair| unit([pair[0], pair.get(1).copied().unwrap_or_default()]));
+        let units: Zeroizing<Vec<u16>> = Zeroizing::new(units.collect());
+        String::from_utf16(&units).map(Zeroizing::new).map_err(|_| refused("it is no UTF-16", None))
+    };
+    match bytes {
+        [0xff, 0xfe, ..] => return wide(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => return wide(u16::from_be_bytes),
+        _ => {}
+    }
+    let lossy = || Zeroizing::new(String::from_utf8_lossy(bytes).into_owned());
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) if bytes.trim_ascii_start().starts_with(b"{") => Ok(lossy()),
+        Err(error) => {
+            let before = &bytes[..error.valid_up_to()];
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            Err(refused("it has bytes that are no UTF-8", Some(line)))
+        }
+    }
+}
+
+fn refused(what: &str, line: Option<usize>) -> Finding {
+    Finding::error("syntax", format!("the file cannot be read: {what}"))
+        .fix("save it as UTF-8")
+        .at(line)
+}
+
+/// `%YAML` with another version than 1.1, or another directive, before the first document.
+pub(super) fn directive(text: &str) -> Option<Finding> {
+    for (number, line) in text.lines().enumerate() {
+        let mut words = line.split_ascii_whitespace();
+        match words.next() {
+            None => continue,
+            Some(word) if word.starts_with('#') => continue,
+            Some("%YAML") if line.starts_with('%') && words.next() == Some("1.1") => continue,
+            Some("%TAG") if line.starts_with('%') => continue,
+            Some(_) if line.starts_with('%') => {
+                let message =
+                    "the file cannot be read: of directives, an apiserver takes %YAML 1.1 and %TAG";
+                let finding = Finding::error("syntax", message).fix("remove this line");
+                return Some(finding.at(Some(number + 1)));
+            }
+            Some(_) => return None,
+        }
+    }
+    None
+}
+
+/// Tabs outside brackets, quotes and block scalars: none may begin a line or follow a dash.
+#[derive(Default)]
+pub(super) struct Tabs {
+    /// Lines that begin inside of something.
+    inside: Vec<RangeInclusive<usize>>,
+    /// Where each collection that is open began, and whether it has brackets.
+    open: Vec<(usize, bool)>,
+    /// Where nodes begin that are in no brackets: line, and column in characters.
+    nodes: Vec<(usize, usize)>,
+    /// Where the document ended.
+    end: Option<usize>,
+}
+
+impl Tabs {
+    pub(super) fn take(&mut self, event: &Event<'_>, span: &Span) {
+        let line = span.start.line();
+        let in_brackets = self.open.last().is_some_and(|(_, flow)| *flow);
+        if event.is_node() && !in_brackets {
+            self.nodes.push((line, span.start.col()));
+        }
+        match event {
+            Event::SequenceStart(style, ..) | Event::MappingStart(style, ..) => {
+                self.open.push((line, *style == StructureStyle::Flow));
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                if let Some((start, true)) = self.open.pop() {
+                    self.inside.push(start + 1..=span.end.line());
+                }
+            }
+            Event::Scalar(..) if span.end.line() > line => {
+                // the next line's beginning is where a block scalar ends
+                let last = span.end.line() - usize::from(span.end.col() == 0);
+                self.inside.push(line + 1..=last);
+            }
+            Event::DocumentEnd => self.end = Some(line),
+            _ => {}
+        }
+    }
+
+    /// The first one.
+    pub(super) fn finding(&self, text: &str) -> Option<Finding> {
+        if !text.contains('\t') {
+            return None;
+        }
+        let lines: Vec<&str> = text.lines().collect();
+        let after_dash = self.nodes.iter().filter(|(line, column)| {
+            let before = lines.get(line.wrapping_sub(1)).map(|line| line.chars().take(*column));
+            let mut before = before.into_iter().flatten().peekable();
+            let mut tab = false;
+            before.all(|c| {
+                tab |= c == '\t';
+                matches!(c, ' ' | '\t' | '-' | '?')
+            }) && tab
+        });
+        let after_dash = after_dash.map(|(line, _)| *line);
+        let end = self.end.unwrap_or(lines.len()).min(lines.len());
+        let begins = (1..=end).filter(|line| {
+            lines[line - 1].starts_with('\t') && !self.inside.iter().any(|all| all.contains(line))
+        });
+        let line = after_dash.chain(begins).min()?;
+        let message = "the file cannot be read: a tab stands where only spaces may";
+        Some(Finding::error("syntax", message).fix("write spaces in its place").at(Some(line)))
+    }
+}
