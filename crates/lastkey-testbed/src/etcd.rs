@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const START: Duration = Duration::from_secs(90);
+/// Two cores may be building and running several clusters beside it.
+const START: Duration = Duration::from_secs(240);
 
 /// One stored value.
 #[derive(Debug, Clone, PartialEq, Eq)]

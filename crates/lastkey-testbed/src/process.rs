@@ -2,13 +2,19 @@
 
 use crate::Error;
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs::File;
-use std::io::Read as _;
-use std::net::TcpListener;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// The first port that [`free_port`] looks at.
+const LOWEST_PORT: u16 = 20_000;
 
 /// A running process; killed when dropped.
 #[derive(Debug)]
@@ -189,11 +195,54 @@ pub fn eventually<T, E: std::fmt::Display>(
     }
 }
 
-/// A TCP port on 127.0.0.1 that nobody listens on.
+/// A TCP port on 127.0.0.1 that nobody listens on, and that nobody else who asks here is given for
+/// as long as this process runs.
+///
+/// It is none that the kernel gives to outgoing connections: such a port could be taken before its
+/// daemon listens, or while the daemon starts again.
 ///
 /// # Errors
-/// When the loopback has no port left.
+/// When no port is left.
 pub fn free_port() -> Result<u16, Error> {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map(|a| a.port());
-    port.map_err(|source| Error::Start { program: "a listener on 127.0.0.1".into(), source })
+    static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
+    let ephemeral = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
+    let ephemeral = ephemeral.and_then(|it| it.split_whitespace().next()?.parse().ok());
+    let end = ephemeral.filter(|&it: &u16| it > LOWEST_PORT).unwrap_or(u16::MAX);
+    for port in LOWEST_PORT..end {
+        // The name is everybody's on this machine, and gone with the process that has it.
+        let name = format!("lastkey-testbed-port-{port}");
+        let mine = SocketAddr::from_abstract_name(name).and_then(|it| UnixListener::bind_addr(&it));
+        if let Ok(mine) = mine {
+            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+            // One that is in use is kept as well: it need not be looked at again.
+            reserved.push(mine);
+            if free {
+                return Ok(port);
+            }
+        }
+    }
+    let source = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    Err(Error::Start { program: "a listener on 127.0.0.1".into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_given_once_and_is_not_the_kernels() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, free_port().unwrap())).unwrap();
+        let ports: Vec<u16> = (0..20).map(|_| free_port().unwrap()).collect();
+        let mut once = ports.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), ports.len(), "{ports:?}");
+        assert!(!ports.contains(&taken.local_addr().unwrap().port()));
+        for port in ports {
+            assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok());
+            let kernels = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            assert!(kernels.local_addr().unwrap().port() > port);
+        }
+    }
 }
