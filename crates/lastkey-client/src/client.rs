@@ -17,7 +17,7 @@ use crate::{
     AccessKey, ClientCertificate, ConfigError, Credentials, Endpoint, Error, Identity,
     api::Reply,
     signature::acs3,
-    transport::{Call, MAX_ANSWER, Repeat, Transport, tls},
+    transport::{Call, MAX_ANSWER, Readiness, Repeat, Transport, tls},
 };
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -161,6 +161,12 @@ impl Client {
         let next = Arc::new(self.parts.transport(Some(certificate))?);
         let mut current = self.transport.write().unwrap_or_else(PoisonError::into_inner);
         Ok(Retired(Arc::downgrade(&std::mem::replace(&mut *current, next))))
+    }
+
+    /// Whether each of the servers would answer calls, in their order; none is waited for longer than
+    /// `within`. Calls ask the one that answered last, so they tell nothing of the others.
+    pub async fn readiness(&self, within: Duration) -> Vec<Readiness> {
+        self.transport().readiness(within).await
     }
 
     fn transport(&self) -> Arc<Transport> {

@@ -26,4 +26,4 @@ pub use credentials::{AccessKey, ClientCertificate, Credentials, CredentialsErro
 pub use endpoint::{Endpoint, EndpointError, host_and_port};
 pub use error::{ApiError, Category, ConfigError, Error};
 pub use kms::{Ciphertext, DataKey, Kms};
-pub use transport::MaybeTls;
+pub use transport::{MaybeTls, Readiness};

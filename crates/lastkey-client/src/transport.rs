@@ -24,7 +24,7 @@ use std::{
 use bytes::Bytes;
 use connector::{ConnectError, Connector};
 use http::{
-    HeaderMap, Method, Request,
+    HeaderMap, Method, Request, StatusCode,
     uri::{self, Authority, PathAndQuery, Scheme, Uri},
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -35,10 +35,12 @@ use hyper_util::{
 use tokio::time::timeout;
 
 pub use self::stream::MaybeTls;
-use crate::{ConfigError, Endpoint, EndpointError, Error, Timeouts, api::Reply};
+use crate::{ApiError, ConfigError, Endpoint, EndpointError, Error, Timeouts, api::Reply};
 
 /// An answer larger than this is no answer of ours: a page of audit records stays far below.
 pub(crate) const MAX_ANSWER: usize = 16 << 20;
+/// What a server says of itself is a line.
+const MAX_READINESS: usize = 4 << 10;
 /// A silent connection is probed after this long, and given up after the next constant. A host
 /// that came back refuses the probe at once, so this bounds how long its return goes unnoticed.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(900);
@@ -159,6 +161,29 @@ impl Transport {
     }
 }
 
+impl Transport {
+    /// What each server says of itself, in their order; all are asked at the same time.
+    pub(crate) async fn readiness(&self, within: Duration) -> Vec<Readiness> {
+        let asked = self.servers.iter().map(|server| async move {
+            let outcome = match timeout(within, server.is_ready(within)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(server.silent(within)),
+            };
+            Readiness { server: server.shown.clone(), outcome }
+        });
+        futures_util::future::join_all(asked).await
+    }
+}
+
+/// Whether a server would answer calls.
+#[derive(Debug)]
+pub struct Readiness {
+    /// Its address, as people write it.
+    pub server: Arc<str>,
+    /// Why not.
+    pub outcome: Result<(), Error>,
+}
+
 impl Call {
     /// Whether another server may be asked after that failure.
     fn may_go_on_after(&self, error: &Error) -> bool {
@@ -215,6 +240,40 @@ impl Server {
             let body = Limited::new(answer.into_body(), limit).collect().await;
             let body = body.map_err(|error| self.failure(error.as_ref()))?.to_bytes();
             Reply { server: self.shown.clone(), status, body }.unless_unavailable()
+        }
+    }
+
+    /// Asks for its own word for it, which costs it nothing and wants no identity.
+    async fn is_ready(&self, within: Duration) -> Result<(), Error> {
+        let call = Call {
+            method: Method::GET,
+            path: Cow::Borrowed("/readyz"),
+            query: Vec::new(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            timeout: within,
+            limit: MAX_READINESS,
+            repeat: Repeat::Never,
+        };
+        let request = self.request(&call, HeaderMap::new())?;
+        let answer = self.http.request(request).await.map_err(|error| self.failure(&error))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), call.limit).collect().await;
+        let body = body.map_err(|error| self.failure(error.as_ref()))?.to_bytes();
+        match status {
+            StatusCode::OK => Ok(()),
+            // "not ready: sealed", in words
+            StatusCode::SERVICE_UNAVAILABLE => {
+                let said = String::from_utf8_lossy(&body);
+                let message = said.lines().next().unwrap_or_default().escape_debug().to_string();
+                let code = "ServiceUnavailableTemporary".to_owned();
+                let (request_id, dependants) = (None, Vec::new());
+                Err(ApiError { status, code, message, request_id, dependants }.into())
+            }
+            _ => Err(Error::Garbage {
+                server: self.shown.to_string(),
+                what: "it has no answer to /readyz",
+            }),
         }
     }
 
@@ -292,7 +351,7 @@ impl Reply {
     /// Makes a refusal of service an error here already, so that another server is asked.
     fn unless_unavailable(self) -> Result<Self, Error> {
         match self.status {
-            http::StatusCode::SERVICE_UNAVAILABLE => self.accepted(),
+            StatusCode::SERVICE_UNAVAILABLE => self.accepted(),
             _ => Ok(self),
         }
     }

@@ -23,6 +23,7 @@ mod core;
 mod memory;
 mod metrics;
 mod problem;
+mod servers;
 mod service;
 mod view;
 mod watch;
@@ -276,6 +277,8 @@ impl Plugin {
         let _watch = AbortOnDrop(tokio::spawn(watch.run()).abort_handle());
         let _ready =
             AbortOnDrop(tokio::spawn(announce(view.clone(), sockets, ready)).abort_handle());
+        let servers = servers::look_after(config.client.clone(), metrics.memory());
+        let _servers = AbortOnDrop(tokio::spawn(servers).abort_handle());
         let door = Door::default();
         let opens = open(door.clone(), view.clone(), predecessor);
         let _opens = AbortOnDrop(tokio::spawn(opens).abort_handle());

@@ -79,6 +79,32 @@ async fn nobody_there_and_somebody_else_there() {
     eventually(async || encrypt(&kms).await, |code| *code == Code::Ok).await;
 }
 
+/// Calls go on by the other one, so nothing else would tell.
+#[tokio::test]
+async fn one_of_two_servers_is_away() {
+    let other = FakeKms::new();
+    let (mut plugin, first) = Running::start_beside(&other).await;
+    let kms = Kms::new(plugin.connected().await);
+    let metrics = plugin.metrics.clone();
+    let up = async || -> Vec<bool> {
+        metrics.memory().servers_up().into_iter().map(|(_, is_up)| is_up).collect()
+    };
+    eventually(up, |up| *up == [true, true]).await;
+    // sealed, then dead, then back
+    other.set(Mode::Fails(503, "ServiceUnavailableTemporary"));
+    eventually(up, |up| *up == [false, true]).await;
+    other.set(Mode::Good);
+    eventually(up, |up| *up == [true, true]).await;
+    let url = first.url();
+    let address = first.stop().await;
+    eventually(up, |up| *up == [false, true]).await;
+    assert_eq!(healthz(&kms).await, "ok", "the other one answers");
+    let line = format!("lastkey_plugin_server_up{{server=\"{url}\"}} 0");
+    assert!(metrics.to_string().lines().any(|it| it == line), "{metrics}");
+    let _first = FakeServer::start_on(address, &plugin.pki, other.handler()).await;
+    eventually(up, |up| *up == [true, true]).await;
+}
+
 #[tokio::test]
 async fn a_connection_cut_in_the_middle() {
     let mut plugin = Running::start().await;

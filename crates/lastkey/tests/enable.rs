@@ -81,7 +81,13 @@ fn from_local_keys_and_over_to_others() {
     let test = "from_local_keys_and_over_to_others";
     let Some(world) = World::new(test, "1.37.0", &[AES, CLEAR], &[RELOADS]) else { return };
     world.assert_all_under("aescbc");
-    let report = world.run("enable", &[]);
+    // Begun by several at the same moment it is one change, and each tells how it ends.
+    let reports: Vec<Value> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..4).map(|_| scope.spawn(|| world.run("enable", &[]))).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let report = &reports[0];
+    assert!(reports.iter().all(|one| one == report), "{reports:?}");
     assert_eq!(report["removed"], serde_json::json!(["aescbc", "clear"]), "{report}");
     world.assert_all_under(OURS);
     assert_eq!(world.providers(), ["kms"]);
@@ -97,7 +103,14 @@ fn from_local_keys_and_over_to_others() {
     assert_eq!(world.encryption()["status"], "running", "nothing is begun");
     assert_eq!(std::fs::read_to_string(&world.config).unwrap(), before);
     chmod(0o600);
-    let report = world.run("disable", &["--to", "secretbox"]);
+    let mut work = world.start("disable", &["--to", "secretbox"]);
+    work.wait_for(|event| event["event"] == "config");
+    for other in [&["--to", "aescbc"][..], &["--resource", "configmaps"]] {
+        let other = world.cli(&[&["cluster", "disable", "prod"], other].concat());
+        assert!(other.code == 1 && other.stderr.contains("to secretbox"), "{}", other.stderr);
+    }
+    let report = work.wait_for(|event| event["event"] == "report");
+    assert!(work.child.wait().unwrap().success());
     assert_eq!(report["to"], "secretbox", "{report}");
     world.assert_all_under("secretbox");
     assert_eq!(world.providers(), ["secretbox"]);

@@ -129,6 +129,9 @@ impl FakeKms {
         handler(move |parts, body| {
             let kms = kms.clone();
             async move {
+                if parts.uri.path() == "/readyz" {
+                    return kms.readyz();
+                }
                 let body: Value = serde_json::from_slice(&body).unwrap();
                 if parts.uri.path() != "/v1/plugin/records" {
                     assert_eq!(body["key"], "alias/kubernetes");
@@ -152,6 +155,13 @@ impl FakeKms {
             "/v1/plugin/decrypt" => self.decrypt(body),
             "/v1/plugin/records" => self.records(body),
             _ => refusal(404, "Forbidden.ResourceNotFound"),
+        }
+    }
+
+    fn readyz(&self) -> Answer {
+        match self.state.lock().mode {
+            Mode::Fails(503, _) => (503, "not ready: sealed\n".into()),
+            _ => (200, "ready\n".into()),
         }
     }
 
@@ -296,7 +306,16 @@ impl Running {
         let pki = Pki::new();
         let server = FakeServer::start(&pki, kms.handler()).await;
         let url = server.url();
-        Self::launch((pki, server), kms, &url, change)
+        Self::launch((pki, server), kms, &[url], change)
+    }
+
+    /// With another server beside it, which is asked first.
+    pub async fn start_beside(other: &Arc<FakeKms>) -> (Self, FakeServer) {
+        let (pki, kms) = (Pki::new(), FakeKms::new());
+        let first = FakeServer::start(&pki, other.handler()).await;
+        let server = FakeServer::start(&pki, kms.handler()).await;
+        let urls = [first.url(), server.url()];
+        (Self::launch((pki, server), kms, &urls, |_| {}), first)
     }
 
     /// With a server that runs already, on whichever thread.
@@ -306,7 +325,7 @@ impl Running {
         change: impl FnOnce(&mut PluginConfig),
     ) -> Self {
         let url = server.url();
-        Self::launch((pki, server), kms, &url, change)
+        Self::launch((pki, server), kms, &[url], change)
     }
 
     /// With a network in between that can fall silent.
@@ -315,18 +334,18 @@ impl Running {
         let server = FakeServer::start(&pki, kms.handler()).await;
         let network = Network::before(server.address).await;
         let url = format!("https://{}", network.address);
-        (Self::launch((pki, server), kms, &url, |_| {}), network)
+        (Self::launch((pki, server), kms, &[url], |_| {}), network)
     }
 
     fn launch(
         (pki, server): (Pki, FakeServer),
         kms: Arc<FakeKms>,
-        url: &str,
+        urls: &[String],
         change: impl FnOnce(&mut PluginConfig),
     ) -> Self {
         let certificate =
             ClientCertificate { certificate: pki.file("client.pem"), key: pki.file("client.key") };
-        let servers = vec![url.parse().unwrap()];
+        let servers = urls.iter().map(|url| url.parse().unwrap()).collect();
         let client = Client::new(Config::mutual_tls(servers, pki.file("ca.pem"), certificate));
         let socket = pki.file("kms.sock");
         let addresses = vec![SocketAddress::Path(socket.clone())];

@@ -22,9 +22,9 @@ pub(crate) struct EnableOptions {
 pub(crate) struct DisableOptions {
     /// Over to this provider, instead of back to clear: `aescbc`, `aesgcm` or `secretbox` (with the
     /// keys that the configuration has, else with a new one), the NAME of another KMS provider in
-    /// the configuration, or NAME=unix:///SOCKET for a new one.
-    #[arg(long, value_name = "PROVIDER", default_value = "identity")]
-    pub(crate) to: String,
+    /// the configuration, or NAME=unix:///SOCKET for a new one [default: identity].
+    #[arg(long, value_name = "PROVIDER")]
+    pub(crate) to: Option<String>,
     #[command(flatten)]
     pub(crate) change: ChangeOptions,
 }

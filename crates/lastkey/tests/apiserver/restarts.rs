@@ -208,6 +208,38 @@ fn comes_and_goes(test: &str, version: &str, is_supervised: bool) {
     }
 }
 
+/// As under systemd: nobody starts it by hand, and the call that waits fails as little as others.
+#[test]
+fn the_first_call_that_waits_starts_the_plugin() {
+    let Some(peers) = peers("the_first_call_that_waits_starts_the_plugin", "1.31.0") else {
+        return;
+    };
+    let lab = Lab::new();
+    let up = lab.up();
+    let mut plugin = Keeper::holding(&lab, &up.ready);
+    plugin.start();
+    plugin.works();
+    let config = both(&lab.path("both.yaml"), &plugin.socket);
+    let options = ApiserverOptions {
+        version: "1.31.0",
+        encryption_config: &config,
+        flags: &["--feature-gates=KMSv1=true"],
+    };
+    let cluster = Cluster::with_flags(&peers, &lab.folder("cluster"), &options);
+    cluster.create_secrets("before", 1);
+    for round in 0..3 {
+        plugin.stop();
+        thread::scope(|scope| {
+            let (cluster, prefix) = (&cluster, format!("waits-{round}"));
+            let write = scope.spawn(move || cluster.create_secrets(&prefix, 1));
+            plugin.is_wanted();
+            plugin.start();
+            write.join().unwrap();
+        });
+        plugin.works();
+    }
+}
+
 /// Secrets by v1, ConfigMaps by v2, on one socket; patient, because the machine may be busy.
 fn both(file: &Path, socket: &Path) -> std::path::PathBuf {
     let provider = |api: &str| {

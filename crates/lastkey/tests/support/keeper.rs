@@ -12,8 +12,11 @@ use std::{
 };
 
 use lastkey_testbed::{Ready, eventually};
-use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, waitpid,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{
+        Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, waitpid,
+    },
 };
 
 use super::{Lab, SOON, plugin_options};
@@ -104,6 +107,15 @@ impl Keeper {
         command.arg(&self.binary).arg("kms-plugin").args(&self.arguments);
         let child = command.spawn().unwrap();
         self.main = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    }
+
+    /// Waits until somebody has dialled the held socket and nobody has accepted, which is when systemd
+    /// starts the service.
+    pub(crate) fn is_wanted(&self) {
+        let listener = self.listener.as_ref().unwrap();
+        let mut polled = [PollFd::new(listener, PollFlags::IN)];
+        let limit = Timespec { tv_sec: SOON.as_secs().cast_signed(), tv_nsec: 0 };
+        assert_eq!(poll(&mut polled, Some(&limit)).unwrap(), 1, "nobody dials");
     }
 
     /// Waits until whoever is in charge says that it works.

@@ -2,9 +2,14 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 const REASONS: [&str; 3] = ["refused", "lease", "stopped"];
 const FAILURES: [&str; 9] = [
@@ -31,6 +36,7 @@ pub struct MemoryMetrics {
     waiting: AtomicU64,
     delivered: AtomicU64,
     failures: [AtomicU64; FAILURES.len()],
+    servers: Mutex<Vec<(Arc<str>, bool)>>,
 }
 
 impl MemoryMetrics {
@@ -53,6 +59,15 @@ impl MemoryMetrics {
     pub fn failures(&self, kind: &str) -> u64 {
         let at = FAILURES.iter().position(|known| *known == kind);
         at.map_or(0, |at| self.failures[at].load(Ordering::Relaxed))
+    }
+
+    /// Each server, and whether it answered when it was asked last.
+    pub fn servers_up(&self) -> Vec<(Arc<str>, bool)> {
+        self.servers.lock().clone()
+    }
+
+    pub(in crate::plugin) fn servers(&self, found: impl Iterator<Item = (Arc<str>, bool)>) {
+        *self.servers.lock() = found.collect();
     }
 
     pub(in crate::plugin) fn cached(&self) {
@@ -100,6 +115,13 @@ impl fmt::Display for MemoryMetrics {
         head(f, name, "counter", "Calls to the server that failed.")?;
         for (kind, count) in FAILURES.iter().zip(&self.failures) {
             writeln!(f, "{name}{{kind=\"{kind}\"}} {}", read(count))?;
+        }
+        let name = "lastkey_plugin_server_up";
+        head(f, name, "gauge", "Whether each server is ready, asked every 5 seconds.")?;
+        for (server, is_up) in &*self.servers.lock() {
+            // as the format wants what stands between quotes
+            let server = server.replace('\\', "\\\\").replace('"', "\\\"");
+            writeln!(f, "{name}{{server=\"{server}\"}} {}", u8::from(*is_up))?;
         }
         let name = "lastkey_plugin_local_answers_total";
         head(f, name, "counter", "Decrypts answered without a call to the server of their own.")?;
@@ -153,6 +175,7 @@ mod tests {
         metrics.emptied("lease");
         metrics.failed("garbage");
         metrics.spool((true, 3));
+        metrics.servers([("https://a:1".into(), true), ("unix:/b\"c".into(), false)].into_iter());
         let text = metrics.to_string();
         for line in [
             "lastkey_plugin_local_answers_total{how=\"cached\"} 1",
@@ -160,6 +183,8 @@ mod tests {
             "lastkey_plugin_cache_emptied_total{reason=\"lease\"} 1",
             "lastkey_plugin_server_failures_total{kind=\"garbage\"} 1",
             "lastkey_plugin_recording 1",
+            "lastkey_plugin_server_up{server=\"https://a:1\"} 1",
+            "lastkey_plugin_server_up{server=\"unix:/b\\\"c\"} 0",
             "lastkey_plugin_records_waiting 3",
         ] {
             assert!(text.lines().any(|it| it == line), "{line}\n{text}");

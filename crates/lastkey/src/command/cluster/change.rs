@@ -2,6 +2,7 @@
 //! encrypts. Both work off the same stored steps as a rotation, with others before and after it.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -12,7 +13,7 @@ use lastkey_client::{
     Client,
     native::{Course, Rotation, RotationPhase, StartRotation, Way},
 };
-use lastkey_crypto::KeyId;
+use lastkey_crypto::{ClusterId, KeyId};
 use lastkey_kubernetes::{
     cluster::{Access, ApiError, ApiServer, ListQuery, Migrate, Shape},
     coverage::{in_use::Ended, resources_of},
@@ -29,10 +30,14 @@ use serde_json::{Value, json};
 
 use super::{
     access::{Known, reach, unreachable},
-    rotate::{holder, newest_report, stop_on_signals, stopped, tell, verify},
+    rotate::{
+        holder, just_begun, newest_report, start_unless_begun, stop_on_signals, stopped, tell,
+        verify,
+    },
 };
 use crate::{
     cli::{ChangeOptions, Connect, DisableOptions, EnableOptions},
+    command::wire::key_id,
     connect::{block_on, client, default_data_dir},
     output::{Exit, Failure, Output, chain},
 };
@@ -55,7 +60,7 @@ pub(super) fn enable(
         way: Way::Enable,
         key: options.key.as_deref(),
         name: &options.provider,
-        to: "",
+        to: None,
         options: &options.change,
     };
     run(connect, &wanted, output)
@@ -71,7 +76,7 @@ pub(super) fn disable(
         way: Way::Disable,
         key: None,
         name: "lastkey",
-        to: &options.to,
+        to: options.to.as_deref(),
         options: &options.change,
     };
     run(connect, &wanted, output)
@@ -83,8 +88,8 @@ struct Wanted<'a> {
     key: Option<&'a str>,
     /// A new provider's name.
     name: &'a str,
-    /// Where to, out of the KMS.
-    to: &'a str,
+    /// Where to, out of the KMS; back to clear if nothing is said.
+    to: Option<&'a str>,
     options: &'a ChangeOptions,
 }
 
@@ -132,8 +137,13 @@ fn run(connect: &Connect, wanted: &Wanted<'_>, output: &Output) -> Result<(), Fa
                     active.updated
                 )));
             }
-            Some(active) if active.paused => client.pause_rotation(active, false).await?,
-            Some(active) => active.clone(),
+            Some(active) => {
+                is_the_same(&client, (name, active), wanted).await?;
+                match active.paused {
+                    true => client.pause_rotation(active, false).await?,
+                    false => active.clone(),
+                }
+            }
             None if options.resume => return Err(nothing(name, wanted.verb())),
             None => {
                 let (access, api) = reach(&client, cluster.id).await?;
@@ -141,7 +151,10 @@ fn run(connect: &Connect, wanted: &Wanted<'_>, output: &Output) -> Result<(), Fa
                 let socket = socket(connect, options);
                 let start =
                     Start { client: &client, api: &api, hands: &hands, cluster: &cluster, socket };
-                start.begin(wanted).await?
+                match start.begin(wanted).await? {
+                    Some(begun) => begun,
+                    None => join(&client, (name, cluster.id), wanted).await?,
+                }
             }
         };
         let (access, api) = reach(&client, cluster.id).await?;
@@ -159,6 +172,77 @@ async fn find(client: &Client, name: &str) -> Result<Known, Failure> {
         let missing = format!("there is no cluster {name}; `lastkey cluster list` shows which are");
         Failure::new(Exit::NotFound, missing)
     })
+}
+
+/// The one that somebody else has begun since it was looked.
+async fn join(
+    client: &Client,
+    (name, cluster): (&str, ClusterId),
+    wanted: &Wanted<'_>,
+) -> Result<Rotation, Failure> {
+    let active = just_begun(client, (name, cluster)).await?;
+    if active.way() != Some(wanted.way) {
+        return Err(under_way(name, &active));
+    }
+    is_the_same(client, (name, &active), wanted).await?;
+    Ok(active)
+}
+
+/// Refuses to go on with another change than was asked for. What is not said, is as it was begun.
+async fn is_the_same(
+    client: &Client,
+    (name, active): (&str, &Rotation),
+    wanted: &Wanted<'_>,
+) -> Result<(), Failure> {
+    let goal = goal_of(active)?;
+    let target = wanted.to.is_none_or(|to| is_target(&goal.target, to));
+    let socket = match (&wanted.options.plugin_socket, wanted.way) {
+        (Some(socket), Way::Enable) => is_at(&goal.target, socket),
+        _ => true,
+    };
+    let named: BTreeSet<&String> = wanted.options.resources.iter().collect();
+    let resources = named.is_empty() || named == goal.resources.iter().collect();
+    let key = match wanted.key {
+        None => true,
+        Some(key) => key_id(client, key).await? == active.key,
+    };
+    if target && socket && resources && key {
+        return Ok(());
+    }
+    let verb = wanted.verb();
+    Err(Failure::failed(format_args!(
+        "another {verb} of {name} is under way since {}: of {}, to {}, with the key {}",
+        active.started,
+        goal.resources.join(", "),
+        goal.target.shown(),
+        active.key,
+    ))
+    .and(format_args!("`lastkey cluster {verb} {name}` goes on with it, --cancel gives it up")))
+}
+
+/// Whether `--to` stands for this.
+fn is_target(target: &Target, to: &str) -> bool {
+    match target {
+        Target::Identity => to == "identity" || to == "clear",
+        Target::Local { kind } => to == kind,
+        Target::Kms { name, endpoint } => match to.split_once('=') {
+            Some((named, socket)) => named == name && socket == endpoint,
+            None => to == name,
+        },
+    }
+}
+
+/// Whether a plugin's socket is what is changed to.
+fn is_at(target: &Target, socket: &Path) -> bool {
+    let socket = absolute(socket).to_string_lossy().parse::<SocketAddress>();
+    matches!((target, socket), (Target::Kms { endpoint, .. }, Ok(socket)) if socket.endpoint() == *endpoint)
+}
+
+/// Where it goes.
+fn goal_of(rotation: &Rotation) -> Result<Goal, Failure> {
+    let course = rotation.course.as_ref();
+    let goal = course.and_then(|course| serde_json::from_value(course.goal.clone()).ok());
+    goal.ok_or_else(|| Failure::failed("it was begun by another release"))
 }
 
 fn nothing(name: &str, verb: &str) -> Failure {
@@ -202,8 +286,15 @@ fn socket(connect: &Connect, options: &ChangeOptions) -> PathBuf {
     let by_default = || Some(default_data_dir().join(SOCKET)).filter(|path| path.exists());
     let given = options.plugin_socket.clone();
     let found = given.or(of_up).or_else(by_default).unwrap_or_else(|| PathBuf::from(INSTALLED));
-    let is_abstract = found.to_string_lossy().starts_with('@');
-    if is_abstract { found } else { std::path::absolute(&found).unwrap_or(found) }
+    absolute(&found)
+}
+
+/// The same from everywhere; an abstract name is.
+fn absolute(socket: &Path) -> PathBuf {
+    if socket.to_string_lossy().starts_with('@') {
+        return socket.to_path_buf();
+    }
+    std::path::absolute(socket).unwrap_or_else(|_| socket.to_path_buf())
 }
 
 /// What a new change is begun with.
@@ -216,8 +307,9 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// Finds out what is to be done and whether it can be, and has the server keep it.
-    async fn begin(&self, wanted: &Wanted<'_>) -> Result<Rotation, Failure> {
+    /// Finds out what is to be done and whether it can be, and has the server keep it. `None` where
+    /// somebody else was quicker.
+    async fn begin(&self, wanted: &Wanted<'_>) -> Result<Option<Rotation>, Failure> {
         let socket: SocketAddress =
             self.socket.to_string_lossy().parse().map_err(|e| Failure::new(Exit::Usage, e))?;
         let endpoint = socket.endpoint();
@@ -234,7 +326,7 @@ impl Start<'_> {
             }
             Way::Disable => {
                 let ours = names_of_ours(&config, &self.told().await, &endpoint);
-                let target = target(wanted.to, &config)?;
+                let target = target(wanted.to.unwrap_or("identity"), &config)?;
                 Goal { resources: resources_under(&config, &ours), target }
             }
         };
@@ -261,7 +353,7 @@ impl Start<'_> {
         };
         let course = Some(Course { way: wanted.way, goal });
         let start = StartRotation { key, keep_version: true, course, ..StartRotation::default() };
-        Ok(self.client.start_rotation(self.cluster.id, &start).await?)
+        start_unless_begun(self.client, self.cluster.id, &start).await
     }
 
     /// A socket on this machine has to answer, and for this cluster, before anything is begun.
@@ -413,9 +505,7 @@ async fn work(
     (wanted, hands): (&Wanted<'_>, Hands),
     output: &Output,
 ) -> Result<(), Failure> {
-    let course = rotation.course.as_ref();
-    let goal = course.and_then(|course| serde_json::from_value(course.goal.clone()).ok());
-    let goal: Goal = goal.ok_or_else(|| Failure::failed("it was begun by another release"))?;
+    let goal = goal_of(rotation)?;
     let options = wanted.options;
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&stop);

@@ -27,6 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::progress::Progress;
 use crate::{
     cli::{Connect, RotateOptions},
+    command::wire::key_id,
     connect::{block_on, client},
     output::{Exit, Failure, Output, chain, line},
 };
@@ -58,12 +59,8 @@ pub(super) fn run(
             migration::delete_if(&client, active, options.cancel).await;
             return Ok(());
         }
-        if let Some(way) = active.and_then(Rotation::way) {
-            return Err(Failure::failed(format_args!(
-                "{name} is being {}: `lastkey cluster {} {name}` goes on with it",
-                if way == Way::Enable { "enabled" } else { "disabled" },
-                if way == Way::Enable { "enable" } else { "disable" },
-            )));
+        if let Some(active) = active {
+            refuse_change(name, active)?;
         }
         let rotation = match active {
             Some(active) if active.paused && !options.resume => {
@@ -73,7 +70,7 @@ pub(super) fn run(
                 )));
             }
             Some(active) => {
-                is_the_same((name, active), options, output)?;
+                is_the_same(&client, (name, active), options, output).await?;
                 match active.paused {
                     true => client.pause_rotation(active, false).await?,
                     false => active.clone(),
@@ -93,10 +90,55 @@ pub(super) fn run(
                     retire: options.retire,
                     automatic: false,
                 };
-                client.start_rotation(cluster, &start).await?
+                match start_unless_begun(&client, cluster, &start).await? {
+                    Some(begun) => begun,
+                    None => {
+                        let active = just_begun(&client, (name, cluster)).await?;
+                        refuse_change(name, &active)?;
+                        is_the_same(&client, (name, &active), options, output).await?;
+                        active
+                    }
+                }
             }
         };
         work(client, (name, &rotation), options, output).await
+    })
+}
+
+/// A change of the provider is not gone on with by a rotation.
+fn refuse_change(name: &str, active: &Rotation) -> Result<(), Failure> {
+    let (being, verb) = match active.way() {
+        None => return Ok(()),
+        Some(Way::Enable) => ("enabled", "enable"),
+        Some(Way::Disable) => ("disabled", "disable"),
+    };
+    Err(Failure::failed(format_args!(
+        "{name} is being {being}: `lastkey cluster {verb} {name}` goes on with it"
+    )))
+}
+
+/// Has the server keep a new one; `None` where somebody else has begun one since it was looked.
+pub(super) async fn start_unless_begun(
+    client: &Client,
+    cluster: ClusterId,
+    start: &StartRotation,
+) -> Result<Option<Rotation>, Failure> {
+    match client.start_rotation(cluster, start).await {
+        Err(error) if error.code() == Some("Rejected.UnderWay") => Ok(None),
+        begun => Ok(Some(begun?)),
+    }
+}
+
+/// That one.
+pub(super) async fn just_begun(
+    client: &Client,
+    (name, cluster): (&str, ClusterId),
+) -> Result<Rotation, Failure> {
+    let known = client.rotations(cluster).await?;
+    known.into_iter().find(|one| !one.is_over()).ok_or_else(|| {
+        Failure::failed(format_args!(
+            "somebody else began something with {name} just now, and it has ended: run this again"
+        ))
     })
 }
 
@@ -105,7 +147,8 @@ fn nothing(name: &str) -> Failure {
 }
 
 /// Whether what is gone on with is what was asked for. What it was begun for it is to its end.
-fn is_the_same(
+async fn is_the_same(
+    client: &Client,
     (name, active): (&str, &Rotation),
     options: &RotateOptions,
     output: &Output,
@@ -127,12 +170,13 @@ fn is_the_same(
              it again afterwards for the others"
         ));
     }
-    match &options.key {
-        Some(key) if *key != active.key.to_string() => output.hint(&format!(
+    if let Some(key) = &options.key
+        && key_id(client, key).await? != active.key
+    {
+        output.hint(&format!(
             "this goes on with a rotation of the key {}, begun at {began}; --key is for a new one",
             active.key
-        )),
-        _ => {}
+        ));
     }
     Ok(())
 }
