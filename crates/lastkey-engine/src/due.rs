@@ -27,8 +27,8 @@ pub(crate) struct DueKeys {
 struct Known {
     /// What falls due before is remembered; `None` before the first full look.
     horizon: Option<Timestamp>,
-    /// When the next full look is due.
-    next_look: Option<Timestamp>,
+    /// When the last full look began.
+    looked: Option<Timestamp>,
     /// Seen under way, kept by key.
     soon: BTreeMap<KeyId, Timestamp>,
 }
@@ -47,9 +47,9 @@ fn due(key: &Key) -> Option<Timestamp> {
 }
 
 impl DueKeys {
-    /// Whether a full look is due.
+    /// Whether a full look is due. One that is said to come yet was made by a clock that was wrong.
     pub(crate) fn needs_look(&self, now: Timestamp) -> bool {
-        self.known.lock().next_look.is_none_or(|at| at <= now)
+        self.known.lock().looked.is_none_or(|at| now < at || at.after(LOOK_EVERY) <= now)
     }
 
     /// A full look begins: what is learnt from now on, from it and from changes, is kept.
@@ -59,13 +59,17 @@ impl DueKeys {
 
     /// A full look that began at `began` has seen every key.
     pub(crate) fn look_ended(&self, began: Timestamp) {
-        self.known.lock().next_look = Some(began.after(LOOK_EVERY));
+        self.known.lock().looked = Some(began);
     }
 
     /// A key as it is, or as it was stored when a full look passed.
     pub(crate) fn learn(&self, key: &Key) {
         let mut known = self.known.lock();
-        let Some((due, horizon)) = due(key).zip(known.horizon) else { return };
+        let Some(horizon) = known.horizon else { return };
+        // It says that it was rotated later than in a day's time: a clock was wrong.
+        let ahead = key.next_rotation().is_some() && key.rotated > horizon;
+        let at_once = ahead.then_some(Timestamp::from_millis(i64::MIN));
+        let Some(due) = at_once.or_else(|| due(key)) else { return };
         if due <= horizon {
             known.soon.entry(key.id).and_modify(|at| *at = due.min(*at)).or_insert(due);
         }
@@ -140,6 +144,26 @@ mod tests {
         assert_eq!(due.take(at(11)), [KeyId::from_bytes([1; 16])]);
         due.suspect(KeyId::from_bytes([2; 16]));
         assert_eq!(due.take(at(0)), [KeyId::from_bytes([2; 16])]);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_keeps_nothing_from_being_looked_at() {
+        let due = DueKeys::default();
+        due.look_begins(at(4000));
+        due.look_ended(at(4000));
+        assert!(!due.needs_look(at(4000)));
+        assert!(due.needs_look(at(10)), "it was set right");
+        due.look_begins(at(10));
+        due.look_ended(at(10));
+        assert!(!due.needs_look(at(10)));
+        // Rotated while it was ahead: else nothing would rotate it again for years.
+        let mut ahead = key(1, None);
+        ahead.rotation.enabled = true;
+        ahead.rotated = at(4000);
+        due.learn(&ahead);
+        assert_eq!(due.take(at(10)), [ahead.id]);
+        due.learn(&Key { rotated: at(10), ..ahead });
+        assert_eq!(due.take(at(10)), []);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use lastkey_store::{CommitError, StoreError};
 
-use crate::{Dependant, Life};
+use crate::{Dependant, Life, Unconfirmed};
 
 /// What kind of refusal an [`Error`] is; front ends and the CLI map this to statuses and exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,9 @@ pub enum Error {
     /// Something still needs the key.
     #[error("{}", depended_advice(.0))]
     Depended(Vec<Dependant>),
+    /// KMS plugins reach their key by this name.
+    #[error("{}", in_use_advice(.0))]
+    AliasInUse(Vec<Unconfirmed>),
     /// Somebody else works on it.
     #[error("{by} works on it until {until}")]
     Claimed {
@@ -209,6 +212,24 @@ fn depended_advice(dependants: &[Dependant]) -> String {
     )
 }
 
+fn in_use_advice(plugins: &[Unconfirmed]) -> String {
+    let named: Vec<String> = (plugins.iter().take(NAMED))
+        .map(|one| match &one.cluster_name {
+            Some(cluster) => format!("{cluster}/{} (until {})", one.plugin, one.until),
+            None => format!("{}/{} (until {})", one.cluster, one.plugin, one.until),
+        })
+        .collect();
+    let more = match plugins.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "KMS plugins reach their key by this alias: {}{more}; give them its id first (kms-plugin \
+         --key ID), or stop them and wait until then",
+        named.join(", ")
+    )
+}
+
 impl Error {
     /// An [`Error::InvalidParameter`].
     pub fn invalid(name: &'static str, reason: impl Into<String>) -> Self {
@@ -235,7 +256,7 @@ impl Error {
             Self::AwaitsSecondPerson { .. } => "Rejected.AwaitsSecondPerson",
             Self::SamePerson { .. } => "Forbidden.SamePerson",
             Self::DeletionProtected => "Rejected.DeletionProtected",
-            Self::Depended(_) => "Rejected.HasDependants",
+            Self::Depended(_) | Self::AliasInUse(_) => "Rejected.HasDependants",
             Self::Claimed { .. } => "Rejected.ClaimedByAnother",
             Self::UnderWay(_) => "Rejected.UnderWay",
             Self::MissingParameter(_) => "MissingParameter",
@@ -272,9 +293,10 @@ impl Error {
             | Self::Claimed { .. }
             | Self::UnderWay(_)
             | Self::StaleKeyVersion => ErrorKind::Conflict,
-            Self::DeletionProtected | Self::Depended(_) | Self::AwaitsSecondPerson { .. } => {
-                ErrorKind::Dependency
-            }
+            Self::DeletionProtected
+            | Self::Depended(_)
+            | Self::AliasInUse(_)
+            | Self::AwaitsSecondPerson { .. } => ErrorKind::Dependency,
             Self::MissingParameter(_)
             | Self::InvalidParameter { .. }
             | Self::InvalidCiphertext

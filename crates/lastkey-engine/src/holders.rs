@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    Action, Clock, ClusterName, Error, KeyRef, Principal, Timestamp,
+    Action, AliasName, Clock, ClusterName, Error, KeyRef, Principal, Timestamp,
     command::{PLUGIN_LEASE, SHORTEST_LEASE},
     engine::Core,
     policy::Resource,
@@ -229,6 +229,27 @@ impl Core {
                 return Ok(found.into_iter().map(|(unconfirmed, _)| unconfirmed).collect());
             }
         }
+    }
+
+    /// The plugins that reach their key by this name, as far as they were told within a lease that
+    /// they may use it.
+    pub(crate) fn reached_by(&self, alias: &AliasName) -> Vec<Unconfirmed> {
+        let now = self.clock.running();
+        let table = self.holders.table.lock();
+        let mut found: Vec<Unconfirmed> = (table.iter())
+            .filter(|(_, told)| matches!(&told.key, KeyRef::Alias(named) if named == alias))
+            .filter_map(|(holder, told)| {
+                let (at, until) = told.allowed?;
+                let resource =
+                    Resource::ClusterKey { key: self.resolve(&told.key), cluster: holder.cluster };
+                let serves = now.saturating_sub(at) <= self.holders.lease()
+                    && self.policy.allows(&told.principal, Action::PluginStatus, resource);
+                serves.then(|| self.unconfirmed_one(holder.cluster, &told.principal, until))
+            })
+            .collect();
+        found.sort_by(|a, b| (a.cluster, &a.plugin).cmp(&(b.cluster, &b.plugin)));
+        found.dedup();
+        found
     }
 
     /// Who has not confirmed, and whether it is connected.

@@ -276,10 +276,20 @@ pub struct Key {
 }
 
 impl Key {
+    /// No clock of ours differs by as much from another, unless it is wrong.
+    const AHEAD: Duration = Duration::from_secs(86_400);
+
     /// When the next automatic rotation is due; `None` while it is off or the key cannot be used.
     pub fn next_rotation(&self) -> Option<Timestamp> {
         (self.rotation.enabled && self.state == KeyState::Enabled)
             .then(|| self.rotated.after(self.rotation.interval()))
+    }
+
+    /// Whether it has to be rotated by itself: its interval has ended, or a clock that was far ahead
+    /// says that it was rotated on a day to come, which would put the next one off for as long.
+    pub(crate) fn rotation_due(&self, now: Timestamp) -> bool {
+        let ahead = self.rotated > now.after(Self::AHEAD);
+        self.next_rotation().is_some_and(|due| ahead || due <= now)
     }
 
     /// `Enabled`, `Disabled` or, while the key's state forbids it, `Suspended`.

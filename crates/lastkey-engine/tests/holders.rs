@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use lastkey_crypto::SpoolId;
 use lastkey_engine::{
-    Caller, Cluster, ClusterName, Engine, Error, Key, Principal, Source, Taken, Unconfirmed,
-    command::*,
+    AliasName, Caller, Cluster, ClusterName, Engine, Error, Key, KeyRef, Principal, Source, Taken,
+    Unconfirmed, command::*,
 };
 use support::{World, by_id, create_key, root};
 
@@ -248,4 +248,52 @@ async fn leases_may_be_shorter() {
     engine.set_plugin_lease(LEASE * 4);
     let told = ask(&engine, &cluster, &key, "").await.unwrap();
     assert_eq!(told.lease, LEASE);
+}
+
+/// A plugin that reaches its key by a name would be without one.
+#[tokio::test]
+async fn a_name_that_plugins_use_stays_what_it_is() {
+    let world = World::new();
+    let engine = world.start().await;
+    let (key, other) = (create_key(&engine).await, create_key(&engine).await);
+    let name = |text: &str| AliasName::parse(text).unwrap();
+    for alias in ["alias/kubernetes", "alias/spare"] {
+        let create = CreateAlias { alias: name(alias), key: by_id(&key) };
+        engine.execute(&root(&engine), create).await.unwrap();
+    }
+    let cluster = add_cluster(&engine, "prod", &key).await;
+    let caller = plugin_of(&engine, &cluster);
+    let ask = |alias: &str| PluginStatus {
+        cluster: cluster.id,
+        key: KeyRef::Alias(name(alias)),
+        known: String::new(),
+        wait: Duration::ZERO,
+        instance: Some(SpoolId::from_bytes([1; 16])),
+    };
+    let delete = async |alias: &str| {
+        engine.execute(&root(&engine), DeleteAlias { alias: name(alias) }).await
+    };
+    let give = async |to: &Key| {
+        let update = UpdateAlias { alias: name("alias/kubernetes"), key: by_id(to) };
+        engine.execute(&root(&engine), update).await
+    };
+    engine.execute(&caller, ask("alias/kubernetes")).await.unwrap();
+    for refused in [delete("alias/kubernetes").await, give(&other).await] {
+        let Err(error @ Error::AliasInUse(_)) = refused else { panic!("{refused:?}") };
+        assert_eq!(error.code(), "Rejected.HasDependants");
+        assert!(error.to_string().contains("prod/prod (until "), "{error}");
+    }
+    // What changes nothing, and what nobody uses, may go.
+    give(&key).await.unwrap();
+    delete("alias/spare").await.unwrap();
+    // Not for longer than it is told that it may.
+    world.clock.advance(LEASE + Duration::from_secs(1));
+    give(&other).await.unwrap();
+    give(&key).await.unwrap();
+    // Nor is it kept for an identity that was taken away.
+    engine.execute(&caller, ask("alias/kubernetes")).await.unwrap();
+    let fingerprint = "another".to_owned();
+    let plugin = PluginRequest { name: ClusterName::parse("prod").unwrap(), fingerprint };
+    engine.execute(&root(&engine), AddPlugin { cluster: cluster.id, plugin }).await.unwrap();
+    delete("alias/kubernetes").await.unwrap();
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use lastkey_engine::{Engine, Error, Key, Timestamp, command::*};
+use lastkey_engine::{Engine, Error, Key, RotationPolicy, Timestamp, command::*};
 use support::{START, World, by_id, create_key, root};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -137,4 +137,30 @@ async fn a_jump_admits_no_replay() {
             assert!(!admit(&engine, "recorded", START).await, "{what}, a minute later");
         }
     }
+}
+
+/// Made under a clock that is far ahead, a key is not left alone until then once that is set right.
+#[tokio::test]
+async fn a_clock_set_right_puts_no_rotation_off() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let policy = RotationPolicy::new(true, None).unwrap();
+    let update = UpdateRotationPolicy { key: by_id(&key), policy };
+    engine.execute(&root(&engine), update).await.unwrap();
+    let versions = async || {
+        let describe = DescribeKey { key: by_id(&key) };
+        engine.execute(&root(&engine), describe).await.unwrap().versions.len()
+    };
+    world.clock.jump_to(START.after(DAY * 4000));
+    engine.run_due_work().await.unwrap();
+    engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    assert_eq!(versions().await, 2);
+    world.clock.jump_to(START.after(DAY));
+    pass(&world, &engine, HOUR * 23).await;
+    assert_eq!(versions().await, 2, "what a jump makes due waits for a day");
+    pass(&world, &engine, HOUR * 3).await;
+    assert_eq!(versions().await, 3);
+    pass(&world, &engine, DAY).await;
+    assert_eq!(versions().await, 3, "once");
 }

@@ -77,6 +77,9 @@ impl Command for UpdateAlias {
         let id = named_key(core, scope, &self.key).await?;
         let old = core.records.alias(&self.alias).await?;
         scope.record.field("old_key", old.value.key);
+        if id != old.value.key {
+            refuse_in_use(core, scope, &self.alias)?;
+        }
         Ok(Done::write((), Change::new().update_alias(&old, id)))
     }
 }
@@ -89,6 +92,16 @@ async fn named_key(core: &Core, scope: &mut Scope<'_>, key: &KeyRef) -> Result<K
         KeyState::PendingDeletion => Err(Error::KeyPendingDeletion),
         KeyState::Enabled | KeyState::Disabled => Ok(key.value.id),
     }
+}
+
+/// The guard of names: a plugin that reaches its key by one would be without a key.
+fn refuse_in_use(core: &Core, scope: &mut Scope<'_>, alias: &AliasName) -> Result<(), Error> {
+    let plugins = core.reached_by(alias);
+    if plugins.is_empty() {
+        return Ok(());
+    }
+    scope.record.number("plugins", plugins.len() as u64);
+    Err(Error::AliasInUse(plugins))
 }
 
 /// Takes a name away.
@@ -110,6 +123,7 @@ impl Command for DeleteAlias {
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
         let old = core.records.alias(&self.alias).await?;
         scope.used(old.value.key, None);
+        refuse_in_use(core, scope, &self.alias)?;
         Ok(Done::write((), Change::new().delete_alias(&old)))
     }
 }

@@ -68,7 +68,7 @@ impl Command for RotateDueKey {
         let now = core.clock.now();
         let primary = core.records.version(old.value.primary.version).await?;
         let worn = core.records.is_worn(&primary) && old.value.state == KeyState::Enabled;
-        if !worn && old.value.next_rotation().is_none_or(|due| due > now) {
+        if !worn && !old.value.rotation_due(now) {
             return Ok(Done::read(()));
         }
         let rotated = rotate(core, scope, &old)?;
@@ -323,7 +323,7 @@ impl Core {
         };
         // What cannot be done yet stays known; what is done is learnt with its change.
         self.records.due.learn(&key.value);
-        if may_rotate && key.value.next_rotation().is_some_and(|due| due <= now) {
+        if may_rotate && key.value.rotation_due(now) {
             self.execute(&caller(), RotateDueKey { key: id }).await?;
         }
         let due = may_destroy && key.value.deletion_at.is_some_and(|at| at <= now);
