@@ -2,20 +2,41 @@
 # Builds an OCI image (an image layout in one tar file) from a lastkey binary: the binary, the libraries it
 # is linked with, and nothing else; no shell, no package manager, no user but root.
 #
-#   packaging/oci/build-image.sh BINARY IMAGE.tar [NAME:TAG]
+#   packaging/oci/build-image.sh BINARY IMAGE.tar [REGISTRY/NAME:TAG]
+#
+# Without a name it is localhost/lastkey:VERSION, which is what `lastkey cluster config` and the Helm chart ask
+# for. The registry belongs to the name: containerd keeps an imported image under the name as it is, and the
+# kubelet would look for "lastkey:0.1.0" at docker.io/library.
 #
 # The same binary and libraries give the same image, byte for byte: no times, no owners, no compression. Needs
 # tar (GNU), sha256sum and ldd; no container engine, no network. To use it:
 #
 #   ctr -n k8s.io images import IMAGE.tar        (containerd; k3s: k3s ctr images import)
 #   skopeo copy oci-archive:IMAGE.tar docker://registry.example.org/lastkey:0.1.0
+#
+# It prints the digest, and on standard error the name.
 set -eu
 
 fail() { echo "build-image: $1" >&2; exit 1; }
-[ $# -ge 2 ] || fail "usage: build-image.sh BINARY IMAGE.tar [NAME:TAG]"
-binary=$1 image=$2 name=${3:-lastkey:latest}
+[ $# -ge 2 ] || fail "usage: build-image.sh BINARY IMAGE.tar [REGISTRY/NAME:TAG]"
+binary=$1 image=$2
 [ -x "$binary" ] || fail "$binary is no program"
-case $name in *[!a-z0-9A-Z._:/-]*) fail "$name is no image's name" ;; esac
+if [ $# -ge 3 ]; then
+    name=$3
+else
+    version=$("$binary" --version) || fail "$binary does not say its version; give a name"
+    name=localhost/lastkey:${version##* }
+fi
+case $name in ''|*[!a-z0-9A-Z._:/-]*) fail "'$name' is no image's name" ;; esac
+case ${name%%/*} in
+    "$name") fail "$name names no registry, and a kubelet would look for it at docker.io: localhost/$name" ;;
+    localhost|*.*|*:*) ;;
+    *) fail "$name begins with no registry, and a kubelet would look for it at docker.io: localhost/$name" ;;
+esac
+case ${name#*/} in
+    *:?*) ;;
+    *) fail "$name has no tag" ;;
+esac
 case $(uname -m) in
     x86_64) architecture=amd64 ;;
     aarch64) architecture=arm64 ;;
@@ -73,4 +94,5 @@ printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json"
     "$manifest" "$manifest_size" "$name" "$name" "$architecture" > "$work/image/index.json"
 pack "$work/image.tar" "$work/image"
 mv "$work/image.tar" "$image"
+echo "$name" >&2
 echo "sha256:$manifest"

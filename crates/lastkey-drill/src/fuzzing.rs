@@ -52,7 +52,7 @@ fn map() -> Map {
         resource("example.org", "widgets", true),
         resource("x.k8s.io", "things", false),
     ];
-    Map::new(&Discovery { resources, unavailable: Vec::new() })
+    Map::new(&Discovery { resources, ..Discovery::default() })
 }
 
 /// An EncryptionConfiguration whose keys are taken out: where nothing is wrong with it, every key

@@ -189,7 +189,7 @@ mod tests {
             resource("example.org", "widgets", true),
             resource("storagemigration.k8s.io", "storageversionmigrations", false),
         ];
-        let map = Map::new(&Discovery { resources, unavailable: Vec::new() });
+        let map = Map::new(&Discovery { resources, ..Discovery::default() });
         let find = |key: &str| {
             map.find(key).map(|it| (map.resources[it.resource].full_name(), it.namespace, it.name))
         };

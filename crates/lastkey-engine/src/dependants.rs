@@ -27,6 +27,8 @@ use crate::{Error, Timestamp, barrier::Stored, key::Key};
 pub(crate) const DEPENDANTS: &str = "dependant/";
 /// The kind that a cluster's resources are.
 pub const CLUSTER_KIND: &str = "cluster";
+/// The kind of a snapshot of a cluster's etcd.
+const BACKUP_KIND: &str = "backup";
 /// The most bytes of a kind or an id.
 const MAX_LABEL: usize = 128;
 /// The most bytes of a name.
@@ -35,6 +37,8 @@ const MAX_NAME: usize = 255;
 /// and a plugin may repeat a Status for fifteen minutes while its server is away: what was
 /// superseded longer ago than this encrypts nothing any more.
 const WRITES_END_AFTER: Duration = Duration::from_secs(20 * 60);
+/// A use is written down anew after this.
+const MARKED_FOR: Duration = Duration::from_secs(10);
 
 /// Something that needs a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +113,12 @@ impl Dependant {
         (self.kind.0 == CLUSTER_KIND).then(|| self.id.0.parse().ok()).flatten()
     }
 
+    /// The cluster whose snapshot it is, if it is one: its id begins with the cluster's.
+    pub(crate) fn backup_of(&self) -> Option<ClusterId> {
+        let (cluster, _) = self.id.0.split_once('.')?;
+        (self.kind.0 == BACKUP_KIND).then(|| cluster.parse().ok()).flatten()
+    }
+
     fn matches(&self, kind: &str, id: &str) -> bool {
         self.kind.0 == kind && self.id.0 == id
     }
@@ -135,7 +145,10 @@ impl fmt::Display for Dependant {
         write!(f, "{} {name}", self.kind)?;
         match self.objects() {
             None => f.write_str(" (nobody has looked yet)")?,
-            Some(0) if !self.used.is_empty() => f.write_str(" (its plugin uses the key)")?,
+            Some(0) if !self.used.is_empty() => f.write_str(match self.kind.as_str() {
+                BACKUP_KIND => " (what was written until the snapshot)",
+                _ => " (its plugin uses the key)",
+            })?,
             Some(1) => f.write_str(" (1 object)")?,
             Some(objects) => write!(f, " ({objects} objects)")?,
         }
@@ -282,12 +295,13 @@ impl DependantIndex {
         live.map(|stored| stored.value.clone()).collect()
     }
 
-    /// The dependant that a plugin's use of a version has to be added to, if it has to be.
+    /// The dependant that a plugin's use of a version has to be added to, if it has to be: what was
+    /// added a moment ago holds for this one too, but a look that began since would take it for over.
     pub(crate) fn unmarked(
         &self,
-        key: KeyId,
+        (key, version): (KeyId, KeyVersionId),
         cluster: ClusterId,
-        version: KeyVersionId,
+        now: Timestamp,
     ) -> Option<Arc<Stored<Dependant>>> {
         let known = self.known.read();
         if known.is_empty() {
@@ -296,7 +310,9 @@ impl DependantIndex {
         let cluster = cluster.to_string();
         let found =
             Self::range(&known, key).find(|stored| stored.value.matches(CLUSTER_KIND, &cluster))?;
-        (!found.value.used.contains_key(&version)).then(|| Arc::clone(found))
+        let marked = found.value.used.get(&version);
+        let is_new = marked.is_some_and(|at| now.since(*at) < MARKED_FOR);
+        (!is_new).then(|| Arc::clone(found))
     }
 
     fn range(

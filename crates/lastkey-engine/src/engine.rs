@@ -29,7 +29,7 @@ use crate::{
     identity::AccessKey,
     key_index::KeyIndex,
     node::NodeRoot,
-    nonce::{NonceRefusal, NonceTable, SKEW},
+    nonce::{self, NonceRefusal, NonceTable},
     opening::{self, Opened},
     outbox::Outbox,
     policy::Policy,
@@ -525,18 +525,15 @@ impl Core {
 
     /// Fills the nonce table from the log.
     async fn recall_nonces(&self) -> Result<(), Error> {
-        let from = Timestamp::from_millis(
-            self.clock.now().as_millis() - 2 * i64::try_from(SKEW.as_millis()).unwrap_or(0),
-        );
-        let audit = Arc::clone(&self.audit);
-        let read = move || audit.nonces(from, NonceTable::CAPACITY);
-        let nonces = tokio::task::spawn_blocking(read)
+        let (audit, now) = (Arc::clone(&self.audit), self.clock.now());
+        let read = move || nonce::recall(&*audit, now, NonceTable::CAPACITY);
+        let (nonces, others_until) = tokio::task::spawn_blocking(read)
             .await
             .map_err(|_| Error::Internal)?
             .map_err(|e| Error::Unavailable(format!("the audit log cannot be read: {e}")))?;
-        // What was admitted before was not looked for. It is too old now; but the clock may be
+        // What else was admitted was not looked for. It is too old now; but the clock may be
         // ahead, and be set back later.
-        self.nonces.forget_until(from.as_seconds());
+        self.nonces.forget_until(others_until);
         if let Some(until) = nonces.lost_until {
             self.nonces.forget_until(until);
         }

@@ -19,6 +19,7 @@
 //!    locked memory zeroes itself when it is freed.
 
 mod abandoned;
+mod doubt;
 mod error;
 mod life;
 mod order;
@@ -112,6 +113,8 @@ struct Work {
     unsealing: Gathering,
     /// Shares that are entered for a change of the seal.
     order: Option<(Order, Gathering)>,
+    /// A change of the seal that may have been made.
+    doubt: Option<doubt::Doubt>,
     /// The root key of a store that is held.
     held: Option<Arc<KeyMaterial>>,
     /// Shares refused since the server was sealed.
@@ -352,7 +355,8 @@ impl Instance {
             self.open(&mut work, root, None).await?;
             parts.seal.settle(&kept.record).await;
             if kept.record.pending() == Some(&SealEntry::Shamir(given.entry.clone())) {
-                self.confirm_after_unseal(&kept, &given.unseal_key, &given.entry).await;
+                let given = (&given.entry, &given.unseal_key);
+                self.confirm_after_unseal(&mut work, &kept, given).await;
             }
             self.show(&work).await?;
         }

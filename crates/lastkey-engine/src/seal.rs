@@ -140,14 +140,15 @@ pub trait Seal: Send + Sync + 'static {
     /// [`SealError::NeedsShares`] if people have to take part; nothing was kept then.
     async fn begin(&self, entropy: &dyn Entropy) -> Result<(KeyMaterial, SealEntry), SealError>;
 
-    /// Keeps `root` under the seal of that kind, beside whatever is kept already.
+    /// Keeps `root` under the seal of that kind, beside whatever is kept already: the root key that
+    /// `kept`, the store's record, names is there afterwards as it was before.
     ///
     /// # Errors
     /// [`SealError`]; nothing was kept then.
     async fn wrap(
         &self,
         kind: SealKind,
-        root: &KeyMaterial,
+        (root, kept): (&KeyMaterial, &SealRecord),
         entropy: &dyn Entropy,
     ) -> Result<SealEntry, SealError>;
 

@@ -3,12 +3,22 @@
 
 mod log;
 
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    io::{Seek as _, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use lastkey_crypto::{KeyMaterial, mac, signing::SigningKey};
-use lastkey_engine::audit::{AuditSink, Checkpoint, CheckpointKind, Offline, offline};
+use lastkey_engine::audit::{
+    AuditSink, Checkpoint, CheckpointKind, Follower, Offline, Place, Retention, offline,
+};
 use lastkey_store::disk::FileSystem;
-use log::{Deed, World, segments, verify_by, write};
+use log::{Deed, Meddler, World, segments, verify_by, write};
 
 #[test]
 fn a_closed_log_verifies_with_the_public_key_alone() {
@@ -265,4 +275,190 @@ fn checkpoints_that_the_disk_does_not_give_are_not_taken_for_none() {
     assert_eq!(refused.raw_os_error(), Some(5));
     world.disk.rest();
     assert!(log.verify(&[]).unwrap().ok);
+}
+
+/// A closed log of some records, with so many checkpoints more before its newest one, which alone
+/// has a signature that holds. It stands behind the last of the others.
+fn with_many(count: u64) -> World {
+    let world = World::written(50);
+    let newest = world.checkpoints().pop().unwrap();
+    let (line, number) = (newest.to_line(), newest.statement.number);
+    let mut text = String::new();
+    let mut last = String::new();
+    for n in 1..=count {
+        last = line.replacen(&format!(r#""number":{number},"#), &format!(r#""number":{n},"#), 1);
+        assert!(Checkpoint::parse(&last).is_some());
+        text.push_str(&last);
+        text.push('\n');
+    }
+    let prev = mac::sha256(&[last.as_bytes()]);
+    let statement =
+        lastkey_engine::audit::Statement { number: count + 1, prev, ..newest.statement };
+    text.push_str(&statement.sign(&world.signing_key()).to_line());
+    text.push('\n');
+    fs::write(world.audit().join("checkpoints.log"), text).unwrap();
+    world
+}
+
+/// Counts the bytes that are asked for of the file of checkpoints.
+fn counted(disk: &Meddler) -> Arc<AtomicUsize> {
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&bytes);
+    disk.ask(move |deed, path| {
+        if let Deed::Read(more) = deed
+            && path.ends_with("checkpoints.log")
+        {
+            count.fetch_add(more, Ordering::Relaxed);
+        }
+        Ok(())
+    });
+    bytes
+}
+
+const MANY: u64 = 100_000;
+
+#[test]
+fn a_start_reads_the_end_of_the_checkpoints_however_many_there_are() {
+    for (count, least) in [(3, 0), (MANY, 30 << 20)] {
+        let world = with_many(count);
+        let length = fs::metadata(world.audit().join("checkpoints.log")).unwrap().len();
+        assert!(length > least, "{length}");
+        let bytes = counted(&world.disk);
+        let log = world.open();
+        let read = bytes.load(Ordering::Relaxed);
+        assert!(0 < read && read <= 256 << 10, "{read} bytes of {length}");
+        assert_eq!(log.newest_checkpoint().unwrap().0, 50);
+        write(&log, 1);
+        log.close();
+        world.disk.rest();
+        // It goes on behind the last one.
+        let text = fs::read_to_string(world.audit().join("checkpoints.log")).unwrap();
+        let lines: Vec<&str> = text.lines().rev().take(2).collect();
+        let statement = Checkpoint::parse(lines[0]).unwrap().statement;
+        assert_eq!((statement.number, statement.head.seq), (count + 2, 51));
+        assert_eq!(statement.prev, mac::sha256(&[lines[1].as_bytes()]));
+    }
+}
+
+#[test]
+fn a_follower_reads_what_is_new_of_the_checkpoints_however_many_there_are() {
+    let world = with_many(MANY);
+    let disk = Arc::new(Meddler::default());
+    let bytes = counted(&disk);
+    let mut follower = Follower::on(disk, world.audit(), Place { seq: 50, checkpoint: MANY - 1 });
+    let mut numbers = |world: &World| {
+        let lot = follower.next(100, usize::MAX).unwrap();
+        follower.arrived(&lot);
+        assert_eq!(lot.place, Follower::end(&world.audit()).unwrap());
+        let read = lot.lines.iter().filter_map(|line| {
+            let line = std::str::from_utf8(line).unwrap();
+            Checkpoint::parse(line).map(|found| found.statement.number)
+        });
+        read.collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&world), [MANY, MANY + 1]);
+    for n in 2..5 {
+        let log = world.open();
+        write(&log, 1);
+        log.close();
+        assert_eq!(numbers(&world), [MANY + n]);
+        assert!(numbers(&world).is_empty());
+    }
+    let read = bytes.load(Ordering::Relaxed);
+    assert!(read < 256 << 10, "{read} bytes");
+}
+
+#[test]
+fn nothing_stops_because_the_checkpoints_are_over_a_gigabyte() {
+    let world = World::written(50);
+    let path = world.audit().join("checkpoints.log");
+    let lines = fs::read(&path).unwrap();
+    // A hole, which no disk has to hold.
+    let mut file = fs::File::create(&path).unwrap();
+    file.seek(io::SeekFrom::Start(5 << 28)).unwrap();
+    file.write_all(&[&b"\n"[..], &lines].concat()).unwrap();
+    let log = world.open();
+    write(&log, 1);
+    log.close();
+    let end = Follower::end(&world.audit()).unwrap();
+    assert_eq!(end.seq, 51);
+    let place = Place { seq: 50, checkpoint: end.checkpoint - 1 };
+    let lot = Follower::new(world.audit(), place).next(100, usize::MAX).unwrap();
+    assert_eq!((lot.lines.len(), lot.place), (2, end));
+}
+
+#[test]
+fn what_a_start_does_not_look_at_a_verification_still_finds() {
+    let world = World::written(100);
+    let path = world.audit().join("checkpoints.log");
+    let text = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let stranger = SigningKey::from_seed(KeyMaterial::from_slice(&[1; 32])).unwrap();
+    let forged = Checkpoint::parse(lines[0]).unwrap().statement.sign(&stranger).to_line();
+    let ours = world.signing_key().public().id();
+    let forged = forged.replace(&stranger.public().id(), &ours);
+    fs::write(&path, text.replacen(lines[0], &forged, 1)).unwrap();
+    let log = world.open();
+    write(&log, 1);
+    for found in [log.verify(&[]).unwrap(), world.verify()] {
+        assert!(!found.ok && found.problem.unwrap().kind == "unauthenticated");
+    }
+}
+
+/// All checkpoints of a log leave, in their order, whatever is deleted while somebody follows.
+#[test]
+fn a_deletion_costs_a_follower_no_checkpoint() {
+    let world = World { retention: Retention { bytes: Some(14_000), age: None }, ..World::new() };
+    let log = world.open();
+    write(&log, 100);
+    let mut follower = Follower::new(world.audit(), Place::default());
+    let mut came = Vec::new();
+    let mut take = |follower: &mut Follower, lines: usize| {
+        let lot = follower.next(lines, usize::MAX).unwrap();
+        follower.arrived(&lot);
+        let read = lot.lines.iter().filter_map(|line| {
+            Checkpoint::parse(std::str::from_utf8(line).unwrap()).map(|c| c.statement.number)
+        });
+        came.extend(read);
+        lot.lines.len()
+    };
+    // It has read some, and knows of checkpoints about what it has not read.
+    take(&mut follower, 10);
+    let deletion = log.to_delete(None).unwrap().unwrap();
+    log.delete(&deletion).unwrap();
+    // Those about what was deleted went with it.
+    let kept = world.checkpoints();
+    let (stated, others) = kept.split_last().unwrap();
+    assert_eq!(stated.statement.kind, CheckpointKind::Retention);
+    assert!(!others.is_empty());
+    assert!(others.iter().all(|found| found.statement.head.seq > deletion.through.seq));
+    take(&mut follower, 1);
+    write(&log, 50);
+    log.close();
+    while take(&mut follower, 7) > 0 {}
+    let newest = world.checkpoints().pop().unwrap().statement.number;
+    assert_eq!(came, (1..=newest).collect::<Vec<_>>());
+    assert!(world.verify().ok);
+}
+
+#[test]
+fn more_checkpoints_than_are_held_come_one_after_the_other() {
+    const COUNT: u64 = 10_000;
+    let world = with_many(COUNT);
+    let mut follower = Follower::new(world.audit(), Place { seq: 50, checkpoint: 0 });
+    let mut next = 1;
+    loop {
+        let lot = follower.next(100, usize::MAX).unwrap();
+        assert!(lot.lines.len() < 5000, "{}", lot.lines.len());
+        if lot.lines.is_empty() {
+            break;
+        }
+        for line in &lot.lines {
+            let found = Checkpoint::parse(std::str::from_utf8(line).unwrap()).unwrap();
+            assert_eq!(found.statement.number, next);
+            next += 1;
+        }
+        follower.arrived(&lot);
+    }
+    assert_eq!(next, COUNT + 2);
 }

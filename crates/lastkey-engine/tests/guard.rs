@@ -241,6 +241,52 @@ async fn a_plugins_use_counts_until_a_look_settles_it() {
     assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
 }
 
+/// A version is encrypted under over and over; each time counts, not the first alone.
+#[tokio::test]
+async fn a_use_during_a_look_outlasts_it() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let prod = register(&engine, &key).await;
+    put(&engine, &key, coverage(prod.cluster, world.clock.now(), &[])).await;
+    encrypt(&engine, &prod, &key).await;
+    world.clock.advance(Duration::from_secs(60));
+    let began = world.clock.now();
+    world.clock.advance(Duration::from_secs(30));
+    encrypt(&engine, &prod, &key).await;
+    put_knowing(&engine, &key, coverage(prod.cluster, began, &[]), Some(BTreeSet::new())).await;
+    assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
+    let later = world.clock.now().after(Duration::from_secs(1));
+    put_knowing(&engine, &key, coverage(prod.cluster, later, &[]), Some(BTreeSet::new())).await;
+    disable(&engine, &key, None).await.unwrap();
+}
+
+/// A snapshot comes after what is counted for it: what is written in between is in it, too.
+#[tokio::test]
+async fn a_backup_needs_what_may_be_written_before_its_snapshot() {
+    let world = World::new();
+    let engine = world.start().await;
+    let (key, spare) = (create_key(&engine).await, create_key(&engine).await);
+    let prod = register(&engine, &key).await;
+    let old = key.primary.version;
+    put(&engine, &key, coverage(prod.cluster, world.clock.now(), &[(old, 3)])).await;
+    let new = engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    // Of a key that the cluster has nothing under, its backup has nothing either.
+    put(&engine, &spare, coverage(prod.cluster, world.clock.now(), &[])).await;
+    let id = format!("{}.monday", prod.cluster);
+    put(&engine, &key, dependant("backup", &id, &[(old, 3)])).await;
+    put(&engine, &spare, dependant("backup", &id, &[])).await;
+    let nothing = coverage(prod.cluster, world.clock.now(), &[]);
+    put_knowing(&engine, &key, nothing, Some(BTreeSet::new())).await;
+    for version in [old, new.id] {
+        let impact = DescribeImpact { key: by_id(&key), version: Some(version) };
+        let needed = engine.execute(&root(&engine), impact).await.unwrap().dependants;
+        let kinds: Vec<_> = needed.iter().map(|one| one.kind.as_str().to_owned()).collect();
+        assert_eq!(kinds, ["backup"], "{version}");
+    }
+    disable(&engine, &spare, None).await.unwrap();
+}
+
 /// What came to need a key during its deletion window keeps it from being destroyed.
 #[tokio::test]
 async fn a_deletion_waits_for_what_came_to_need_the_key() {

@@ -8,6 +8,11 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -16,7 +21,7 @@ use lastkey_engine::{
     Timestamp,
     audit::{AuditLog, AuditSink, Query, Retention},
 };
-use log::{World, segments, verify_by, write};
+use log::{Deed, World, segments, verify_by, write};
 use serde_json::Value;
 
 fn compressing() -> World {
@@ -539,6 +544,53 @@ fn a_crash_while_files_are_deleted_leaves_a_log_that_verifies() {
     assert!(log.verify(&[]).unwrap().ok);
     log.close();
     assert!(!before[2].0.exists());
+}
+
+/// Retention deletes a segment, and those behind it, when the keeper is about to give its compressed
+/// form a name.
+#[test]
+fn compressing_brings_no_deleted_segment_back() {
+    let retention = Retention { bytes: Some(1), age: None };
+    let world = World { retention, ..compressing() };
+    let (written, wait) = mpsc::channel::<()>();
+    let (wait, asked) = (parking_lot::Mutex::new(wait), AtomicBool::new(false));
+    let opened: Arc<OnceLock<Arc<AuditLog>>> = Arc::default();
+    let log = Arc::clone(&opened);
+    world.disk.ask(move |deed, path| {
+        let is_packed = path.to_str().unwrap().ends_with(".zst.new");
+        if deed == Deed::Sync && is_packed && !asked.swap(true, Ordering::Relaxed) {
+            wait.lock().recv().unwrap();
+            let log = log.get().unwrap();
+            let deletion = log.to_delete(None).unwrap().unwrap();
+            assert!(deletion.segments > 2, "{deletion:?}");
+            log.delete(&deletion).unwrap();
+        }
+        Ok(())
+    });
+    let log = Arc::new(world.open());
+    assert!(opened.set(Arc::clone(&log)).is_ok());
+    write(&log, 100);
+    written.send(()).unwrap();
+    for _ in 0..1000 {
+        let is_deleted = log.verify(&[]).unwrap().deleted_through > 0;
+        if is_deleted && fs::read_dir(world.audit()).unwrap().count() == 2 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // The keeper has ended, whatever it was at.
+    log.close();
+    let found = log.verify(&[]).unwrap();
+    assert!(found.ok && found.deleted_through > 0, "{found:?}");
+    assert_eq!(log.to_delete(None).unwrap(), None);
+    let mut left: Vec<String> = fs::read_dir(world.audit())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left.len(), 2, "the checkpoints and the open segment: {left:?}");
+    world.disk.rest();
+    assert!(world.verify().ok);
 }
 
 #[test]

@@ -4,9 +4,14 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use lastkey_engine::{Engine, Error, Key, RotationPolicy, Timestamp, command::*};
+use lastkey_crypto::{KeyMaterial, signing::SigningKey};
+use lastkey_engine::{
+    Engine, Error, Key, NoAnchor, Parts, RotationPolicy, Timestamp,
+    audit::{AuditLog, AuditOptions, Checkpointing, Retention},
+    command::*,
+};
 use support::{START, World, by_id, create_key, root};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -135,6 +140,8 @@ async fn a_jump_admits_no_replay() {
             let later = START.after(Duration::from_secs(60));
             world.clock.jump_to(later);
             assert!(!admit(&engine, "recorded", START).await, "{what}, a minute later");
+            // And nobody is refused for what the clock has shown meanwhile.
+            assert!(admit(&engine, "fresh", later).await, "{what}, a minute later");
         }
     }
 }
@@ -163,4 +170,143 @@ async fn a_clock_set_right_puts_no_rotation_off() {
     assert_eq!(versions().await, 3);
     pass(&world, &engine, DAY).await;
     assert_eq!(versions().await, 3, "once");
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Requests of somebody who shares the server's clock, however wrong that is. Those that were
+/// admitted: a clock that goes back behind what a start has read admits none.
+async fn ask(world: &World, engine: &Engine, times: u32) -> Vec<(String, Timestamp)> {
+    let mut asked = Vec::new();
+    for _ in 0..times {
+        world.clock.advance(MINUTE * 20);
+        let now = engine.clock().now();
+        if admit(engine, &format!("at {now}"), now).await {
+            asked.push((format!("at {now}"), now));
+        }
+    }
+    asked
+}
+
+/// Whatever the clock has shown, and the restarts meanwhile: once it is right, a request that is
+/// signed by a right clock is admitted, and none that was admitted before.
+#[tokio::test]
+async fn a_clock_set_right_locks_nobody_out() {
+    for there in jumps() {
+        for (restarts, back_at_start) in [(0, false), (0, true), (1, false), (2, false), (2, true)]
+        {
+            let what = format!("{there:?}, {restarts} restarts, back at start {back_at_start}");
+            let world = World::new();
+            let mut engine = world.start().await;
+            let mut asked = ask(&world, &engine, 3).await;
+            let right = engine.clock().now();
+            engine = jump(&world, engine, there).await;
+            asked.extend(ask(&world, &engine, 3).await);
+            assert!(asked.len() == 6 || there.to < START, "{what}: {asked:?}");
+            for _ in 0..restarts {
+                let to = engine.clock().now();
+                engine = jump(&world, engine, Jump { to, at_start: true }).await;
+                asked.extend(ask(&world, &engine, 3).await);
+            }
+            let to = right.after(MINUTE);
+            engine = jump(&world, engine, Jump { to, at_start: back_at_start }).await;
+            assert!(admit(&engine, "fresh", to).await, "{what}");
+            assert!(!admit(&engine, "fresh", to).await, "{what}");
+            // Somebody whose own clock is a little behind.
+            assert!(admit(&engine, "behind", before(to, MINUTE / 2)).await, "{what}");
+            for (nonce, signed) in &asked {
+                assert!(!admit(&engine, nonce, *signed).await, "{what}: {nonce}");
+            }
+            // And when the wrong time comes once more.
+            for (nonce, signed) in &asked {
+                world.clock.jump_to(*signed);
+                assert!(!admit(&engine, nonce, *signed).await, "{what}: {nonce}, again");
+            }
+        }
+    }
+}
+
+/// So many records that a start looks no further back than half an hour.
+async fn fill(engine: &Engine, records: usize) {
+    for _ in 0..records {
+        let _ = engine.execute(&root(engine), DescribeService).await.unwrap();
+    }
+}
+
+/// A start reads half an hour of the log: of what it did not read it admits nothing again, and
+/// refuses nothing else, where the clock is set back or right afterwards.
+#[tokio::test]
+async fn what_a_start_does_not_read_is_not_admitted_again() {
+    let world = World::new();
+    let engine = world.start().await;
+    // Signed by a clock that is ahead, within what is accepted.
+    let ahead = START.after(MINUTE * 11);
+    assert!(admit(&engine, "ahead", ahead).await);
+    world.clock.advance(MINUTE * 31);
+    fill(&engine, 1_100).await;
+    let now = engine.clock().now();
+    let engine = jump(&world, engine, Jump { to: now, at_start: true }).await;
+    world.clock.jump_to(before(now, MINUTE * 20));
+    assert!(!admit(&engine, "ahead", ahead).await);
+    // A start under a clock that is ahead, and another one.
+    world.clock.jump_to(now);
+    let mut engine = jump(&world, engine, Jump { to: now.after(DAY), at_start: true }).await;
+    let wrong = ask(&world, &engine, 2).await;
+    let to = now.after(DAY * 2);
+    engine = jump(&world, engine, Jump { to, at_start: true }).await;
+    let to = now.after(MINUTE);
+    world.clock.jump_to(to);
+    assert!(admit(&engine, "fresh", to).await);
+    assert!(!admit(&engine, "ahead", ahead).await);
+    for (nonce, signed) in &wrong {
+        world.clock.jump_to(*signed);
+        assert!(!admit(&engine, nonce, *signed).await, "{nonce}");
+    }
+}
+
+/// An engine that keeps little of its log.
+async fn forgetful(world: &World) -> Engine {
+    let (store, clock) = (world.store.clone(), world.clock.clone());
+    let parts =
+        support::parts(store, clock.clone(), world.directory.path(), "here", Arc::new(NoAnchor));
+    let (audit, journal) = (world.audit_directory(), world.directory.path().join("journal"));
+    let open = move |key| {
+        let signing = SigningKey::from_seed(KeyMaterial::from_slice(&[9; 32])).unwrap();
+        let options = AuditOptions {
+            segment_bytes: 8_192,
+            retention: Retention { bytes: Some(20_000), age: None },
+            checkpoints: Some(Checkpointing::new(signing, clock.clone())),
+            ..AuditOptions::default()
+        };
+        AuditLog::open_with(&audit, &journal, key, options).map(|log| Arc::new(log) as _)
+    };
+    Engine::start(Parts { audit: Box::new(open), ..parts }).await.unwrap()
+}
+
+/// What was deleted was too old by then: a clock that is set back does not make it young.
+#[tokio::test]
+async fn what_was_deleted_is_not_admitted_again_either() {
+    let world = World::new();
+    let engine = forgetful(&world).await;
+    pass(&world, &engine, HOUR * 25).await;
+    let now = engine.clock().now();
+    let ahead = now.after(MINUTE * 14);
+    assert!(admit(&engine, "ahead", ahead).await);
+    fill(&engine, 100).await;
+    world.clock.advance(MINUTE * 20);
+    fill(&engine, 150).await;
+    world.clock.advance(MINUTE * 15);
+    engine.run_due_work().await.unwrap();
+    let found = engine.execute(&root(&engine), VerifyAudit).await.unwrap();
+    assert!(found.deleted_through > 100, "{found:?}");
+    // The next start is under a clock that is ahead; then that is behind, and right.
+    engine.shutdown().await;
+    drop(engine);
+    world.clock.jump_to(now.after(DAY));
+    let engine = forgetful(&world).await;
+    world.clock.jump_to(now.after(MINUTE * 20));
+    assert!(!admit(&engine, "ahead", ahead).await);
+    let to = now.after(MINUTE * 36);
+    world.clock.jump_to(to);
+    assert!(admit(&engine, "fresh", to).await);
 }

@@ -27,5 +27,6 @@ pub use etcd::{Etcd, EtcdError, Scan};
 pub use kubeconfig::{Kubeconfig, KubeconfigError};
 pub use migrations::{MIGRATION_VERBS, MIGRATIONS, Migration, MigrationState, Right};
 pub use object::{Meta, Object, Page};
+pub(crate) use resource::BUILT_IN;
 pub use resource::{Discovery, Resource};
 pub use role::{NAMESPACE, Role};

@@ -1,6 +1,6 @@
 //! What configures a control plane for the plugin, ready to be written to files: the apiserver's
 //! `EncryptionConfiguration`, ways to run the plugin (systemd, static pod) and to tell the apiserver
-//! (kubeadm, k3s).
+//! (kubeadm, k3s, RKE2).
 //!
 //! Everything is checked before it is printed, because an apiserver refuses to start with a
 //! configuration it does not like, and takes some that defeat the purpose without a word.
@@ -15,8 +15,10 @@
 
 mod encryption;
 mod helm;
+mod image;
 mod k3s;
 mod kubeadm;
+mod rke2;
 mod static_pod;
 mod systemd;
 #[cfg(test)]
@@ -30,6 +32,7 @@ pub use encryption::{EncryptionConfig, KmsVersion};
 pub use helm::HelmValues;
 pub use k3s::K3sConfig;
 pub use kubeadm::ApiserverPatch;
+pub use rke2::Rke2Config;
 pub use static_pod::StaticPod;
 pub use systemd::SystemdUnits;
 
@@ -38,7 +41,7 @@ pub use systemd::SystemdUnits;
 pub struct PluginCommand {
     /// The key: an id or `alias/…`.
     pub key: String,
-    /// The servers' addresses, in the order to try them.
+    /// The server's addresses, in the order to try them.
     pub servers: Vec<String>,
     /// Where the apiserver dials.
     pub socket: SocketAddress,
@@ -160,6 +163,17 @@ pub enum ConfigError {
     /// The socket cannot be dialled.
     #[error("the socket address is not usable: {0}")]
     Socket(String),
+    /// A kubelet would not find the image, or fetch somebody else's.
+    #[error("the image {image:?} cannot be used: {reason}")]
+    Image {
+        /// As given.
+        image: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// It would be taken for two paths.
+    #[error("{0:?} cannot be mounted by RKE2, which splits a mount at its colons")]
+    Colon(String),
     /// A control character would break the file.
     #[error("{0:?} holds a control character")]
     Control(String),

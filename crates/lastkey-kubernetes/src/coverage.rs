@@ -22,7 +22,7 @@ pub(crate) use elsewhere::{Elsewhere, elsewhere};
 pub use stored::{Stored, parse};
 pub use theirs::not_theirs;
 
-use crate::cluster::{ApiError, ApiServer, Discovery, Etcd, EtcdError, Resource};
+use crate::cluster::{ApiError, ApiServer, BUILT_IN, Discovery, Etcd, EtcdError, Resource};
 
 /// More different keys than this of one resource are counted together.
 const MAX_DIFFERENT: usize = 1_000;
@@ -76,7 +76,7 @@ impl Under {
     /// In clear.
     pub const CLEAR: &'static str = "clear";
 
-    fn only(provider: impl Into<String>) -> Self {
+    pub(crate) fn only(provider: impl Into<String>) -> Self {
         Self { provider: provider.into(), key: None, key_version: None, cluster: None }
     }
 
@@ -233,32 +233,6 @@ pub fn place_in_etcd(prefix: &str, resource: &Resource) -> String {
     format!("{}/{place}/", prefix.trim_end_matches('/'))
 }
 
-/// Groups that the apiserver itself serves (1.37).
-const BUILT_IN: [&str; 22] = [
-    "",
-    "admissionregistration.k8s.io",
-    "apps",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "coordination.k8s.io",
-    "discovery.k8s.io",
-    "events.k8s.io",
-    "extensions",
-    "flowcontrol.apiserver.k8s.io",
-    "internal.apiserver.k8s.io",
-    "networking.k8s.io",
-    "node.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "resource.k8s.io",
-    "scheduling.k8s.io",
-    "storage.k8s.io",
-    "storagemigration.k8s.io",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,7 +274,7 @@ mod tests {
     #[test]
     fn names_become_resources_once() {
         let resources = vec![resource("", "secrets"), resource("apps", "deployments")];
-        let discovery = Discovery { resources, unavailable: Vec::new() };
+        let discovery = Discovery { resources, ..Discovery::default() };
         let names = ["secrets", "*.", "*.apps", "widgets.example.org"].map(str::to_owned);
         let (found, unknown) = resources_of(&names, &discovery);
         let found: Vec<String> = found.iter().map(Resource::full_name).collect();

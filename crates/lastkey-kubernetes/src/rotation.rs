@@ -325,6 +325,9 @@ impl Worker {
             // has chosen does.
             let chosen = rotation.course.is_none() && !self.options.whole;
             if matching.peek().is_none() && chosen {
+                if let Some(why) = served.left_out(std::slice::from_ref(name)).pop() {
+                    return Err(RotateError::LeftOut(why));
+                }
                 return Err(RotateError::NoSuchResource(name.clone()));
             }
             for resource in matching {
@@ -335,6 +338,9 @@ impl Worker {
             }
         }
         if found.is_empty() && rotation.course.is_none() {
+            if let Some(why) = served.left_out(&self.options.resources).pop() {
+                return Err(RotateError::LeftOut(why));
+            }
             return Err(RotateError::NoSuchResource(self.options.resources.join(", ")));
         }
         Ok(found)
@@ -479,7 +485,7 @@ impl Worker {
         let versions = self.versions(claim).await?;
         let began = claim.state.pass_began.clone();
         let found = match claim.rotation.namespace {
-            None if claim.state.whole => Some(FoundObjects { began, versions }),
+            None if self.frees(claim) => Some(FoundObjects { began, versions }),
             _ => None,
         };
         let finish = FinishRotation { fence: claim.rotation.fence, content, found };
@@ -495,6 +501,27 @@ impl Worker {
             }
             Err(error) => Err(RotateError::from(error).into()),
         }
+    }
+
+    /// Whether what was gone through is all that may be under the key, so that versions become free.
+    /// What a name stands for that is served by nobody just now is seen in etcd alone.
+    fn frees(&self, claim: &Claim) -> bool {
+        let (state, proof) = (&claim.state, &claim.state.proof);
+        let seen = state.by == By::Cluster || proof.by_etcd && !proof.partly;
+        let all = state.left_out.is_empty() && self.unserved(state).is_empty();
+        state.whole && !proof.unread && (seen || all)
+    }
+
+    /// The names that stand for one resource and that nothing is gone through for, without any other
+    /// reason.
+    fn unserved(&self, state: &State) -> Vec<&str> {
+        let is_known = |name: &str| {
+            name.contains('*')
+                || state.resources.iter().any(|one| one.full_name() == name)
+                || state.left_out.iter().any(|why| why.contains(name))
+        };
+        let names = self.options.resources.iter().map(String::as_str);
+        names.filter(|name| !is_known(name)).collect()
     }
 
     /// How many objects are under each version. What refused to be written may be under any of the
@@ -529,7 +556,9 @@ impl Worker {
             "key_version": rotation.target,
             "plugin_key_id": rotation.plugin_key_id,
             "namespace": rotation.namespace,
-            "whole": state.whole && rotation.namespace.is_none(),
+            "whole": self.frees(claim) && rotation.namespace.is_none(),
+            "unserved": self.unserved(state),
+            "left_out": state.left_out,
             "resources": state.resources.iter().map(|r| r.full_name()).collect::<Vec<_>>(),
             "apiservers": self.api.urls().map(ToString::to_string).collect::<Vec<_>>(),
             "started": rotation.started,
@@ -551,8 +580,12 @@ impl Worker {
 /// What a rotation of these has to know of what a cluster serves.
 ///
 /// # Errors
-/// When an apiserver cannot be asked.
+/// When an apiserver cannot be asked, or a group does not answer that one of the names is of.
 pub async fn discover(api: &ApiServer, names: &[String]) -> Result<Discovery, ApiError> {
+    migration::patiently(|| discover_once(api, names)).await
+}
+
+async fn discover_once(api: &ApiServer, names: &[String]) -> Result<Discovery, ApiError> {
     let names: Vec<&str> = names.iter().map(String::as_str).chain([MIGRATIONS]).collect();
     api.discover_named(&names).await
 }

@@ -7,7 +7,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use lastkey_kubernetes::proto::v2::{
-    EncryptRequest, StatusRequest, key_management_service_client::KeyManagementServiceClient,
+    EncryptRequest, StatusRequest, StatusResponse,
+    key_management_service_client::KeyManagementServiceClient,
 };
 use support::{
     FakeKms, Mode, Running, eventually,
@@ -103,6 +104,44 @@ async fn one_of_two_servers_is_away() {
     assert!(metrics.to_string().lines().any(|it| it == line), "{metrics}");
     let _first = FakeServer::start_on(address, &plugin.pki, other.handler()).await;
     eventually(up, |up| *up == [true, true]).await;
+}
+
+/// Which nobody should do: what is encrypted under a version that the copy alone has is lost with it.
+#[tokio::test]
+async fn a_data_directory_was_copied_and_both_are_served() {
+    const SEALED: Mode = Mode::Fails(503, "ServiceUnavailableTemporary");
+    let original = FakeKms::new();
+    let (mut plugin, _first) = Running::start_both(&original, original.copy()).await;
+    let kms = Kms::new(plugin.connected().await);
+    let copy = plugin.kms.clone();
+    let status = async || kms.clone().status(StatusRequest {}).await.unwrap().into_inner();
+    let is = |key_id: String| move |said: &StatusResponse| said.key_id == key_id;
+    eventually(status, is(original.key().key_id())).await;
+    // 1. The copy is not told from a restore, or a rotation, and has a version of its own.
+    original.set(SEALED);
+    eventually(status, is(copy.key().key_id())).await;
+    copy.rotate(false, true);
+    let newest = copy.key().key_id();
+    eventually(status, is(newest.clone())).await;
+    assert_eq!(encrypt(&kms).await, Code::Ok);
+    // 2. The original answers again, and is not followed.
+    original.set(Mode::Good);
+    copy.set(SEALED);
+    counted(&plugin, "split").await;
+    let said = status().await;
+    assert_eq!(said.key_id, newest);
+    assert!(said.healthz.contains("do not share a store"), "{}", said.healthz);
+    assert_eq!(
+        encrypt(&kms).await,
+        Code::DeadlineExceeded,
+        "nothing is written under what was left"
+    );
+    // 3. The one that knows the newer version goes on.
+    copy.set(Mode::Good);
+    original.set(SEALED);
+    let good = eventually(status, |said| said.healthz == "ok").await;
+    assert_eq!(good.key_id, newest);
+    assert_eq!(encrypt(&kms).await, Code::Ok);
 }
 
 #[tokio::test]

@@ -102,6 +102,29 @@ async fn the_slow_are_let_go() {
     assert!((Duration::from_millis(1900)..SOON).contains(&started.elapsed()));
 }
 
+/// Its body came after its head, and is not taken for the beginning of the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_a_body_leaves_the_connection_its_idle_time() {
+    let read_head = Duration::from_millis(400);
+    let server = start_with(Limits { read_head, ..Limits::default() }).await;
+    let mut stream = server.tls(server.client_config(None)).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\n").await.unwrap();
+    stream.flush().await.unwrap();
+    let deadline = Instant::now() + SOON;
+    while server.metric("lastkey_requests_under_way").await < 1 {
+        assert!(Instant::now() < deadline, "the request does not begin");
+    }
+    stream.write_all(b"abcdef").await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400");
+    tokio::time::sleep(4 * read_head).await;
+    stream.write_all(HEALTH).await.unwrap();
+    let answers = read_to_end(&mut stream).await;
+    assert!(answers.ends_with("ok\n"), "{answers}");
+    assert_eq!(server.shed("slow_head").await, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_room_sheds() {
     let server = start_with(Limits { requests: 0, queue: 0, ..Limits::default() }).await;

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     SinkAddress,
-    place::PlaceFile,
+    place::{self, PlaceFile, Reached},
     target::{DeliveryError, Target, Trust},
     tls::{self, TrustError},
 };
@@ -32,7 +32,7 @@ const BYTES: usize = 1 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often it is counted what waits, while nothing goes on.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
-/// How often a place is written down while lots arrive.
+/// How often a place is written down at most: that waits for the disk.
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
 /// A delivery that takes longer is made again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,16 +63,6 @@ pub enum StartError {
     Twice {
         /// The sink.
         sink: String,
-    },
-    /// What is remembered of a sink cannot be read or written.
-    #[error("what is remembered of the sink {sink} in {directory}: {source}")]
-    Place {
-        /// The sink.
-        sink: String,
-        /// Where.
-        directory: PathBuf,
-        /// Why.
-        source: io::Error,
     },
     /// The token cannot be read.
     #[error("--audit-sink-token-file {path}: {source}")]
@@ -110,6 +100,8 @@ pub struct SinkStatus {
     pub ok: bool,
     /// Why not.
     pub error: Option<String>,
+    /// What happened to it since the start that somebody should know: that it began again.
+    pub remark: Option<String>,
 }
 
 /// What others may look at while a carrier runs.
@@ -122,10 +114,11 @@ pub struct Carrier {
     missed: AtomicU64,
     failing: AtomicBool,
     error: Mutex<Option<String>>,
+    remark: Mutex<Option<String>>,
 }
 
 impl Carrier {
-    fn new(sink: String, seq: u64) -> Self {
+    fn new(sink: String, seq: u64, remark: Option<String>) -> Self {
         Self {
             sink,
             seq: AtomicU64::new(seq),
@@ -134,6 +127,7 @@ impl Carrier {
             missed: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             error: Mutex::default(),
+            remark: Mutex::new(remark),
         }
     }
 
@@ -147,6 +141,7 @@ impl Carrier {
             missed: self.missed.load(Ordering::Relaxed),
             ok: !self.failing.load(Ordering::Relaxed),
             error: self.error.lock().clone(),
+            remark: self.remark.lock().clone(),
         }
     }
 
@@ -168,6 +163,16 @@ impl Carrier {
         }
     }
 
+    fn began_again(&self, why: &str, seq: u64) {
+        self.seq.store(seq, Ordering::Relaxed);
+        tracing::warn!(
+            sink = self.sink,
+            "{why}: it is another log, or an earlier state of it; the audit sink begins again with \
+             the oldest record"
+        );
+        *self.remark.lock() = Some(format!("{why}; it began again with the oldest record"));
+    }
+
     fn failed(&self, error: &dyn std::fmt::Display) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         if !self.failing.swap(true, Ordering::Relaxed) {
@@ -184,35 +189,48 @@ pub struct Sinks {
     waiting: Vec<Round>,
     tasks: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
+    log_is_whole: Arc<AtomicBool>,
 }
 
 impl Sinks {
-    /// Makes everything ready that can fail, and remembers where a new sink begins.
+    /// Makes everything ready that can fail, and remembers where a new sink begins. That a place
+    /// cannot be read or written is said, and keeps nothing from starting.
     ///
     /// # Errors
     /// [`StartError`].
     pub fn prepare(config: &SinksConfig) -> Result<Self, StartError> {
         let (stop, stopped) = watch::channel(false);
+        let log_is_whole = Arc::new(AtomicBool::new(false));
         let mut waiting = Vec::new();
         for (index, address) in config.addresses.iter().enumerate() {
             let sink = address.to_string();
             if config.addresses[..index].contains(address) {
                 return Err(StartError::Twice { sink });
             }
-            let refused = |source| StartError::Place {
-                sink: sink.clone(),
-                directory: config.places.clone(),
-                source,
-            };
-            let places = PlaceFile::new(&config.places, sink.clone()).map_err(refused)?;
-            let place = places.load(&config.audit).map_err(refused)?;
+            let places = Arc::new(PlaceFile::new(&config.places, sink.clone()));
             let target = Target::open(address, || trust(config))?;
-            let carrier = Arc::new(Carrier::new(sink, place.seq));
-            let follower = Follower::new(&config.audit, place);
-            waiting.push(Round { carrier, follower, target, places, stop: stopped.clone() });
+            let begin = places.load(&config.audit);
+            let Reached { place, hash } = begin.reached;
+            waiting.push(Round {
+                carrier: Arc::new(Carrier::new(sink, place.seq, begin.remark)),
+                follower: Follower::new(&config.audit, place),
+                audit: config.audit.clone(),
+                hash,
+                is_checked: false,
+                log_is_whole: Arc::clone(&log_is_whole),
+                target,
+                memory: Memory::new(places, begin.is_kept),
+                stop: stopped.clone(),
+            });
         }
         let carriers = waiting.iter().map(|round| Arc::clone(&round.carrier)).collect();
-        Ok(Self { carriers, waiting, tasks: Vec::new(), stop })
+        Ok(Self { carriers, waiting, tasks: Vec::new(), stop, log_is_whole })
+    }
+
+    /// The log was opened: what a crash kept from its segments is there again, and a log that ends
+    /// before what a sink has is not the one that it was carried from.
+    pub fn log_is_open(&self) {
+        self.log_is_whole.store(true, Ordering::Release);
     }
 
     /// Starts to carry, inside a tokio runtime; once.
@@ -258,31 +276,68 @@ fn token(path: &Path) -> Result<Zeroizing<String>, StartError> {
     Ok(Zeroizing::new(token.to_owned()))
 }
 
+/// What is written down of how far a sink has come, and when.
+struct Memory {
+    places: Arc<PlaceFile>,
+    /// Something arrived since.
+    is_behind: bool,
+    /// The last attempt.
+    at: Instant,
+    /// Whether that failed, so that it is said once.
+    is_failing: bool,
+}
+
+impl Memory {
+    fn new(places: Arc<PlaceFile>, is_kept: bool) -> Self {
+        Self { places, is_behind: !is_kept, at: Instant::now(), is_failing: false }
+    }
+
+    fn is_due(&self) -> bool {
+        self.is_behind && self.at.elapsed() >= REMEMBER_EVERY
+    }
+
+    /// Writes it down, where that may take its time.
+    async fn remember(&mut self, sink: &str, reached: Reached) {
+        let places = Arc::clone(&self.places);
+        let stored = tokio::task::spawn_blocking(move || places.store(reached)).await;
+        let Ok(stored) = stored else { return };
+        if let Err(error) = &stored
+            && !self.is_failing
+        {
+            tracing::warn!(sink, %error, "how far the audit sink has come is not remembered: after \
+                a restart, some records come twice");
+        }
+        self.is_failing = stored.is_err();
+        self.is_behind = self.is_failing;
+        self.at = Instant::now();
+    }
+}
+
 /// One sink's work.
 struct Round {
     carrier: Arc<Carrier>,
     follower: Follower,
+    audit: PathBuf,
+    /// Of the last record that arrived, as far as it is known.
+    hash: Option<[u8; 32]>,
+    /// Whether the log is the one that the sink was carried from.
+    is_checked: bool,
+    log_is_whole: Arc<AtomicBool>,
     target: Target,
-    places: PlaceFile,
+    memory: Memory,
     stop: watch::Receiver<bool>,
 }
 
 impl Round {
     async fn run(mut self) {
         let mut wait = FIRST_WAIT;
-        let mut remembered = Instant::now();
-        let mut untold = false;
         loop {
             let (round, read) = self.read().await;
             self = round;
             let outcome = match read {
                 Ok((_, lot)) if lot.place == self.follower.place() => {
                     self.carrier.lag.store(0, Ordering::Relaxed);
-                    if untold {
-                        self.remember();
-                        untold = false;
-                    }
-                    if *self.stop.borrow() {
+                    if self.is_over().await {
                         return;
                     }
                     self.pause(LOOK_EVERY).await;
@@ -297,20 +352,13 @@ impl Round {
             };
             match outcome {
                 Ok(lot) => {
-                    let taken = lot.place.seq - self.follower.place().seq;
-                    self.follower.arrived(&lot);
-                    self.carrier.arrived(&lot, taken);
-                    untold = true;
+                    self.arrived(&lot).await;
                     wait = FIRST_WAIT;
-                    if remembered.elapsed() >= REMEMBER_EVERY {
-                        self.remember();
-                        (remembered, untold) = (Instant::now(), false);
-                    }
                 }
                 Err(error) => {
                     self.follower.again();
                     self.carrier.failed(&error);
-                    if *self.stop.borrow() {
+                    if self.is_over().await {
                         return;
                     }
                     let asked = match &error {
@@ -324,13 +372,67 @@ impl Round {
         }
     }
 
+    async fn arrived(&mut self, lot: &Lot) {
+        let taken = lot.place.seq - self.follower.place().seq;
+        self.follower.arrived(lot);
+        self.carrier.arrived(lot, taken);
+        self.hash = lot.hash.or(self.hash);
+        self.memory.is_behind = true;
+        if self.memory.is_due() {
+            self.remember().await;
+        }
+    }
+
+    /// Between two lots: writes down what is to be, and says whether this is the end.
+    async fn is_over(&mut self) -> bool {
+        let is_over = *self.stop.borrow();
+        if self.memory.is_due() || (is_over && self.memory.is_behind) {
+            self.remember().await;
+        }
+        is_over
+    }
+
+    async fn remember(&mut self) {
+        let reached = Reached { place: self.follower.place(), hash: self.hash };
+        self.memory.remember(&self.carrier.sink, reached).await;
+    }
+
+    /// Begins again where the log does not hold what the sink has: an operator may have moved it
+    /// away to begin a new one, or have put an older one back. What retention deleted cannot be
+    /// compared.
+    fn look_back(&mut self) -> io::Result<()> {
+        if self.is_checked {
+            return Ok(());
+        }
+        let seq = self.follower.place().seq;
+        // Asked before the log is looked at.
+        let is_whole = self.log_is_whole.load(Ordering::Acquire);
+        if self.follower.is_ahead()? {
+            if is_whole {
+                self.begin_again(&format!("the audit log ends before record {seq}, which arrived"));
+            }
+            return Ok(());
+        }
+        if let (Some(hash), Some(found)) = (self.hash, self.follower.hash()?)
+            && hash != found
+        {
+            self.begin_again(&format!("record {seq} of the audit log is not the one that arrived"));
+        }
+        self.is_checked = true;
+        Ok(())
+    }
+
+    fn begin_again(&mut self, why: &str) {
+        let place = place::beginning(&self.audit);
+        self.follower.turn_to(place);
+        self.carrier.began_again(why, place.seq);
+        (self.hash, self.is_checked, self.memory.is_behind) = (None, true, true);
+    }
+
     /// Reads the next lot, where reading may take its time.
     async fn read(mut self) -> (Self, io::Result<(u64, Lot)>) {
         let read = tokio::task::spawn_blocking(move || {
-            let read = self.follower.next(LINES, BYTES).and_then(|lot| {
-                let lag = if lot.lines.is_empty() { 0 } else { self.follower.lag()? };
-                Ok((lag, lot))
-            });
+            let read = self.next();
             (self, read)
         });
         match read.await {
@@ -338,6 +440,17 @@ impl Round {
             // The runtime ends: so does this task, at its next await.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    fn next(&mut self) -> io::Result<(u64, Lot)> {
+        match self.look_back() {
+            // The directory of a log that was never written.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            looked => looked?,
+        }
+        let lot = self.follower.next(LINES, BYTES)?;
+        let lag = if lot.lines.is_empty() { 0 } else { self.follower.lag()? };
+        Ok((lag, lot))
     }
 
     async fn deliver(&mut self, lines: &[Vec<u8>]) -> Result<(), DeliveryError> {
@@ -351,13 +464,6 @@ impl Round {
                 delivered.unwrap_or(Err(DeliveryError::Late))
             }
             never = count(carrier, follower) => match never {},
-        }
-    }
-
-    fn remember(&self) {
-        if let Err(error) = self.places.store(self.follower.place()) {
-            tracing::warn!(sink = self.carrier.sink, %error, "how far the audit sink has come is \
-                not remembered: after a restart, some records come twice");
         }
     }
 

@@ -31,9 +31,7 @@ impl World {
 
     fn with(options: AuditOptions) -> Self {
         let place = tempfile::tempdir().unwrap();
-        let key = KeyMaterial::from_slice(&[5; 32]);
-        let (audit, journal) = (place.path().join("audit"), place.path().join("journal"));
-        let log = AuditLog::open_with(&audit, &journal, key, options).unwrap();
+        let log = open(place.path(), options);
         Self { place, log }
     }
 
@@ -45,6 +43,28 @@ impl World {
             ca: None,
             token: None,
         }
+    }
+
+    /// The same place with another log, as if somebody had moved the first one away.
+    fn moved_away(self) -> Self {
+        let Self { place, log } = self;
+        log.close();
+        drop(log);
+        for name in ["audit", "journal"] {
+            std::fs::remove_dir_all(place.path().join(name)).unwrap();
+        }
+        let log = open(place.path(), AuditOptions::default());
+        Self { place, log }
+    }
+
+    /// The file that remembers how far this one sink has come.
+    fn place_file(&self) -> PathBuf {
+        let files = std::fs::read_dir(self.place.path().join("audit-sinks")).unwrap();
+        let is_whole = |path: &PathBuf| path.extension().unwrap() == "json";
+        let files: Vec<PathBuf> =
+            files.map(|entry| entry.unwrap().path()).filter(is_whole).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        files.into_iter().next().unwrap()
     }
 
     async fn write(&self, count: usize) {
@@ -60,6 +80,11 @@ impl World {
             ticket.await.unwrap();
         }
     }
+}
+
+fn open(place: &Path, options: AuditOptions) -> AuditLog {
+    let key = KeyMaterial::from_slice(&[5; 32]);
+    AuditLog::open_with(&place.join("audit"), &place.join("journal"), key, options).unwrap()
 }
 
 fn seq(line: &str) -> u64 {
@@ -78,8 +103,17 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 fn start(config: &SinksConfig) -> Sinks {
     let mut sinks = Sinks::prepare(config).unwrap();
+    sinks.log_is_open();
     sinks.start();
     sinks
+}
+
+/// Carries everything to a sink that begins, and ends it.
+async fn carry(config: &SinksConfig, world: &World, records: usize) {
+    let sinks = start(config);
+    world.write(records).await;
+    until("it arrived", || status(&sinks, 0).seq == records as u64).await;
+    sinks.stop(Duration::from_secs(5)).await;
 }
 
 fn status(sinks: &Sinks, index: usize) -> SinkStatus {
@@ -408,4 +442,162 @@ fn a_sink_is_named_once() {
     let refused = Sinks::prepare(&world.config(&["stdout", "stdout"])).err().unwrap();
     assert!(refused.to_string().contains("twice"), "{refused}");
     assert!("syslog".parse::<SinkAddress>().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_a_power_cut_emptied_costs_no_record_and_no_start() {
+    let world = World::new();
+    let (url, received) = receiver(|_| Some(200)).await;
+    let config = world.config(&[&url]);
+    carry(&config, &world, 5).await;
+    world.write(3).await;
+    for content in ["", "\0\0\0\0"] {
+        std::fs::write(world.place_file(), content).unwrap();
+        received.lock().clear();
+        let sinks = start(&config);
+        until("all from the oldest", || received.lock().len() == 8).await;
+        let remark = status(&sinks, 0).remark.unwrap();
+        assert!(remark.contains("began again"), "{remark}");
+        sinks.stop(Duration::from_secs(5)).await;
+        assert_eq!(
+            received.lock().iter().map(|line| seq(line)).collect::<Vec<_>>(),
+            [1, 2, 3, 4, 5, 6, 7, 8]
+        );
+    }
+    // It is whole again.
+    received.lock().clear();
+    let sinks = start(&config);
+    world.write(1).await;
+    until("what is new", || status(&sinks, 0).seq == 9).await;
+    assert_eq!((received.lock().len(), status(&sinks, 0).remark), (1, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_cannot_be_written_keeps_no_sink_from_starting() {
+    let world = World::new();
+    world.write(2).await;
+    let config = world.config(&[]);
+    until("they are in the file", || Follower::end(&config.audit).unwrap().seq == 2).await;
+    let (url, received) = receiver(|_| Some(200)).await;
+    let config = world.config(&[&url]);
+    // Where the file is to be written, there is something that does not go away.
+    let name = hex::encode(&lastkey_crypto::mac::sha256(&[url.as_bytes()])[..8]);
+    let file = config.places.join(format!("{name}.json"));
+    let in_the_way = config.places.join(format!("{name}.json.new"));
+    std::fs::create_dir_all(in_the_way.join("inside")).unwrap();
+    let sinks = start(&config);
+    world.write(3).await;
+    until("it arrived", || status(&sinks, 0).seq == 5).await;
+    assert_eq!(received.lock().iter().map(|line| seq(line)).collect::<Vec<_>>(), [3, 4, 5]);
+    assert!(!file.exists());
+    // Once there is room, it is made up for, without another record.
+    std::fs::remove_dir_all(in_the_way).unwrap();
+    until("it is remembered", || file.exists()).await;
+    sinks.stop(Duration::from_secs(5)).await;
+
+    // No directory can be made at all.
+    let config = SinksConfig { places: file.join("below a file"), ..config };
+    let sinks = start(&config);
+    until("it goes on", || status(&sinks, 0).ok && status(&sinks, 0).seq == 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_is_written_while_records_arrive_and_at_the_end() {
+    let world = World::new();
+    let (url, _received) = receiver(|_| Some(200)).await;
+    let config = world.config(&[&url]);
+    let sinks = start(&config);
+    let kept = || -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(world.place_file()).unwrap()).unwrap()
+    };
+    assert_eq!(kept()["seq"], 0);
+    world.write(7).await;
+    until("it is remembered", || kept()["seq"] == 7).await;
+    world.write(1).await;
+    until("it arrived", || status(&sinks, 0).seq == 8).await;
+    sinks.stop(Duration::from_secs(5)).await;
+    let text = std::fs::read_to_string(
+        world.place.path().join("audit").join("segment-00000000000000000001.jsonl"),
+    );
+    let last = lastkey_crypto::mac::sha256(&[text.unwrap().lines().last().unwrap().as_bytes()]);
+    assert_eq!((&kept()["seq"], &kept()["hash"]), (&8.into(), &hex::encode(last).into()));
+}
+
+/// docs/quickstart.md: move `audit/` away to begin a new log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_log_is_carried_from_its_beginning() {
+    // Shorter than what was carried of the first one, as long, and longer.
+    for (records, is_of_an_older_release) in [(4, false), (4, true), (30, false), (40, false)] {
+        let world = World::new();
+        let (url, received) = receiver(|_| Some(200)).await;
+        let config = world.config(&[&url]);
+        carry(&config, &world, 30).await;
+        if is_of_an_older_release {
+            let text = std::fs::read_to_string(world.place_file()).unwrap();
+            let mut kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert!(kept.as_object_mut().unwrap().remove("hash").is_some());
+            std::fs::write(world.place_file(), kept.to_string()).unwrap();
+        }
+        let world = world.moved_away();
+        // Not the same records again.
+        world.log.append(br#""action":"Another""#.to_vec()).await.unwrap();
+        world.write(records - 1).await;
+        received.lock().clear();
+        let mut sinks = Sinks::prepare(&config).unwrap();
+        sinks.start();
+        if records < 30 {
+            // A crash may have kept the log's end from its segments, until it is opened.
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            assert_eq!((status(&sinks, 0).seq, received.lock().len()), (30, 0));
+            assert_eq!(status(&sinks, 0).remark, None);
+        }
+        sinks.log_is_open();
+        until("all of the new log", || {
+            received.lock().len() >= records && status(&sinks, 0).seq == records as u64
+        })
+        .await;
+        let numbers: Vec<u64> = received.lock().iter().map(|line| seq(line)).collect();
+        assert_eq!(numbers, (1..=records as u64).collect::<Vec<_>>());
+        let remark = status(&sinks, 0).remark.unwrap();
+        assert!(remark.contains("record 30"), "{remark}");
+        sinks.stop(Duration::from_secs(5)).await;
+        // From then on it is the sink's log.
+        let sinks = start(&config);
+        world.write(1).await;
+        until("what is new", || status(&sinks, 0).seq == records as u64 + 1).await;
+        assert_eq!((received.lock().len(), status(&sinks, 0).remark), (records + 1, None));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_is_no_other_log() {
+    let seed = KeyMaterial::from_slice(&[9; 32]);
+    let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_767_225_600_000)));
+    let by = Checkpointing::new(SigningKey::from_seed(seed).unwrap(), clock);
+    let world = World::with(AuditOptions {
+        segment_bytes: 10_000,
+        retention: Retention { bytes: Some(1), age: None },
+        checkpoints: Some(by),
+        ..AuditOptions::default()
+    });
+    let (url, received) = receiver(|_| Some(200)).await;
+    let config = world.config(&[&url]);
+    carry(&config, &world, 100).await;
+    for _ in 0..10 {
+        world.write(30).await;
+    }
+    // What was carried last is gone, and then what was carried last is what the oldest is behind.
+    for more in [0, 1] {
+        let deletion = world.log.to_delete(None).unwrap().unwrap();
+        world.log.delete(&deletion).unwrap();
+        received.lock().clear();
+        let sinks = start(&config);
+        let end = Follower::end(&config.audit).unwrap().seq;
+        until("the rest", || status(&sinks, 0).seq == end).await;
+        assert_eq!(status(&sinks, 0).remark, None, "{more}");
+        sinks.stop(Duration::from_secs(5)).await;
+        for _ in 0..10 {
+            world.write(30).await;
+        }
+    }
 }

@@ -206,7 +206,7 @@ pub(crate) struct PluginOptions {
     #[arg(long, value_name = "KEY")]
     pub(crate) key: String,
 
-    /// A server's address; several are tried in order.
+    /// An address of the server; several are tried one after the other.
     #[arg(long = "server", value_name = "URL")]
     pub(crate) servers: Vec<String>,
 

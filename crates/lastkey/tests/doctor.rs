@@ -302,7 +302,7 @@ fn the_image_is_reproducible_and_runs() {
         let output = Command::new("/bin/sh")
             .args(["-c", &format!("umask {mask}; exec \"$0\" \"$@\""), script])
             .args([lab.lastkey.binary(), image.as_path()])
-            .arg("lastkey:test")
+            .arg("localhost/lastkey:test")
             .env("TZ", zone)
             .output()
             .unwrap();
@@ -328,7 +328,7 @@ fn the_image_is_reproducible_and_runs() {
     let index = json(layout.join("index.json"));
     let named = &index["manifests"][0];
     assert_eq!(named["digest"], digest.trim());
-    assert_eq!(named["annotations"]["org.opencontainers.image.ref.name"], "lastkey:test");
+    assert_eq!(named["annotations"]["org.opencontainers.image.ref.name"], "localhost/lastkey:test");
     let manifest = json(blob(&named["digest"]));
     let layer = blob(&manifest["layers"][0]["digest"]);
     assert_eq!(fs::metadata(&layer).unwrap().len(), manifest["layers"][0]["size"]);
@@ -342,4 +342,66 @@ fn the_image_is_reproducible_and_runs() {
         let output = run.arg(&root).args(["/usr/local/bin/lastkey", "--version"]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// containerd keeps an imported image under the name in its index, and the kubelet looks for the one
+/// in the pod. All that is printed and packaged means one image by default.
+#[test]
+fn the_image_that_is_built_is_the_one_that_pods_name() {
+    let lab = Lab::new();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/oci/build-image.sh");
+    let image = lab.path("image.tar");
+    let build = |name: &[&str]| {
+        let mut command = Command::new("/bin/sh");
+        command.arg(script).args([lab.lastkey.binary(), image.as_path()]).args(name);
+        command.output().unwrap()
+    };
+    let built = build(&[]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let index =
+        Command::new("tar").arg("-xOf").arg(&image).arg("./index.json").output().unwrap().stdout;
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    let annotations = &index["manifests"][0]["annotations"];
+    let name = annotations["io.containerd.image.name"].as_str().unwrap();
+    assert_eq!(annotations["org.opencontainers.image.ref.name"], name);
+    assert_eq!(String::from_utf8(built.stderr).unwrap().trim(), name);
+    // a reference that completing leaves as it is, and no kubelet fetches
+    assert_eq!(name, concat!("localhost/lastkey:", env!("CARGO_PKG_VERSION")));
+
+    let server = ["--server", "https://kms.example.org:7343"];
+    let print = |args: &[&str]| {
+        let mut command = Command::new(lab.lastkey.binary());
+        command.args(["cluster", "config"]).args(args).args(server).output().unwrap()
+    };
+    // the value of the line that begins with this
+    let value = |yaml: &[u8], field: &str| {
+        let yaml = std::str::from_utf8(yaml).unwrap();
+        let line = yaml.lines().find_map(|line| line.trim().strip_prefix(field)).unwrap();
+        line.trim().trim_matches('"').to_owned()
+    };
+    let pod = print(&["static-pod"]).stdout;
+    assert_eq!(
+        (value(&pod, "image:"), value(&pod, "imagePullPolicy:")),
+        (name.into(), "Never".into())
+    );
+    let enrol = ["helm", "--enrol", "83eb9abc-da3e-494e-b0e6-96b3c401cd15"];
+    assert_eq!(value(&print(&enrol).stdout, "image:"), name);
+    let chart = fs::read(packaged("helm/lastkey-kms-plugin/values.yaml")).unwrap();
+    assert_eq!(value(&chart, "image:"), name);
+
+    // What would be looked for elsewhere is refused by both, with the way out.
+    for wrong in ["lastkey:1", "acme/lastkey:1", "localhost/lastkey"] {
+        let printed = print(&["static-pod", "--image", wrong]);
+        let (built, printed) = (build(&[wrong]), (printed.status.code(), printed.stderr));
+        assert!(!built.status.success() && printed.0 == Some(2), "{wrong}: {printed:?}");
+        for said in [built.stderr, printed.1] {
+            let said = String::from_utf8(said).unwrap();
+            assert!(said.contains("localhost/"), "{wrong}: {said}");
+        }
+    }
+}
+
+/// A file of the project.
+fn packaged(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging").join(path)
 }

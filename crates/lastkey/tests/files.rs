@@ -434,6 +434,58 @@ fn other_keys_open_a_file_whose_data_did_not_move() {
     assert_eq!(user.listing(), ["big", "big.lastkey", "small", "small.lastkey"]);
 }
 
+/// Power went between the two writes: the new list is whole, and the old one still beside it.
+#[test]
+fn a_key_whose_removal_was_interrupted_is_removed_by_the_same_command() {
+    const SLOTS: std::ops::Range<usize> = 4096..3 * 4096;
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    for alias in ["alias/one", "alias/two"] {
+        user.ok(&["key", "create", "--alias", alias]);
+    }
+    let plain = pattern(2 * MIB);
+    user.write("big", &plain);
+    user.ok(&["encrypt", "--key", "alias/one", "big"]);
+    user.ok(&["rewrap", "--add-key", "alias/two", "big.lastkey"]);
+    let before = user.read("big.lastkey");
+    let old = lastkey_crypto::envelope::Header::read(&mut &before[..]).unwrap();
+    let removed = old.stanzas()[0].wrapped().to_vec();
+    let remove = ["rewrap", "--remove-key", "alias/one", "big.lastkey"];
+    user.ok(&remove);
+    let holds = |bytes: &[u8]| bytes.windows(removed.len()).any(|window| window == removed);
+    let mut interrupted = user.read("big.lastkey");
+    assert!(holds(&before) && !holds(&interrupted));
+    for at in SLOTS {
+        // Each list lies in a slot of its own; the other is blank.
+        assert!(before[at] == 0 || interrupted[at] == 0, "byte {at}");
+        interrupted[at] |= before[at];
+    }
+
+    user.write("big.lastkey", &interrupted);
+    let said = user.ok(&[&remove[..], &["--output", "json"]].concat());
+    assert!(said.contains(r#""in_place":true"#), "{said}");
+    assert!(!holds(&user.read("big.lastkey")), "its wrapping is still there");
+    assert!(user.run(&["decrypt", "big.lastkey", "-o", "-"]).stdout == plain);
+    assert_eq!(user.refused(&remove).0, 3, "now it is none of the file's keys");
+
+    // Whatever else is asked for, and if it is refused: what was left is cleared away first.
+    user.write("big.lastkey", &interrupted);
+    user.refused(&["rewrap", "--remove-key", "alias/two", "big.lastkey"]);
+    assert!(!holds(&user.read("big.lastkey")));
+    // Half of the old list was blanked: nobody can tell any more which keys it named.
+    let mut torn = interrupted.clone();
+    let start = (0..torn.len() - removed.len())
+        .find(|at| torn[*at..*at + removed.len()] == removed)
+        .unwrap();
+    torn[start + 10] ^= 1;
+    user.write("big.lastkey", &torn);
+    assert_eq!(user.refused(&remove).0, 3);
+    let rest = &removed[11..];
+    assert!(!user.read("big.lastkey").windows(rest.len()).any(|window| window == rest));
+    assert!(user.run(&["decrypt", "big.lastkey", "-o", "-"]).stdout == plain);
+}
+
 #[test]
 fn a_rewrap_that_is_killed_leaves_a_file_that_opens() {
     let lab = Lab::new();

@@ -9,7 +9,7 @@ mod grpc;
 mod nodes;
 mod support;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use lastkey_testbed::{Authority, Error, Pair, eventually};
 use nodes::{PATIENCE, Plugin, Town, encrypt, sha256_of};
@@ -306,4 +306,66 @@ fn a_cold_start_waits_for_what_is_missing() {
     fs::write(&missing, both).unwrap();
     plugin.until_ready();
     encrypt(&plugin.socket).unwrap();
+}
+
+/// An identity has ended by a clock that is wrong, or is refused, and the kubelet has another key by
+/// now, so that nobody lets the plugin in. Then the identity is good again: with that the plugin goes
+/// on, while it runs and when it starts. (Other files stand for the clock and for the refusal.)
+#[test]
+fn an_identity_that_is_good_again_needs_no_approval() {
+    let town = Town::new();
+    let ended = ended();
+    for (node, bad, starts, noticed) in [
+        ("cp-1", Some(&ended), true, "the plugin's certificate has ended"),
+        ("cp-2", Some(&ended), false, "the plugin's certificate has ended"),
+        ("cp-3", None, false, "the server refuses this identity"),
+    ] {
+        let kubelet = town.kubelet(node);
+        town.cli(&["cluster", "node", "approve", node, "--cluster", "prod"]);
+        let mut plugin = town.plugin(node, &kubelet);
+        plugin.until_ready();
+        // The identity from before another enrolment is refused.
+        let refused = fs::read_to_string(plugin.identity()).unwrap();
+        fs::remove_file(plugin.identity()).unwrap();
+        plugin.restart();
+        plugin.until_ready();
+        let good = fs::read_to_string(plugin.identity()).unwrap();
+        let next = town.kubelet(node);
+        let both = format!("{}{}", next.certificate, next.key);
+        fs::write(town.lab.path(&format!("{node}-kubelet.pem")), both).unwrap();
+
+        if starts {
+            plugin.stop();
+        }
+        place(plugin.identity(), bad.unwrap_or(&refused));
+        if starts {
+            plugin.restart();
+        }
+        plugin.until_log(noticed);
+        plugin.until_log("waiting for approval");
+        place(plugin.identity(), &good);
+        plugin.until_log("the plugin's certificate is good again");
+        plugin.until_ready();
+
+        // It asked as the new key, and nobody has let it in.
+        let listed = town.until_node(node, "enrolled");
+        assert_ne!(listed["waiting_key"], serde_json::Value::Null, "{listed}");
+        assert_eq!(fs::read_to_string(plugin.identity()).unwrap(), good);
+    }
+}
+
+/// Puts an identity in place of another, as the plugin itself does.
+fn place(identity: &Path, content: &str) {
+    let beside = identity.with_extension("new");
+    fs::write(&beside, content).unwrap();
+    fs::rename(beside, identity).unwrap();
+}
+
+/// An identity that ended long ago.
+fn ended() -> String {
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    format!("{}{}", pair.serialize_pem(), params.self_signed(&pair).unwrap().pem())
 }

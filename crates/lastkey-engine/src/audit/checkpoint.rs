@@ -180,7 +180,7 @@ fn number(text: &str) -> Option<u64> {
 
 /// The file's whole lines, without their newlines; what follows the last newline is a line that a
 /// power cut kept from being written whole.
-pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines(bytes: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     bytes[..whole].split_inclusive(|byte| *byte == b'\n').map(|line| &line[..line.len() - 1])
 }

@@ -3,21 +3,25 @@
 //! A follower reads files and nothing else: it holds no lock, the committer does not know of it,
 //! and it goes on wherever it stopped. What is in a segment is durable already.
 
+mod checkpoints;
+
 use std::{
     io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use lastkey_store::disk::{Disk, FileSystem, read_full};
+use lastkey_crypto::mac;
+use lastkey_store::disk::{Disk, DiskFile, FileSystem, read_full};
 
+use self::checkpoints::Checkpoints;
 use super::{
     checkpoint,
-    files::{self, Line, Lines, Opened},
+    files::{self, Line, Lines, Opened, SegmentFile},
     segment, signer,
 };
 
-/// A last line is looked for in this much.
+/// A last line is looked for in this much, and then in more.
 const TAIL: u64 = 64 << 10;
 
 /// How far somebody has read.
@@ -38,6 +42,8 @@ pub struct Lot {
     pub place: Place,
     /// Records that were deleted before they were read.
     pub missed: u64,
+    /// SHA-256 of the last record's line; `None` if there is no record among the lines.
+    pub hash: Option<[u8; 32]>,
 }
 
 /// Reads the log of a directory from a place on.
@@ -46,9 +52,7 @@ pub struct Follower {
     directory: PathBuf,
     place: Place,
     open: Option<Open>,
-    /// The file of checkpoints when it was last read, by its length.
-    checkpoints: u64,
-    waiting: Vec<(u64, u64, Vec<u8>)>,
+    checkpoints: Checkpoints,
 }
 
 /// The segment that is being read.
@@ -71,7 +75,7 @@ impl Follower {
     /// The same on another disk.
     pub fn on(disk: Arc<dyn Disk>, directory: impl Into<PathBuf>, place: Place) -> Self {
         let directory = directory.into();
-        Self { disk, directory, place, open: None, checkpoints: 0, waiting: Vec::new() }
+        Self { disk, directory, place, open: None, checkpoints: Checkpoints::default() }
     }
 
     /// Where the log ends at present.
@@ -79,18 +83,71 @@ impl Follower {
     /// # Errors
     /// A file cannot be read.
     pub fn end(directory: &Path) -> io::Result<Place> {
-        let bytes = signer::read_file(&FileSystem, directory)?;
-        let checkpoint = checkpoint::lines(&bytes)
-            .filter_map(checkpoint::read)
-            .map(|found| found.statement.number)
-            .max()
-            .unwrap_or(0);
+        let checkpoint = signer::newest_number(&FileSystem, directory)?;
         Ok(Place { seq: newest(&FileSystem, directory)?, checkpoint })
+    }
+
+    /// Where the log begins at present: before its oldest record, and its oldest checkpoint.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn beginning(directory: &Path) -> io::Result<Place> {
+        let segments = files::list(&FileSystem, directory)?;
+        let seq = segments.first().map_or(0, |oldest| oldest.first.saturating_sub(1));
+        Ok(Place { seq, checkpoint: 0 })
     }
 
     /// Behind what it goes on.
     pub fn place(&self) -> Place {
         self.place
+    }
+
+    /// Goes on somewhere else.
+    pub fn turn_to(&mut self, place: Place) {
+        (self.place, self.open, self.checkpoints) = (place, None, Checkpoints::default());
+    }
+
+    /// Whether the log ends before the place: it lost its end, or is another one.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn is_ahead(&self) -> io::Result<bool> {
+        Ok(newest(&*self.disk, &self.directory)? < self.place.seq)
+    }
+
+    /// SHA-256 of the line of the record that it goes on behind; `None` where the log does not hold
+    /// that.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn hash(&self) -> io::Result<Option<[u8; 32]>> {
+        let seq = self.place.seq;
+        let segments = files::list(&*self.disk, &self.directory)?;
+        let at = segments.partition_point(|file| file.first <= seq);
+        match (at.checked_sub(1).and_then(|at| segments.get(at)), segments.first()) {
+            (Some(file), _) => self.hash_in(file, seq),
+            (None, Some(oldest)) if oldest.first == seq.saturating_add(1) => {
+                self.hash_before(oldest)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn hash_in(&self, file: &SegmentFile, seq: u64) -> io::Result<Option<[u8; 32]>> {
+        let mut open = Open::new(&*self.disk, &self.directory, file)?;
+        while let Some(line) = open.next()? {
+            if segment::link(&line).is_some_and(|link| link.seq == seq) {
+                return Ok(Some(mac::sha256(&[&line])));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the first record of a segment says of the one before.
+    fn hash_before(&self, file: &SegmentFile) -> io::Result<Option<[u8; 32]>> {
+        let first = Open::new(&*self.disk, &self.directory, file)?.next()?;
+        let link = first.and_then(|line| segment::link(&line));
+        Ok(link.filter(|link| link.seq == file.first).map(|link| link.prev))
     }
 
     /// How many records lie behind the place.
@@ -106,60 +163,30 @@ impl Follower {
     /// # Errors
     /// A file cannot be read; the place stays.
     pub fn next(&mut self, lines: usize, bytes: usize) -> io::Result<Lot> {
-        self.look_for_checkpoints()?;
+        self.checkpoints.look(&*self.disk, &self.directory, self.place.checkpoint)?;
         let mut lot = Lot { place: self.place, ..Lot::default() };
-        let mut size = 0;
+        let (mut size, mut last) = (0, None);
         while lot.lines.len() < lines && size < bytes {
-            self.take_checkpoints(&mut lot);
+            self.checkpoints.take(&mut lot);
             let Some(line) = self.line(&mut lot)? else { break };
             size += line.len();
+            last = Some(lot.lines.len());
             lot.lines.push(line);
         }
-        self.take_checkpoints(&mut lot);
+        self.checkpoints.take(&mut lot);
+        lot.hash = last.and_then(|at| lot.lines.get(at)).map(|line| mac::sha256(&[line]));
         Ok(lot)
     }
 
     /// What `next` gave has arrived.
     pub fn arrived(&mut self, lot: &Lot) {
         self.place = lot.place;
-        self.waiting.retain(|(number, ..)| *number > lot.place.checkpoint);
+        self.checkpoints.arrived(lot.place.checkpoint);
     }
 
     /// What `next` gave has not arrived: it comes again.
     pub fn again(&mut self) {
         self.open = None;
-    }
-
-    /// Checkpoints about what was read.
-    fn take_checkpoints(&self, lot: &mut Lot) {
-        for (number, seq, line) in &self.waiting {
-            if *number > lot.place.checkpoint && *seq <= lot.place.seq {
-                lot.place.checkpoint = *number;
-                lot.lines.push(line.clone());
-            }
-        }
-    }
-
-    fn look_for_checkpoints(&mut self) -> io::Result<()> {
-        let path = self.directory.join(checkpoint::FILE);
-        let length = match self.disk.open(&path, lastkey_store::disk::Access::Read) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            file => file?.length()?,
-        };
-        if length == self.checkpoints {
-            return Ok(());
-        }
-        let bytes = signer::read_file(&*self.disk, &self.directory)?;
-        let after = self.waiting.last().map_or(self.place.checkpoint, |(number, ..)| *number);
-        for line in checkpoint::lines(&bytes) {
-            let Some(found) = checkpoint::read(line) else { continue };
-            let statement = found.statement;
-            if statement.number > after {
-                self.waiting.push((statement.number, statement.head.seq, line.to_vec()));
-            }
-        }
-        self.checkpoints = length;
-        Ok(())
     }
 
     /// The next record.
@@ -220,14 +247,13 @@ impl Follower {
         self.open_one(next)
     }
 
-    fn open_one(&mut self, file: Option<&files::SegmentFile>) -> io::Result<bool> {
+    fn open_one(&mut self, file: Option<&SegmentFile>) -> io::Result<bool> {
         let Some(file) = file else { return Ok(false) };
-        match file.open(&*self.disk, &self.directory) {
+        match Open::new(&*self.disk, &self.directory, file) {
             // Deleted since it was listed: the next attempt finds what is left.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             opened => {
-                let (first, opened) = (file.first, opened?);
-                self.open = Some(Open { first, opened, lines: None, offset: 0, closed: false });
+                self.open = Some(opened?);
                 Ok(true)
             }
         }
@@ -235,6 +261,11 @@ impl Follower {
 }
 
 impl Open {
+    fn new(disk: &dyn Disk, directory: &Path, file: &SegmentFile) -> io::Result<Self> {
+        let opened = file.open(disk, directory)?;
+        Ok(Self { first: file.first, opened, lines: None, offset: 0, closed: false })
+    }
+
     /// The next whole line.
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let lines = match &mut self.lines {
@@ -271,18 +302,27 @@ fn newest(disk: &dyn Disk, directory: &Path) -> io::Result<u64> {
             // Only where the open segment is missing: all that is known is where this one begins.
             return Ok(file.first);
         }
-        let length = opened.file.length()?;
-        let from = length.saturating_sub(TAIL);
+        // Without a record in it, it was begun just now.
+        let last = last_record(&*opened.file)?;
+        return Ok(last.unwrap_or(file.first.saturating_sub(1)));
+    }
+    Ok(0)
+}
+
+/// The number of the last whole record in a plain segment.
+fn last_record(file: &dyn DiskFile) -> io::Result<Option<u64>> {
+    let length = file.length()?;
+    let mut tail = TAIL;
+    loop {
+        let from = length.saturating_sub(tail);
         let mut bytes = vec![0; usize::try_from(length - from).unwrap_or(0)];
-        let filled = read_full(&*opened.file, &mut bytes, from)?;
+        let filled = read_full(file, &mut bytes, from)?;
         let whole = memchr::memrchr(b'\n', &bytes[..filled]).map_or(0, |newline| newline + 1);
         let mut lines = bytes[..whole].rsplit(|byte| *byte == b'\n');
         let newest = lines.find_map(segment::link);
-        match newest {
-            Some(link) => return Ok(link.seq),
-            // It was begun just now.
-            None => return Ok(file.first.saturating_sub(1)),
+        if newest.is_some() || from == 0 {
+            return Ok(newest.map(|link| link.seq));
         }
+        tail *= 8;
     }
-    Ok(0)
 }

@@ -8,6 +8,9 @@
 //! After a crash between 2 and 4 both forms are there, and the plain one counts. At the next
 //! start it goes, if the compressed one gives back exactly its bytes; otherwise somebody changed
 //! one of them, and both stay, as evidence.
+//!
+//! Retention may delete a segment while it is in step 1. Steps 2 to 4 and a deletion keep each other
+//! out ([`Shelf::names`]), and what was deleted meanwhile is not brought back.
 
 use std::{
     io::{self, ErrorKind, Read},
@@ -45,6 +48,8 @@ pub(super) struct Shelf {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) directory: PathBuf,
     pub(super) key: KeyMaterial,
+    /// Held by whoever gives closed segments their names or takes them away.
+    pub(super) names: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -191,10 +196,22 @@ impl Shelf {
         let index = self.write_frames(plain, &temporary, stop).inspect_err(|_| {
             let _ = self.disk.remove(&temporary);
         })?;
+        let _names = self.names.lock();
+        if !self.is_there(&segment::name(file.first))? {
+            return self.disk.remove(&temporary);
+        }
         self.disk.rename(&temporary, &compressed)?;
         self.disk.sync_directory(&self.directory)?;
         self.write_index(file.first, &index)?;
         self.remove_plain(file.first)
+    }
+
+    /// Whether retention has left it.
+    fn is_there(&self, name: &str) -> io::Result<bool> {
+        match self.disk.open(&self.directory.join(name), Access::Read) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            opened => opened.map(|_| true),
+        }
     }
 
     fn remove_plain(&self, first: u64) -> io::Result<()> {
@@ -281,6 +298,10 @@ impl Shelf {
             each_line(&lines, |line| builder.line(line));
             builder.block(lines.len(), frame);
             offset += frame as u64;
+        }
+        let _names = self.names.lock();
+        if !self.is_there(&compressed_name(file.first))? {
+            return Ok(());
         }
         self.write_index(file.first, &builder.finish())
     }

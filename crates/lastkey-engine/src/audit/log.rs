@@ -206,14 +206,15 @@ impl AuditLog {
             disk: Arc::clone(&disk),
             directory: directory.to_owned(),
             key: mac::derive(&key, b"", &[INDEX_KEY_LABEL], 32),
+            names: Mutex::default(),
         });
         let segments = files::list(&*disk, directory)?;
         let (journal, recovered) = Journal::open(&*disk, journal_directory, key)?;
         let (head, end) = match recovered {
             Some(found) => {
-                let deleted = match &checkpoints {
-                    Some(by) => signer::deleted_through(&*disk, directory, by.key.public(), log)?,
-                    None => 0,
+                let deleted = || match &checkpoints {
+                    Some(by) => signer::deleted_through(&*disk, directory, by.key.public(), log),
+                    None => Ok(0),
                 };
                 recover::restore(&*disk, directory, &found.frames, deleted)?;
                 (found.head, found.position)
@@ -370,6 +371,8 @@ impl AuditSink for AuditLog {
         let Some(signer) = &self.signer else {
             return Err(io::Error::other("without checkpoints nothing can be deleted"));
         };
+        // The keeper would bring back what it is about to give another name.
+        let _names = self.shelf.names.lock();
         let Some(_alone) = self.reading.try_write_for(PATIENCE) else {
             return Err(io::Error::other("the log is being read"));
         };

@@ -13,15 +13,22 @@ use super::{
 /// Puts back what the segments lost of the journal's frames: bytes missing at the end, or blocks
 /// of zeros. Other bytes in their place were changed by somebody; they stay, as evidence.
 /// Segments that were deleted on purpose, up to record `deleted`, and those that were closed,
-/// made durable and compressed since, are left alone.
+/// made durable and compressed since, are left alone. Only where a segment is missing is it asked
+/// what was deleted: the answer takes reading all checkpoints.
 pub(super) fn restore(
     disk: &dyn Disk,
     directory: &Path,
     frames: &[Frame],
-    deleted: u64,
+    deleted: impl FnOnce() -> io::Result<u64>,
 ) -> io::Result<()> {
-    let compressed: HashSet<u64> = files::list(disk, directory)?
-        .into_iter()
+    let segments = files::list(disk, directory)?;
+    let is_missing = |frame: &Frame| {
+        !frame.payload.is_empty()
+            && segments.iter().all(|file| file.first != frame.position.segment)
+    };
+    let deleted = if frames.iter().any(is_missing) { deleted()? } else { 0 };
+    let compressed: HashSet<u64> = segments
+        .iter()
         .filter(|file| file.compressed && !file.plain)
         .map(|file| file.first)
         .collect();

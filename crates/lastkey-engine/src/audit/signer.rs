@@ -3,9 +3,14 @@
 //! A thread of its own signs, so that no record waits for a signature: at most every
 //! [`CHECKPOINT_EVERY`] while there are new records, when a segment is closed, and when the log
 //! is. A statement that everything up to a record is to be deleted is signed on demand.
+//!
+//! A start reads the end of the file and checks the newest signature. What stands before is a
+//! verification's business: whoever changes it is found out there.
+
+mod tail;
 
 use std::{
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
@@ -19,13 +24,18 @@ use parking_lot::{Condvar, Mutex};
 use super::{
     Head,
     checkpoint::{self, Checkpoint, CheckpointKind, LogId, Statement},
+    files::{At, Line, Lines},
 };
 use crate::{Clock, Timestamp};
 
 /// New records are signed at least this often: ten seconds less than a minute, for slow disks.
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(50);
-/// The largest file of checkpoints that is read.
+/// The largest file of checkpoints that a verification reads: it holds all of it.
 const MAX_FILE_BYTES: u64 = 1 << 30;
+/// What every statement about a deletion holds.
+const RETENTION: &[u8] = br#""kind":"retention""#;
+/// Checkpoints that stay are copied in pieces of this much.
+const PIECE: usize = 1 << 20;
 
 /// How checkpoints are made.
 pub struct Checkpointing {
@@ -44,23 +54,28 @@ impl Checkpointing {
     }
 }
 
-/// Reads the file of checkpoints; empty where there is none.
-pub(super) fn read_file(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<u8>> {
-    let file = match disk.open(&directory.join(checkpoint::FILE), Access::Read) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    read_whole(&*file)
+pub(super) use tail::{backwards, end_of_lines};
+
+/// Opens the file of checkpoints to read it, if there is one.
+pub(super) fn open_file(
+    disk: &dyn Disk,
+    directory: &Path,
+) -> io::Result<Option<Arc<dyn DiskFile>>> {
+    match disk.open(&directory.join(checkpoint::FILE), Access::Read) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        file => file.map(Some),
+    }
 }
 
-fn read_whole(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
+/// Reads the whole file of checkpoints; empty where there is none.
+pub(super) fn read_file(disk: &dyn Disk, directory: &Path) -> io::Result<Vec<u8>> {
+    let Some(file) = open_file(disk, directory)? else { return Ok(Vec::new()) };
     let length = file.length()?;
     if length > MAX_FILE_BYTES {
         return Err(io::Error::new(ErrorKind::FileTooLarge, "the checkpoints are over 1 GiB"));
     }
     let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
-    let filled = read_full(file, &mut bytes, 0)?;
+    let filled = read_full(&*file, &mut bytes, 0)?;
     bytes.truncate(filled);
     Ok(bytes)
 }
@@ -72,13 +87,35 @@ pub(super) fn deleted_through(
     key: PublicKey,
     log: LogId,
 ) -> io::Result<u64> {
-    let bytes = read_file(disk, directory)?;
-    let said = checkpoint::lines(&bytes).filter_map(checkpoint::read).filter(|found| {
-        let statement = &found.statement;
-        statement.kind == CheckpointKind::Retention && statement.log == log
-    });
-    let believed = said.filter(|found| found.is_signed_by(key));
-    Ok(believed.map(|found| found.statement.head.seq).max().unwrap_or(0))
+    let Some(file) = open_file(disk, directory)? else { return Ok(0) };
+    let mut lines = Lines::new(Box::new(At::new(file, 0)));
+    let mut through = 0;
+    while let Some(line) = lines.next()? {
+        let Line::Whole(line) = line else { continue };
+        if memchr::memmem::find(line, RETENTION).is_none() {
+            continue;
+        }
+        if let Some(found) = checkpoint::read(line)
+            && found.statement.kind == CheckpointKind::Retention
+            && found.statement.log == log
+            && found.is_signed_by(key)
+        {
+            through = through.max(found.statement.head.seq);
+        }
+    }
+    Ok(through)
+}
+
+/// The number of the newest checkpoint, whoever signed it; 0 for none.
+pub(super) fn newest_number(disk: &dyn Disk, directory: &Path) -> io::Result<u64> {
+    let Some(file) = open_file(disk, directory)? else { return Ok(0) };
+    let mut newest = None;
+    tail::backwards(&*file, tail::end_of_lines(&*file)?, |_, lines| {
+        let read = checkpoint::lines(lines).filter_map(checkpoint::read);
+        newest = read.map(|found| found.statement.number).max();
+        newest.is_some()
+    })?;
+    Ok(newest.unwrap_or(0))
 }
 
 /// The file, and what the next line in it says of the one before.
@@ -107,7 +144,6 @@ impl Book {
     ) -> io::Result<Self> {
         let file = disk.open(&directory.join(checkpoint::FILE), Access::Create)?;
         disk.sync_directory(directory)?;
-        let bytes = read_whole(&*file)?;
         let mut book = Self {
             disk,
             directory: directory.to_owned(),
@@ -121,19 +157,11 @@ impl Book {
             options,
             failing: false,
         };
-        for line in checkpoint::lines(&bytes) {
-            book.length += line.len() as u64 + 1;
-            book.prev = checkpoint::link(line);
-            let Some(found) = checkpoint::read(line) else { continue };
-            book.number = book.number.max(found.statement.number);
-            if found.is_signed_by(book.options.key.public()) && found.statement.log == log {
-                book.signed = book.signed.max(found.statement.head.seq);
-                book.newest = Some(found);
-            }
-        }
-        if book.length < bytes.len() as u64 {
+        book.length = tail::end_of_lines(&*book.file)?;
+        if book.length < book.file.length()? {
             book.file.set_length(book.length)?;
         }
+        book.look_back()?;
         if book.number > 0 && book.newest.is_none() {
             tracing::warn!(
                 key = book.options.key.public().id(),
@@ -142,6 +170,37 @@ impl Book {
             );
         }
         Ok(book)
+    }
+
+    /// Finds what to go on from in the newest lines: as far back as one that is ours and about
+    /// records, or through the first piece of the file that holds a checkpoint at all.
+    fn look_back(&mut self) -> io::Result<()> {
+        let file = Arc::clone(&self.file);
+        let mut prev = None;
+        tail::backwards(&*file, self.length, |_, lines| {
+            for line in checkpoint::lines(lines).rev() {
+                prev.get_or_insert_with(|| checkpoint::link(line));
+                if self.recall(line) {
+                    return true;
+                }
+            }
+            self.number > 0
+        })?;
+        self.prev = prev.unwrap_or_default();
+        Ok(())
+    }
+
+    /// Takes up what a line says, those behind it being known; whether that is all.
+    fn recall(&mut self, line: &[u8]) -> bool {
+        let Some(found) = checkpoint::read(line) else { return false };
+        self.number = self.number.max(found.statement.number);
+        if found.statement.log != self.log || !found.is_signed_by(self.options.key.public()) {
+            return false;
+        }
+        self.signed = self.signed.max(found.statement.head.seq);
+        let about_records = found.statement.kind != CheckpointKind::Retention;
+        self.newest.get_or_insert(found);
+        about_records
     }
 
     fn sign(&mut self, kind: CheckpointKind, head: Head) -> io::Result<()> {
@@ -169,7 +228,7 @@ impl Book {
     fn next(&self, kind: CheckpointKind, head: Head) -> (Vec<u8>, Checkpoint) {
         let statement = Statement {
             log: self.log,
-            number: self.number + 1,
+            number: self.number.saturating_add(1),
             prev: self.prev,
             kind,
             head,
@@ -189,27 +248,67 @@ impl Book {
     /// States that everything up to `through` is to be deleted, and forgets what was stated about
     /// it: writes the file anew, without the lines before the first that is about what stays.
     fn retire(&mut self, through: Head) -> io::Result<()> {
-        let bytes = read_whole(&*self.file)?;
-        let stays = |line: &&[u8]| {
-            checkpoint::read(line).is_none_or(|found| found.statement.head.seq > through.seq)
-        };
-        let mut kept: Vec<u8> = Vec::new();
-        for line in checkpoint::lines(&bytes).skip_while(|line| !stays(line)) {
-            kept.extend_from_slice(line);
-            kept.push(b'\n');
-        }
         let (line, checkpoint) = self.next(CheckpointKind::Retention, through);
-        kept.extend_from_slice(&line);
         let temporary = self.directory.join("checkpoints.new");
         let file = self.disk.open(&temporary, Access::Create)?;
         file.set_length(0)?;
-        file.write_at(&kept, 0)?;
+        let mut copy = Copy { to: &*file, offset: 0, piece: Vec::new() };
+        self.copy_what_stays(through, &mut copy)?;
+        copy.take(&line)?;
+        copy.write()?;
+        let length = copy.offset;
         file.sync()?;
         self.disk.rename(&temporary, &self.directory.join(checkpoint::FILE))?;
-        self.disk.sync_directory(&self.directory)?;
+        // Whatever comes now, the old file has no name any more: nothing may be written to it.
         self.file = file;
-        self.length = kept.len() as u64;
+        self.length = length;
         self.turn_to(&line, checkpoint);
+        self.disk.sync_directory(&self.directory)
+    }
+
+    fn copy_what_stays(&self, through: Head, copy: &mut Copy<'_>) -> io::Result<()> {
+        let source = At::new(Arc::clone(&self.file), 0).take(self.length);
+        let mut lines = Lines::new(Box::new(source));
+        let mut stays = false;
+        while let Some(line) = lines.next()? {
+            match line {
+                Line::Whole(line) => {
+                    stays = stays
+                        || checkpoint::read(line)
+                            .is_none_or(|found| found.statement.head.seq > through.seq);
+                    if stays {
+                        copy.take(line)?;
+                        copy.take(b"\n")?;
+                    }
+                }
+                // No checkpoint: whatever it is, it stays for a verification to show.
+                Line::Torn(piece) => {
+                    stays = true;
+                    copy.take(piece)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file from its beginning, a piece at a time.
+struct Copy<'a> {
+    to: &'a dyn DiskFile,
+    offset: u64,
+    piece: Vec<u8>,
+}
+
+impl Copy<'_> {
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.piece.extend_from_slice(bytes);
+        if self.piece.len() < PIECE { Ok(()) } else { self.write() }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.to.write_at(&self.piece, self.offset)?;
+        self.offset += self.piece.len() as u64;
+        self.piece.clear();
         Ok(())
     }
 }

@@ -75,11 +75,33 @@ impl Command for PutDependant {
             // Whatever was seen: it is about to be written under.
             new.used.insert(key.value.primary.version, core.clock.now());
         }
+        if let Some(cluster) = new.backup_of() {
+            new.used = used_until_the_snapshot(core, &key, cluster);
+        }
         if let Some(objects) = new.objects() {
             scope.record.number("objects", objects);
         }
         Ok(Done::write((), write_down(core, &key, old.as_deref(), new)))
     }
+}
+
+/// The versions that something may be written under between the count for a backup and its snapshot,
+/// which comes after it: the one that encrypts now, and those that the cluster's plugins have used.
+fn used_until_the_snapshot(
+    core: &Core,
+    key: &Stored<Key>,
+    cluster: ClusterId,
+) -> BTreeMap<KeyVersionId, Timestamp> {
+    let id = cluster.to_string();
+    let now = core.clock.now();
+    let of_cluster = core.records.dependants.find(key.value.id, CLUSTER_KIND, &id);
+    // A key that the cluster has nothing under needs no more for its snapshot.
+    let Some(found) = of_cluster.filter(|found| found.value.is_live(now)) else {
+        return BTreeMap::new();
+    };
+    let mut used = found.value.used.clone();
+    used.insert(key.value.primary.version, now);
+    used
 }
 
 /// Notes which dependant a command is about.
@@ -113,9 +135,10 @@ pub(super) fn mark_use(
     cluster: ClusterId,
     version: KeyVersionId,
 ) -> Option<Change> {
-    let old = core.records.dependants.unmarked(key.value.id, cluster, version)?;
+    let now = core.clock.now();
+    let old = core.records.dependants.unmarked((key.value.id, version), cluster, now)?;
     let mut new = old.value.clone();
-    new.used.insert(version, core.clock.now());
+    new.used.insert(version, now);
     Some(write_down(core, key, Some(&old), new))
 }
 

@@ -57,6 +57,12 @@ pub enum OperatorError {
         }
     )]
     SameSeal(SealKind),
+    /// This process has another root key than the store's record of its seal names.
+    #[error(
+        "the store's record of its seal names another root key than this server works with; \
+         nothing was changed: restart the server"
+    )]
+    OtherRoot,
     /// The seal refused.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -87,6 +93,7 @@ impl OperatorError {
             Self::Pending => "Rejected.Pending",
             Self::NothingPending => "Rejected.NothingPending",
             Self::OtherOrder(_) => "Rejected.OtherOrder",
+            Self::OtherRoot => "Rejected.Seal",
             Self::Seal(error) | Self::Start(StartError::Seal(error)) => match error {
                 SealError::NeedsShares => "InvalidShare",
                 SealError::Token(_) => "Unavailable.Token",

@@ -7,7 +7,11 @@ use lastkey_crypto::{
     share::{SetId, Share, Splitting},
 };
 
-use super::{Instance, InstanceStatus, NewShares, OperatorError, Work, share_out};
+use super::{
+    Instance, InstanceStatus, NewShares, OperatorError, Work,
+    doubt::{Doubt, settled},
+    share_out,
+};
 use crate::{
     Caller, Engine, Parts, Seal,
     command::seal::{
@@ -181,6 +185,7 @@ impl Instance {
         let mut work = self.work().await;
         self.forget_abandoned(&mut work).await;
         let kept = Kept::load(&*parts.store).await?;
+        settled(&mut work, &kept, (&engine, parts)).await?;
         // What the first caller asked for is what the others give their shares for.
         let order = match &work.order {
             Some((under_way, _)) if order != Order::Cancel => {
@@ -210,23 +215,27 @@ impl Instance {
         };
         let plan = plan(order, given, &kept, (parts, &engine)).await;
         let outcome = match plan {
-            Ok(Some(plan)) => self.carry_out(order, plan, (caller, &engine)).await,
+            Ok(Some(plan)) => self.carry_out((order, plan), &mut work, (caller, &engine)).await,
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
         drop(engine);
-        self.show(&work).await?;
-        Ok(match outcome? {
-            Some(shares) => Outcome::Shares(shares),
-            None => Outcome::Status(Box::new(self.status())),
-        })
+        let shown = self.show(&work).await;
+        match outcome? {
+            // They are told once, whether the status can be told or not.
+            Some(shares) => Ok(Outcome::Shares(shares)),
+            None => {
+                shown?;
+                Ok(Outcome::Status(Box::new(self.status())))
+            }
+        }
     }
 
     /// Commits the change with its record, and goes on with what it brought.
     async fn carry_out(
         &self,
-        order: Order,
-        plan: Plan,
+        (order, plan): (Order, Plan),
+        work: &mut Work,
         (caller, engine): (&Caller, &Engine),
     ) -> Result<Option<NewShares>, OperatorError> {
         let Plan { change, shares } = plan;
@@ -241,7 +250,11 @@ impl Instance {
         };
         if let Err(error) = committed {
             // It may have been made all the same: what the store says counts.
-            if Kept::load(&*parts.store).await?.record != next {
+            let Ok(kept) = Kept::load(&*parts.store).await else {
+                self.doubt(work, Doubt { next, root });
+                return Err(error.into());
+            };
+            if kept.record != next {
                 return Err(error.into());
             }
             tracing::warn!(%error, "the change of the seal was made, but its record is late");
@@ -253,15 +266,15 @@ impl Instance {
     /// Enough of the new shares unsealed the server: they are all it takes from here on.
     pub(super) async fn confirm_after_unseal(
         &self,
+        work: &mut Work,
         kept: &Kept,
-        unseal_key: &KeyMaterial,
-        entry: &ShamirEntry,
+        given: (&ShamirEntry, &KeyMaterial),
     ) {
         let confirmed = async {
             let (parts, engine) = (self.parts()?, self.engine()?);
-            let plan = confirm(entry, unseal_key, kept, parts);
+            let plan = confirm(given, kept, parts);
             let caller = engine.system_caller();
-            self.carry_out(Order::Confirm, plan, (&caller, &engine)).await
+            self.carry_out((Order::Confirm, plan), work, (&caller, &engine)).await
         };
         if let Err(error) = confirmed.await {
             tracing::error!(%error, "the old seal still works; run `lastkey operator confirm`");
@@ -304,7 +317,7 @@ async fn plan(
         }
         (Order::Migrate { to, .. }, _) => under_new_root(to, kept, parts).await?,
         (Order::RotateRoot | Order::Confirm, Some(given)) => {
-            confirm(&given.entry, &given.unseal_key, kept, parts)
+            confirm((&given.entry, &given.unseal_key), kept, parts)
         }
         (Order::RotateRoot, None) => under_new_root(record.kind(), kept, parts).await?,
         (Order::Rekey { .. } | Order::Confirm, _) => return Ok(None),
@@ -315,7 +328,7 @@ async fn plan(
 async fn under_new_root(kind: SealKind, kept: &Kept, parts: &Parts) -> Result<Plan, OperatorError> {
     let root = KeyMaterial::generate(ROOT_KEY_BYTES, &*parts.entropy);
     let print = RootPrint::of(&root);
-    let entry = parts.seal.wrap(kind, &root, &*parts.entropy).await?;
+    let entry = parts.seal.wrap(kind, (&root, &kept.record), &*parts.entropy).await?;
     let again = parts.seal.unwrap(&entry, Some(print)).await?;
     if !again.equals(&root) {
         return Err(crate::SealError::WrongRoot(kind).into());
@@ -326,7 +339,7 @@ async fn under_new_root(kind: SealKind, kept: &Kept, parts: &Parts) -> Result<Pl
 }
 
 /// A new root key under the key that these shares gave, and under nothing else.
-fn confirm(entry: &ShamirEntry, unseal_key: &KeyMaterial, kept: &Kept, parts: &Parts) -> Plan {
+fn confirm((entry, unseal_key): (&ShamirEntry, &KeyMaterial), kept: &Kept, parts: &Parts) -> Plan {
     let root = KeyMaterial::generate(ROOT_KEY_BYTES, &*parts.entropy);
     let entry = entry.rewrap(unseal_key, &root, &*parts.entropy);
     let next = kept.record.next(RootPrint::of(&root), vec![SealEntry::Shamir(entry)]);
@@ -340,8 +353,8 @@ fn next_set(
     (shares, threshold): (u8, u8),
     entropy: &dyn lastkey_crypto::Entropy,
 ) -> Splitting {
-    let known = record.shamir().filter_map(|e| Some((SetId::parse(&e.set)?, e.generation)));
-    let latest = known.max_by_key(|(_, generation)| *generation);
+    let made = |e: &ShamirEntry| Some((SetId::parse(&e.set)?, record.latest_of(&e.set)));
+    let latest = record.shamir().filter_map(made).max_by_key(|(_, generation)| *generation);
     let (set, generation) = match latest {
         Some((set, generation)) if generation < u16::MAX => (set, generation + 1),
         _ => (SetId::random(entropy), 1),

@@ -52,13 +52,13 @@ impl Seal for Seals {
     async fn wrap(
         &self,
         kind: SealKind,
-        root: &KeyMaterial,
+        (root, kept): (&KeyMaterial, &SealRecord),
         entropy: &dyn Entropy,
     ) -> Result<SealEntry, SealError> {
         match kind {
-            SealKind::File => self.file.wrap(kind, root, entropy).await,
+            SealKind::File => self.file.wrap(kind, (root, kept), entropy).await,
             SealKind::Shamir => Err(SealError::NeedsShares),
-            SealKind::Pkcs11 => self.token()?.wrap(kind, root, entropy).await,
+            SealKind::Pkcs11 => self.token()?.wrap(kind, (root, kept), entropy).await,
         }
     }
 

@@ -26,7 +26,8 @@ const MAX_TEXT: usize = 128;
 /// disk is protected otherwise.
 ///
 /// A new root key lies in `root.key.next` until the store knows it, and takes the old one's place
-/// then; a start finds it in either.
+/// then; a start finds it in either. What cannot be looked at may be the root key of the store, and
+/// stays.
 #[derive(Debug)]
 pub struct FileSeal {
     disk: Arc<dyn Disk>,
@@ -98,33 +99,66 @@ impl FileSeal {
     }
 
     /// Whether the file holds the root key with that print.
-    fn holds(&self, path: &Path, print: Option<RootPrint>) -> bool {
-        print.is_some_and(|print| self.read(path).is_ok_and(|root| RootPrint::of(&root) == print))
+    ///
+    /// # Errors
+    /// The file is there, and cannot be looked at: it may.
+    fn holds(&self, path: &Path, print: Option<RootPrint>) -> Result<bool, SealError> {
+        let Some(print) = print else { return Ok(false) };
+        match self.read(path) {
+            Ok(root) => Ok(RootPrint::of(&root) == print),
+            Err(SealError::Missing { .. } | SealError::Malformed { .. }) => Ok(false),
+            Err(unknown) => Err(unknown),
+        }
     }
 
-    /// Brings the file's last word in line with the store's record.
-    fn settle_now(&self, record: &SealRecord) -> io::Result<()> {
-        let next = self.next();
+    /// Brings the files in line with the store's record.
+    fn settle_now(&self, record: &SealRecord) -> Result<(), SealError> {
         if record.seals.iter().any(|entry| entry.kind() == SealKind::File) {
-            if self.holds(&next, record.root) {
-                self.disk.rename(&next, &self.path)?;
-                self.sync_directory()?;
-            }
-            return Ok(());
+            return self.put_in_place(record.root);
         }
-        for stale in [&self.path, &next] {
-            // Another store's root key is not ours to remove.
-            if self.holds(stale, record.previous) || self.holds(stale, record.root) {
-                self.disk.remove(stale)?;
-                self.sync_directory()?;
-            }
+        let path = self.remove_stale(&self.path, record);
+        let next = self.remove_stale(&self.next(), record);
+        path.and(next)
+    }
+
+    /// Gives the root key with that print its place, if it still waits beside it.
+    fn put_in_place(&self, print: Option<RootPrint>) -> Result<(), SealError> {
+        let next = self.next();
+        if self.holds(&next, print)? {
+            let renamed = self.disk.rename(&next, &self.path);
+            renamed.map_err(|error| io_error(&next, error))?;
+            self.sync_directory()?;
         }
         Ok(())
     }
 
-    fn sync_directory(&self) -> io::Result<()> {
+    /// Removes a file whose root key is under another seal now, or opens nothing any more.
+    fn remove_stale(&self, path: &Path, record: &SealRecord) -> Result<(), SealError> {
+        // Another store's root key is not ours to remove.
+        if self.holds(path, record.previous)? || self.holds(path, record.root)? {
+            self.disk.remove(path).map_err(|error| io_error(path, error))?;
+            self.sync_directory()?;
+        }
+        Ok(())
+    }
+
+    /// Removes what waits of a change that never came to be. The root key that the store's record
+    /// names is none of that, whatever kept it from its place so far.
+    fn make_room(&self, kept: &SealRecord) -> Result<(), SealError> {
+        if kept.seals.iter().any(|entry| entry.kind() == SealKind::File) {
+            self.put_in_place(kept.root)?;
+        }
+        let next = self.next();
+        match self.disk.remove(&next) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error(&next, error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_directory(&self) -> Result<(), SealError> {
         let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        self.disk.sync_directory(directory.unwrap_or(Path::new(".")))
+        let synced = self.disk.sync_directory(directory.unwrap_or(Path::new(".")));
+        synced.map_err(|error| io_error(&self.path, error))
     }
 }
 
@@ -166,18 +200,12 @@ impl Seal for FileSeal {
     async fn wrap(
         &self,
         kind: SealKind,
-        root: &KeyMaterial,
+        (root, kept): (&KeyMaterial, &SealRecord),
         _: &dyn Entropy,
     ) -> Result<SealEntry, SealError> {
         debug_assert_eq!(kind, SealKind::File);
-        let next = self.next();
-        match self.disk.remove(&next) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(io_error(&next, error));
-            }
-            // What was there is of a change that never came to be.
-            _ => self.write_new(&next, root)?,
-        }
+        self.make_room(kept)?;
+        self.write_new(&self.next(), root)?;
         Ok(SealEntry::File {})
     }
 
@@ -191,7 +219,9 @@ impl Seal for FileSeal {
             SealEntry::Shamir(_) => return Err(SealError::NeedsShares),
             SealEntry::Pkcs11(_) => return Err(super::choice::no_token()),
         }
-        if !self.holds(&self.path, print) && self.holds(&self.next(), print) {
+        // What is wrong with the one matters only where the other does not help.
+        let in_place = matches!(self.holds(&self.path, print), Ok(true));
+        if !in_place && self.holds(&self.next(), print)? {
             return self.read(&self.next());
         }
         self.read(&self.path)
@@ -201,7 +231,8 @@ impl Seal for FileSeal {
         if let Err(error) = self.settle_now(record) {
             tracing::error!(
                 path = %self.path.display(), %error,
-                "the root key's file could not be brought up to date; the next start tries again"
+                "the root key's file could not be brought up to date; the next change of the seal \
+                 and the next start try again"
             );
         }
     }
@@ -209,7 +240,12 @@ impl Seal for FileSeal {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{
+        ffi::OsString,
+        fs,
+        os::unix::fs::PermissionsExt,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use lastkey_crypto::SystemEntropy;
 
@@ -241,7 +277,7 @@ mod tests {
         let (old, _) = seal.begin(&SystemEntropy).await.unwrap();
         let before = SealRecord::first(RootPrint::of(&old), FILE);
         let new = KeyMaterial::generate(ROOT_KEY_BYTES, &SystemEntropy);
-        seal.wrap(SealKind::File, &new, &SystemEntropy).await.unwrap();
+        seal.wrap(SealKind::File, (&new, &before), &SystemEntropy).await.unwrap();
         // Killed before the store's transaction: the old one counts.
         seal.settle(&before).await;
         assert!(seal.unwrap(&FILE, before.root).await.unwrap().equals(&old));
@@ -252,6 +288,114 @@ mod tests {
         assert!(!seal.next().exists());
         assert!(seal.unwrap(&FILE, after.root).await.unwrap().equals(&new));
         assert!(seal.read(seal.path()).unwrap().equals(&new));
+    }
+
+    /// The machine's file system, which has no file handle left, or refuses new names.
+    #[derive(Debug, Default)]
+    struct Ailing {
+        no_open: AtomicBool,
+        no_rename: AtomicBool,
+    }
+
+    impl Ailing {
+        fn refuse(refused: &AtomicBool) -> io::Result<()> {
+            match refused.load(Ordering::Relaxed) {
+                true => Err(rustix::io::Errno::MFILE.into()),
+                false => Ok(()),
+            }
+        }
+    }
+
+    impl Disk for Ailing {
+        fn create_directory(&self, path: &Path) -> io::Result<()> {
+            FileSystem.create_directory(path)
+        }
+
+        fn list(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+            FileSystem.list(directory)
+        }
+
+        fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
+            Self::refuse(&self.no_open)?;
+            FileSystem.open(path, access)
+        }
+
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            Self::refuse(&self.no_rename)?;
+            FileSystem.rename(from, to)
+        }
+
+        fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+            FileSystem.rename_new(from, to)
+        }
+
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            FileSystem.remove(path)
+        }
+
+        fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+            FileSystem.sync_directory(directory)
+        }
+    }
+
+    fn drawn() -> KeyMaterial {
+        KeyMaterial::generate(ROOT_KEY_BYTES, &SystemEntropy)
+    }
+
+    /// The store has the new root key, and its file is still beside its place: the next change must
+    /// not take it for one of a change that never came to be.
+    #[tokio::test]
+    async fn the_root_key_of_the_store_is_removed_by_no_change_wherever_it_is() {
+        let ailments: [fn(&Ailing) -> &AtomicBool; 2] =
+            [|disk| &disk.no_rename, |disk| &disk.no_open];
+        for ailment in ailments {
+            let directory = tempfile::tempdir().unwrap();
+            let disk = Arc::new(Ailing::default());
+            let seal = FileSeal::on(disk.clone(), directory.path().join("root.key"));
+            let (old, _) = seal.begin(&SystemEntropy).await.unwrap();
+            let before = SealRecord::first(RootPrint::of(&old), FILE);
+            let (new, newer) = (drawn(), drawn());
+            seal.wrap(SealKind::File, (&new, &before), &SystemEntropy).await.unwrap();
+            let after = before.next(RootPrint::of(&new), vec![FILE]);
+
+            ailment(&disk).store(true, Ordering::Relaxed);
+            seal.settle(&after).await;
+            let refused = seal.wrap(SealKind::File, (&newer, &after), &SystemEntropy).await;
+            assert!(matches!(refused, Err(SealError::Io { .. })), "{refused:?}");
+            ailment(&disk).store(false, Ordering::Relaxed);
+            assert!(seal.read(seal.path()).unwrap().equals(&old));
+            assert!(seal.unwrap(&FILE, after.root).await.unwrap().equals(&new));
+
+            seal.wrap(SealKind::File, (&newer, &after), &SystemEntropy).await.unwrap();
+            assert!(seal.read(seal.path()).unwrap().equals(&new));
+            assert!(seal.unwrap(&FILE, Some(RootPrint::of(&newer))).await.unwrap().equals(&newer));
+            // That one never came to be, and makes room.
+            let newest = drawn();
+            seal.wrap(SealKind::File, (&newest, &after), &SystemEntropy).await.unwrap();
+            assert!(seal.read(&seal.next()).unwrap().equals(&newest));
+            assert!(seal.unwrap(&FILE, after.root).await.unwrap().equals(&new));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_looked_at_is_named_and_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let seal = FileSeal::new(directory.path().join("root.key"));
+        let (old, _) = seal.begin(&SystemEntropy).await.unwrap();
+        let before = SealRecord::first(RootPrint::of(&old), FILE);
+        let new = drawn();
+        seal.wrap(SealKind::File, (&new, &before), &SystemEntropy).await.unwrap();
+        let after = before.next(RootPrint::of(&new), vec![FILE]);
+        fs::set_permissions(seal.next(), fs::Permissions::from_mode(0o640)).unwrap();
+        seal.settle(&after).await;
+        let refused = seal.unwrap(&FILE, after.root).await.err();
+        assert!(matches!(refused, Some(SealError::Exposed { path, .. }) if path == seal.next()));
+        let refused = seal.wrap(SealKind::File, (&drawn(), &after), &SystemEntropy).await.err();
+        assert!(matches!(refused, Some(SealError::Exposed { path, .. }) if path == seal.next()));
+        // The old one is where it belongs, whatever is beside it.
+        assert!(seal.unwrap(&FILE, before.root).await.unwrap().equals(&old));
+        fs::set_permissions(seal.next(), fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(seal.unwrap(&FILE, after.root).await.unwrap().equals(&new));
     }
 
     #[tokio::test]

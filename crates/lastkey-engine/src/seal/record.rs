@@ -8,7 +8,9 @@
 //! `root` is a print of the root key (16 bytes of HKDF), which tells it from earlier ones and says
 //! nothing about it; `previous` is the print of the one before. The first entry is the seal; a
 //! second one is a set of shares that waits to be entered once. `generation` counts the changes of
-//! this record. Stores of releases before 0.2 have none: theirs is the `file` seal.
+//! this record. `latest`, where it is there, is a generation of the seal's set that was cancelled: no
+//! other shares are made with that number, so that one which somebody has kept is known for what it
+//! is. Stores of releases before 0.2 have no record: theirs is the `file` seal.
 
 use std::fmt;
 
@@ -220,6 +222,9 @@ pub struct SealRecord {
     /// Which one was before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<RootPrint>,
+    /// The highest generation of its shares that was made, where those are not here any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    latest: Option<u16>,
     /// The seal, and one to come.
     pub seals: Vec<SealEntry>,
 }
@@ -228,25 +233,41 @@ impl SealRecord {
     /// The record of a new store.
     pub(crate) fn first(root: RootPrint, entry: SealEntry) -> Self {
         let root = Some(root);
-        Self { format: FORMAT, generation: 1, root, previous: None, seals: vec![entry] }
+        let seals = vec![entry];
+        Self { format: FORMAT, generation: 1, root, previous: None, latest: None, seals }
     }
 
     /// What a store without a record means.
     fn legacy() -> Self {
         let seals = vec![SealEntry::File {}];
-        Self { format: FORMAT, generation: 0, root: None, previous: None, seals }
+        Self { format: FORMAT, generation: 0, root: None, previous: None, latest: None, seals }
     }
 
     /// The next record: these seals, over this root key.
     pub(crate) fn next(&self, root: RootPrint, seals: Vec<SealEntry>) -> Self {
         let changed = self.root.is_some_and(|old| old != root);
-        Self {
+        let mut next = Self {
             format: FORMAT,
             generation: self.generation + 1,
             root: Some(root),
             previous: if changed { self.root } else { self.previous },
+            latest: None,
             seals,
-        }
+        };
+        next.latest = match next.seal() {
+            Some(SealEntry::Shamir(entry)) => {
+                Some(self.latest_of(&entry.set)).filter(|made| *made > next.latest_of(&entry.set))
+            }
+            _ => None,
+        };
+        next
+    }
+
+    /// The highest generation of this set that was ever made; 0 if it is none of the record's.
+    pub(crate) fn latest_of(&self, set: &str) -> u16 {
+        let here = self.shamir().filter(|entry| entry.set == set).map(|entry| entry.generation);
+        let of_the_seal = matches!(self.seal(), Some(SealEntry::Shamir(entry)) if entry.set == set);
+        here.chain(self.latest.filter(|_| of_the_seal)).max().unwrap_or(0)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -433,6 +454,36 @@ mod tests {
             assert!(changed.unwrap(&key).is_err(), "{changed:?}");
         }
         assert!(entry.unwrap(&root).is_err());
+    }
+
+    #[test]
+    fn a_generation_that_was_made_is_never_made_again() {
+        let (key, root) = (KeyMaterial::from_slice(&[1; 32]), KeyMaterial::from_slice(&[2; 32]));
+        let print = RootPrint::of(&root);
+        let made = |set: &str, generation| {
+            let set = SetId::parse(set).unwrap();
+            let splitting = Splitting { set, generation, shares: 3, threshold: 2 };
+            SealEntry::Shamir(ShamirEntry::wrap(splitting, &key, &root, &SystemEntropy))
+        };
+        let (set, other) = ("a1b2c3d4", "00000001");
+        let first = SealRecord::first(print, made(set, 1));
+        let rekeyed = first.next(print, vec![made(set, 1), made(set, 2)]);
+        assert_eq!((rekeyed.latest, rekeyed.latest_of(set)), (None, 2));
+        let cancelled = rekeyed.next(print, vec![made(set, 1)]);
+        assert_eq!((cancelled.latest, cancelled.latest_of(set)), (Some(2), 2));
+        let text = String::from_utf8(cancelled.encode()).unwrap();
+        assert!(text.contains(r#","latest":2,"seals":["#), "{text}");
+        assert_eq!(parse(text.as_bytes()).unwrap(), cancelled);
+        // As long as the set is the seal, and not for another one.
+        let rotated = cancelled.next(print, vec![made(set, 1)]);
+        assert_eq!((rotated.latest_of(set), rotated.latest_of(other)), (2, 0));
+        let again = rotated.next(print, vec![made(set, 1), made(set, 3)]);
+        assert_eq!((again.latest, again.latest_of(set)), (None, 3));
+        let confirmed = again.next(print, vec![made(set, 3)]);
+        assert_eq!(confirmed.latest, None);
+        let another = rotated.next(print, vec![made(other, 1)]);
+        assert_eq!((another.latest, another.latest_of(set)), (None, 0));
+        assert_eq!(rotated.next(print, vec![SealEntry::File {}]).latest, None);
     }
 
     #[test]

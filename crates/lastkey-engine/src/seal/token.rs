@@ -78,6 +78,17 @@ impl TokenSeal {
         Self { shared: Arc::new(Shared { config, module: Mutex::new(None) }) }
     }
 
+    async fn encrypt(
+        &self,
+        root: &KeyMaterial,
+        entropy: &dyn Entropy,
+    ) -> Result<SealEntry, SealError> {
+        let mut iv = [0; IV_BYTES];
+        entropy.fill(&mut iv);
+        let root = KeyMaterial::from_slice(root.expose());
+        self.blocking(move |open| open.wrap(&root, iv)).await.map(SealEntry::Pkcs11)
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Open<'_>) -> Result<T, SealError> + Send + 'static,
@@ -392,20 +403,17 @@ impl Seal for TokenSeal {
 
     async fn begin(&self, entropy: &dyn Entropy) -> Result<(KeyMaterial, SealEntry), SealError> {
         let root = KeyMaterial::generate(ROOT_KEY_BYTES, entropy);
-        let entry = self.wrap(SealKind::Pkcs11, &root, entropy).await?;
+        let entry = self.encrypt(&root, entropy).await?;
         Ok((root, entry))
     }
 
     async fn wrap(
         &self,
         _: SealKind,
-        root: &KeyMaterial,
+        (root, _): (&KeyMaterial, &SealRecord),
         entropy: &dyn Entropy,
     ) -> Result<SealEntry, SealError> {
-        let mut iv = [0; IV_BYTES];
-        entropy.fill(&mut iv);
-        let root = KeyMaterial::from_slice(root.expose());
-        self.blocking(move |open| open.wrap(&root, iv)).await.map(SealEntry::Pkcs11)
+        self.encrypt(root, entropy).await
     }
 
     async fn unwrap(

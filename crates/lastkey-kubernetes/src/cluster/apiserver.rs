@@ -1,5 +1,7 @@
 //! A client of a cluster's apiservers.
 
+mod discovery;
+
 use std::{
     error::Error as StdError,
     sync::atomic::{AtomicUsize, Ordering},
@@ -7,7 +9,6 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, buf::Chain};
-use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -19,12 +20,11 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use zeroize::Zeroizing;
 
 use super::{
-    Access, AccessError, ApiError, Credential, Discovery, Object, Page, Resource, ServerUrl,
+    Access, AccessError, ApiError, Credential, Object, Page, Resource, ServerUrl,
     connect::{Connector, Trust},
     error::Answer,
     object::{Form, zeroed_when_dropped},
     packed,
-    resource::group_versions,
 };
 
 /// The largest answer that is read: a page of Secrets of a megabyte each has to be smaller.
@@ -32,8 +32,6 @@ const MAX_BODY: usize = 64 << 20;
 /// The longest that one call may take; an apiserver itself gives up after a minute.
 const TIMEOUT: Duration = Duration::from_secs(65);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
-/// Discovery asks for so many group versions at once.
-const DISCOVER_AT_ONCE: usize = 8;
 const AGENT: &str = concat!("lastkey/", env!("CARGO_PKG_VERSION"));
 
 /// What a list carries.
@@ -327,58 +325,6 @@ impl ApiServer {
     /// The serving certificate of one apiserver (DER), if it can be reached.
     pub async fn certificate(&self, server: usize) -> Option<Vec<u8>> {
         self.servers.get(server)?.connector.certificate().await
-    }
-
-    /// All that is served and can be listed.
-    ///
-    /// # Errors
-    /// When an apiserver cannot be asked; an aggregated one that is away is named in the answer.
-    pub async fn discover(&self) -> Result<Discovery, ApiError> {
-        self.discover_where(|_| true).await
-    }
-
-    /// What these names may stand for, as an EncryptionConfiguration has them: other groups are not
-    /// asked for.
-    ///
-    /// # Errors
-    /// As [`ApiServer::discover`].
-    pub async fn discover_named(&self, names: &[&str]) -> Result<Discovery, ApiError> {
-        let groups = names.iter().map(|name| name.split_once('.').map_or("", |(_, group)| group));
-        let groups: Vec<&str> = groups.collect();
-        self.discover_where(|group| groups.contains(&group) || groups.contains(&"*")).await
-    }
-
-    async fn discover_where(&self, wanted: impl Fn(&str) -> bool) -> Result<Discovery, ApiError> {
-        let groups = group_versions(&self.read("/apis").await?.body);
-        let groups = groups.ok_or_else(|| self.garbage("groups that cannot be read"))?;
-        let core = ("".to_owned(), "v1".to_owned());
-        let groups = std::iter::once(core).chain(groups).filter(|(group, _)| wanted(group));
-        let asked: Vec<_> = stream::iter(groups)
-            .map(|(group, version)| async move {
-                let path = match group.is_empty() {
-                    true => "/api/v1".to_owned(),
-                    false => format!("/apis/{group}/{version}"),
-                };
-                let answer = self.read(&path).await;
-                (group, version, answer)
-            })
-            .buffered(DISCOVER_AT_ONCE)
-            .collect()
-            .await;
-        let mut discovery = Discovery::default();
-        for (group, version, answer) in asked {
-            match answer {
-                Ok(reply) => discovery
-                    .add(&group, &version, &reply.body)
-                    .ok_or_else(|| self.garbage("resources that cannot be read"))?,
-                Err(ApiError::NotFound) => {}
-                Err(ApiError::Failed { .. } | ApiError::TooMany { .. }) => {
-                    discovery.unavailable.push(format!("{group}/{version}"));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(discovery)
     }
 
     fn object(&self, reply: Reply) -> Result<Object, ApiError> {

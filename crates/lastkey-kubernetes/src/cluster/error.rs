@@ -56,6 +56,18 @@ pub enum ApiError {
     /// There is no such object or resource (404).
     #[error("not found")]
     NotFound,
+    /// A group that something wanted is of does not say what it serves: whether there is anything of
+    /// it is not known.
+    #[error(
+        "the apiserver answers for {group_version} with the status {status}: what it serves there is \
+         not known. `kubectl get apiservices` says whether another server has it, and what is wrong"
+    )]
+    Undiscovered {
+        /// Group and version; the version alone for the core group.
+        group_version: String,
+        /// HTTP.
+        status: u16,
+    },
     /// The object is not what it was when it was read: another version, or another object (409).
     #[error("the object has changed since it was read")]
     Conflict,
@@ -114,7 +126,9 @@ impl ApiError {
         match self {
             Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::TooMany { .. } => true,
             Self::WebhookDown { .. } => true,
-            Self::Failed { status, .. } => matches!(status, 500 | 502..=504),
+            Self::Failed { status, .. } | Self::Undiscovered { status, .. } => {
+                matches!(status, 500 | 502..=504)
+            }
             _ => false,
         }
     }

@@ -4,8 +4,10 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 
 use super::{
-    ApiError, Discovery, Object, Page, Resource, error::Answer, migrations, packed,
-    resource::group_versions,
+    ApiError, Discovery, Object, Page, Resource,
+    error::Answer,
+    migrations, packed,
+    resource::{aggregated, group_versions},
 };
 
 /// An answer's body.
@@ -18,6 +20,7 @@ pub fn answer(data: &[u8]) {
     }
     let _ = Object::parse(body);
     let _ = group_versions(data);
+    let _ = aggregated(data);
     for migration in migrations::parse(data).into_iter().flatten() {
         // of a message only a number or two and a name are passed on
         assert!(migration.said.len() <= 400, "{}", migration.said);

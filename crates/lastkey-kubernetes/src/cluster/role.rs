@@ -95,6 +95,14 @@ impl Role {
                 "resources": ["storageversionmigrations"], "verbs": MIGRATION_VERBS,
             })],
         };
+        let everything = self.resources.iter().any(|name| name == "*.*");
+        if everything && self.migrate != Migrate::Cluster {
+            // Which groups are of other apiservers, that keep their objects elsewhere.
+            rules.push(json!({
+                "apiGroups": ["apiregistration.k8s.io"], "resources": ["apiservices"],
+                "verbs": ["list"],
+            }));
+        }
         rules.push(json!({
             "nonResourceURLs": ["/metrics", "/readyz", "/readyz/*", "/version"], "verbs": ["get"],
         }));

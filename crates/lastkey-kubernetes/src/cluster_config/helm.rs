@@ -1,19 +1,20 @@
 //! Values for the chart in `packaging/helm`.
 
-use super::{ConfigError, Identity, PluginCommand, quoted};
+use super::{ConfigError, Identity, PluginCommand, image::check_image, quoted};
 
 /// What differs from cluster to cluster; the chart knows the rest.
 #[derive(Debug, Clone)]
 pub struct HelmValues {
     /// What each node runs.
     pub command: PluginCommand,
-    /// The image with the `lastkey` binary as its entry point.
+    /// The image with the `lastkey` binary as its entry point, named with its registry and tag.
     pub image: String,
 }
 
 impl HelmValues {
     /// A file for `helm install --values`.
     pub fn yaml(&self) -> Result<String, ConfigError> {
+        check_image(&self.image)?;
         let PluginCommand { key, servers, identity, state, metrics, .. } = &self.command;
         let Identity::Enrolled { cluster, ca, kubelet, kubelet_key } = identity else {
             return Err(ConfigError::NeedsEnrolment);

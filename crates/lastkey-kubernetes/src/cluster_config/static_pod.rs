@@ -1,19 +1,24 @@
 //! The plugin as a static pod, which the kubelet runs before there is an apiserver.
 
-use super::{ConfigError, PluginCommand, parent_of, quoted};
+use super::{
+    ConfigError, PluginCommand,
+    image::{check_image, pull_policy},
+    parent_of, quoted,
+};
 
 /// A manifest for `/etc/kubernetes/manifests`.
 #[derive(Debug, Clone)]
 pub struct StaticPod {
     /// What the container runs.
     pub command: PluginCommand,
-    /// The image with the `lastkey` binary as its entry point.
+    /// The image with the `lastkey` binary as its entry point, named with its registry and tag.
     pub image: String,
 }
 
 impl StaticPod {
     /// The manifest.
     pub fn yaml(&self) -> Result<String, ConfigError> {
+        check_image(&self.image)?;
         let mut arguments = String::new();
         // Nobody else could hold the socket while the plugin is started anew.
         let supervise = std::iter::once("--supervise".to_owned());
@@ -48,6 +53,7 @@ spec:
   containers:
     - name: kms-plugin
       image: {image}
+      imagePullPolicy: {pull}
       args:
 {arguments}      resources:
         requests:
@@ -74,6 +80,7 @@ spec:
         type: DirectoryOrCreate
 {volumes}",
             image = quoted(&self.image)?,
+            pull = pull_policy(&self.image),
             socket = quoted(&parent_of(self.command.socket_path()?))?,
         ))
     }

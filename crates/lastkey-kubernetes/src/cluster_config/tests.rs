@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
+/// As `packaging/oci/build-image.sh` names one.
+const IMAGE: &str = "localhost/lastkey:0.1.0";
+
 fn parse(yaml: &str) -> Value {
     serde_saphyr::from_str(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
 }
@@ -15,7 +18,7 @@ fn path_socket() -> SocketAddress {
 fn command() -> PluginCommand {
     PluginCommand {
         key: "alias/kubernetes".into(),
-        servers: vec!["https://kms-1:7343".into(), "https://kms-2:7343".into()],
+        servers: vec!["https://kms:7343".into(), "https://10.0.0.9:7343".into()],
         socket: path_socket(),
         identity: Identity::Files("/etc/lastkey".into()),
         state: "/var/lib/lastkey-kms-plugin".into(),
@@ -120,7 +123,7 @@ fn what_an_apiserver_refuses_is_refused_here() {
 
 #[test]
 fn static_pod() {
-    let pod = StaticPod { command: command(), image: "lastkey:0.1.0".into() };
+    let pod = StaticPod { command: command(), image: IMAGE.into() };
     let parsed = parse(&pod.yaml().unwrap());
     assert_eq!(parsed["kind"], "Pod");
     let container = &parsed["spec"]["containers"][0];
@@ -133,9 +136,9 @@ fn static_pod() {
             "--key",
             "alias/kubernetes",
             "--server",
-            "https://kms-1:7343",
+            "https://kms:7343",
             "--server",
-            "https://kms-2:7343",
+            "https://10.0.0.9:7343",
             "--client-cert",
             "/etc/lastkey/plugin.pem",
             "--client-key",
@@ -156,19 +159,23 @@ fn static_pod() {
         assert_eq!(names.0, names.1);
     }
     assert_eq!(container["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
+    assert_eq!(
+        (&container["image"], &container["imagePullPolicy"]),
+        (&json!(IMAGE), &json!("Never"))
+    );
 
-    let pod = StaticPod { command: enrolled(), image: "lastkey:0.1.0".into() };
+    let pod = StaticPod { command: enrolled(), image: IMAGE.into() };
     let parsed = parse(&pod.yaml().unwrap());
     let mounts = &parsed["spec"]["containers"][0]["volumeMounts"];
     assert_eq!(mounts[3]["mountPath"], "/var/lib/kubelet/pki");
     assert_eq!((&mounts[1]["readOnly"], &mounts[3]["readOnly"]), (&Value::Null, &json!(true)));
 
     let identity = PluginCommand { identity: Identity::Files("/etc/a\nb".into()), ..command() };
-    let pod = StaticPod { command: identity, image: String::new() };
+    let pod = StaticPod { command: identity, image: IMAGE.into() };
     assert!(matches!(pod.yaml(), Err(ConfigError::Control(_))));
 
     let command = PluginCommand { socket: "@lastkey".parse().unwrap(), ..command() };
-    let pod = StaticPod { command, image: String::new() };
+    let pod = StaticPod { command, image: IMAGE.into() };
     assert_eq!(pod.yaml(), Err(ConfigError::NeedsPath));
 }
 
@@ -186,7 +193,7 @@ fn systemd_units() {
     assert_eq!(
         line(&service, "ExecStart").unwrap(),
         "/usr/local/bin/lastkey kms-plugin --socket /run/lastkey/kms.sock --key alias/kubernetes \
-         --server https://kms-1:7343 --server https://kms-2:7343 \
+         --server https://kms:7343 --server https://10.0.0.9:7343 \
          --client-cert /etc/lastkey/plugin.pem --client-key /etc/lastkey/plugin.key \
          --ca-file /etc/lastkey/ca.pem --state-dir /var/lib/lastkey-kms-plugin"
     );
@@ -253,7 +260,7 @@ fn a_kubelets_key_in_a_file_of_its_own() {
     let words = beside.arguments().join(" ");
     assert!(words.contains(" --kubelet-key /var/lib/rancher/k3s/agent/client-kubelet.key "));
     let mounts = |command: PluginCommand| {
-        let pod = StaticPod { command, image: "lastkey:1".into() }.yaml().unwrap();
+        let pod = StaticPod { command, image: IMAGE.into() }.yaml().unwrap();
         parse(&pod)["spec"]["volumes"].as_array().unwrap().len()
     };
     assert_eq!(mounts(beside) + 1, mounts(on_k3s("/elsewhere/kubelet.key")), "a mount of its own");
@@ -262,31 +269,115 @@ fn a_kubelets_key_in_a_file_of_its_own() {
 #[test]
 fn values_of_the_chart() {
     let command = on_k3s("/var/lib/rancher/k3s/agent/client-kubelet.key");
-    let values = HelmValues { command: command.clone(), image: "lastkey:1".into() };
+    let values = HelmValues { command: command.clone(), image: IMAGE.into() };
     let values = parse(&values.yaml().unwrap());
     assert_eq!(values["servers"], json!(command.servers));
     assert_eq!(values["kubelet"]["key"], "/var/lib/rancher/k3s/agent/client-kubelet.key");
-    assert_eq!((&values["image"], &values["key"]), (&json!("lastkey:1"), &json!(command.key)));
+    assert_eq!((&values["image"], &values["key"]), (&json!(IMAGE), &json!(command.key)));
     // every value is one that the chart knows
     let chart = include_str!("../../../../packaging/helm/lastkey-kms-plugin/values.yaml");
     let known = parse(chart);
     for name in values.as_object().unwrap().keys() {
         assert!(known.get(name).is_some(), "{name}");
     }
-    let files = HelmValues { command: self::command(), image: "lastkey:1".into() };
+    let files = HelmValues { command: self::command(), image: IMAGE.into() };
     assert_eq!(files.yaml(), Err(ConfigError::NeedsEnrolment));
+}
+
+/// A name is one that containerd keeps and a kubelet looks for alike.
+#[test]
+fn an_image_is_named_with_its_registry_and_tag() {
+    let pod = |image: &str| StaticPod { command: command(), image: image.into() }.yaml();
+    let values = |image: &str| HelmValues { command: enrolled(), image: image.into() }.yaml();
+    for (image, policy) in [
+        ("localhost/lastkey:0.1.0", "Never"),
+        ("registry.example.org/team/lastkey:1", "IfNotPresent"),
+        ("registry:5000/lastkey@sha256:00", "IfNotPresent"),
+        ("docker.io/acme/lastkey:1", "IfNotPresent"),
+    ] {
+        let pod = parse(&pod(image).unwrap());
+        let container = &pod["spec"]["containers"][0];
+        assert_eq!(
+            (&container["image"], &container["imagePullPolicy"]),
+            (&json!(image), &json!(policy))
+        );
+        assert_eq!(parse(&values(image).unwrap())["image"], image);
+    }
+    for image in [
+        "",
+        "lastkey",
+        "lastkey:0.1.0",
+        "library/lastkey:0.1.0",
+        "acme/lastkey:0.1.0",
+        "localhost/lastkey",
+        "localhost/",
+        "registry:5000/lastkey",
+        "localhost/last key:1",
+        "localhost/lastkey:1\n",
+    ] {
+        for printed in [pod(image), values(image)] {
+            assert!(matches!(printed, Err(ConfigError::Image { .. })), "{image:?}: {printed:?}");
+        }
+    }
 }
 
 #[test]
 fn k3s_configuration() {
     let config = K3sConfig { encryption_config: "/etc/lastkey/encryption config.yaml".into() };
+    let yaml = config.yaml().unwrap();
     assert_eq!(
-        parse(&config.yaml().unwrap()),
+        parse(&yaml),
         json!({"kube-apiserver-arg+": [
             "encryption-provider-config=/etc/lastkey/encryption config.yaml",
             "encryption-provider-config-automatic-reload=true",
         ]})
     );
+    // What RKE2 takes instead is the comment without its signs.
+    let rke2 = Rke2Config { encryption_config: config.encryption_config, socket: path_socket() };
+    let (_, comment) = yaml.split_once("/run/lastkey.\n").unwrap();
+    let lines: String =
+        comment.lines().map(|line| format!("{}\n", line.strip_prefix('#').unwrap())).collect();
+    assert_eq!(lines, rke2.yaml().unwrap());
+}
+
+/// A rename of the file reaches RKE2's apiserver only where no file of the node has the path that is
+/// in the argument; RKE2 mounts such a file by itself, over any directory.
+#[test]
+fn rke2_configuration() {
+    let config = Rke2Config {
+        encryption_config: "/etc/kubernetes/lastkey/encryption-config.yaml".into(),
+        socket: "/srv/kms/lastkey.sock".parse().unwrap(),
+    };
+    let yaml = config.yaml().unwrap();
+    assert_eq!(
+        parse(&yaml),
+        json!({
+            "kube-apiserver-arg+": [
+                "encryption-provider-config=/lastkey/encryption-config.yaml",
+                "encryption-provider-config-automatic-reload=true",
+            ],
+            "kube-apiserver-extra-mount+": [
+                "/etc/kubernetes/lastkey:/lastkey:ro",
+                "/srv/kms:/srv/kms:ro",
+            ],
+        })
+    );
+    let abstract_socket = Rke2Config { socket: "@lastkey".parse().unwrap(), ..config.clone() };
+    let mounts = &parse(&abstract_socket.yaml().unwrap())["kube-apiserver-extra-mount+"];
+    assert_eq!(mounts.as_array().unwrap().len(), 1);
+    let colon = Rke2Config { socket: "/run/a:b/kms.sock".parse().unwrap(), ..config };
+    assert_eq!(colon.yaml(), Err(ConfigError::Colon("/run/a:b".into())));
+}
+
+/// What the page says for RKE2 is what is printed.
+#[test]
+fn the_page_has_what_rke2_needs() {
+    let page = include_str!("../../../../docs/kubernetes.md");
+    let config = Rke2Config {
+        encryption_config: "/etc/kubernetes/lastkey/encryption-config.yaml".into(),
+        socket: path_socket(),
+    };
+    assert!(page.contains(&config.yaml().unwrap()));
 }
 
 /// Applies the patch to what kubeadm writes, by the rules of RFC 6902 as far as it uses them.

@@ -12,6 +12,9 @@
 //! (`--etcd-servers-overrides`). What aggregated apiservers have is of no etcd of these, and has no
 //! counter in their metrics. A list that fails because an object in it cannot be decrypted has no
 //! revision: then it has to be enough that something of it lies there.
+//!
+//! What the account may not list is compared by the apiservers' counters: of what they have objects,
+//! etcd has some below the prefix, and so it has namespaces.
 
 use crate::cluster::{
     ApiError, ApiServer, Etcd, EtcdError, ListQuery, MIGRATIONS, Resource, Shape,
@@ -32,12 +35,17 @@ pub async fn not_theirs(
     etcd: &mut Etcd,
     (prefix, resources): (&str, &[Resource]),
 ) -> Result<Option<String>, EtcdError> {
-    let mut seen = resources.is_empty();
+    let (mut place, mut revision) = (resources.is_empty(), resources.is_empty());
+    let mut unlisted = Vec::new();
     // What cannot be written back is not kept: such as `componentstatuses` and metrics.
     for resource in resources.iter().filter(|resource| resource.updatable) {
         match compared(api, etcd, (prefix, resource)).await? {
-            Outcome::Theirs => seen = true,
-            Outcome::Forbidden => {}
+            Outcome::Theirs { object } => {
+                place |= object;
+                revision = true;
+            }
+            Outcome::Unserved => {}
+            Outcome::Forbidden => unlisted.push(resource.clone()),
             Outcome::Other(why) => {
                 if is_kept_by(api, resource).await {
                     return Ok(Some(format!("{}: {why}", resource.full_name())));
@@ -45,22 +53,67 @@ pub async fn not_theirs(
             }
         }
     }
-    if seen {
-        return Ok(None);
-    }
-    // Who may read no object may list migrations, or nothing that could be compared.
-    match compared(api, etcd, (prefix, &migrations())).await? {
-        Outcome::Theirs => Ok(None),
-        Outcome::Other(why) => Ok(Some(why)),
-        Outcome::Forbidden => {
-            Ok(Some("the account may list nothing of what is counted".to_owned()))
+    if !revision {
+        // Who may read no object may list migrations, or nothing that could be compared.
+        match compared(api, etcd, (prefix, &migrations())).await? {
+            Outcome::Theirs { object } => place |= object,
+            Outcome::Other(why) => return Ok(Some(why)),
+            Outcome::Forbidden | Outcome::Unserved => {
+                let why = "the account may list nothing of what is counted, nor migrations";
+                return Ok(Some(why.to_owned()));
+            }
         }
     }
+    // A list without objects says nothing of the prefix, and nothing of what may not be listed.
+    match unlisted.is_empty() {
+        true => Ok(None),
+        false => unlike(api, etcd, (prefix, &unlisted, place)).await,
+    }
+}
+
+/// Why what the apiservers have counted is not what etcd has. `place` says that an object was found
+/// below the prefix already.
+async fn unlike(
+    api: &ApiServer,
+    etcd: &mut Etcd,
+    (prefix, unlisted, place): (&str, &[Resource], bool),
+) -> Result<Option<String>, EtcdError> {
+    let asked = [unlisted, &[namespaces()]].concat();
+    let counted = match counted(api, (&asked, Vec::new())).await {
+        Ok(counted) => counted.resources,
+        Err(error) => return Ok(Some(error.to_string())),
+    };
+    for (resource, counted) in asked.iter().zip(counted) {
+        let is_there = etcd.has_any(&place_in_etcd(prefix, resource)).await?;
+        let name = resource.full_name();
+        let is_namespaces = resource.name == "namespaces" && resource.group.is_empty();
+        match counted.objects {
+            // What aggregated apiservers have is in no counter; namespaces are, a minute after a start.
+            None if is_namespaces && !place => {
+                return Ok(Some("the apiservers have counted no namespaces yet".to_owned()));
+            }
+            Some(objects @ 1..) if !is_there => {
+                return Ok(Some(format!(
+                    "it has no {name}, of which the apiservers have {objects}"
+                )));
+            }
+            _ if is_namespaces && !is_there => {
+                return Ok(Some("it has no namespaces, which every cluster has".to_owned()));
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// What one resource says.
 enum Outcome {
-    Theirs,
+    /// The revisions are theirs; whether an object was found where it should lie, too.
+    Theirs {
+        object: bool,
+    },
+    /// Nothing: nobody serves it.
+    Unserved,
     Forbidden,
     Other(String),
 }
@@ -75,11 +128,11 @@ async fn compared(
         let before = match seen(api, resource).await {
             Ok(Some(seen)) => seen,
             Ok(None) => return Ok(Outcome::Other("a list of it has no revision".to_owned())),
-            Err(ApiError::NotFound) => return Ok(Outcome::Theirs),
+            Err(ApiError::NotFound) => return Ok(Outcome::Unserved),
             Err(ApiError::Forbidden { .. }) => return Ok(Outcome::Forbidden),
             Err(error @ ApiError::Failed { .. }) => {
                 return Ok(match etcd.has_any(&place_in_etcd(prefix, resource)).await? {
-                    true => Outcome::Theirs,
+                    true => Outcome::Theirs { object: true },
                     false => Outcome::Other(error.to_string()),
                 });
             }
@@ -95,7 +148,7 @@ async fn compared(
             Err(error) => return Ok(Outcome::Other(error.to_string())),
         };
         match judge(&before, (revision, stored), after) {
-            None => return Ok(Outcome::Theirs),
+            None => return Ok(Outcome::Theirs { object: before.first.is_some() }),
             Some(reason) => why = reason,
         }
     }
@@ -146,14 +199,23 @@ fn judge(before: &Seen, (revision, stored): (i64, Option<i64>), after: i64) -> O
 
 /// Whether these apiservers have counted objects of the resource in an etcd, or nothing at all yet.
 async fn is_kept_by(api: &ApiServer, resource: &Resource) -> bool {
-    let namespaces =
-        Resource { name: "namespaces".to_owned(), group: String::new(), ..resource.clone() };
-    match counted(api, (&[resource.clone(), namespaces], Vec::new())).await {
+    match counted(api, (&[resource.clone(), namespaces()], Vec::new())).await {
         Ok(counted) => {
             let objects: Vec<_> = counted.resources.iter().map(|one| one.objects).collect();
             !matches!(objects[..], [None, Some(_)])
         }
         Err(_) => true,
+    }
+}
+
+fn namespaces() -> Resource {
+    Resource {
+        group: String::new(),
+        version: "v1".to_owned(),
+        name: "namespaces".to_owned(),
+        kind: "Namespace".to_owned(),
+        namespaced: false,
+        updatable: true,
     }
 }
 

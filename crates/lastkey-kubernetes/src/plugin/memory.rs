@@ -6,7 +6,9 @@
 //! 1. The request is the very one that the server has answered before, to the last byte.
 //! 2. The server has said, within the lease, that this key may be used, and has not taken it back.
 //!    The lease runs on a clock that counts suspend, from the moment the server was *asked*.
-//! 3. The answer is noted, and notes become durable within a second ([`spool`]).
+//! 3. The answer is noted, and notes become durable within a second ([`spool`]). Where that took
+//!    waiting for a slow disk, 2 still holds after it, and nothing was forgotten meanwhile: else the
+//!    key could have been refused, and that been confirmed, before its last answer went out.
 //!
 //! What is remembered lies in locked memory, and is zeroed when the key is refused, when the lease
 //! ends, and at the end. No key of ours is among it: it is what the apiserver asked for.
@@ -123,7 +125,7 @@ impl Memory {
         Self { cache, flights: Flights::default(), spool, view, metrics }
     }
 
-    /// Answers from memory, if that needs no waiting.
+    /// Answers from memory, if that needs no waiting, and so no second look.
     pub(super) fn at_once(&self, asked: &Asked<'_>) -> Option<SecretBytes> {
         let opened = self.find(asked)?;
         self.spool.note(asked.note())?.ok()?;
@@ -142,33 +144,37 @@ impl Memory {
         F: Future<Output = Result<SecretBytes, Problem>>,
     {
         // 1. From memory.
+        let trust = self.trust();
         if let Some(opened) = self.find(&asked) {
-            return match self.spool.keep(asked.note()).await {
-                Ok(()) => {
+            match self.spool.keep(asked.note()).await {
+                Ok(()) if self.trusts(trust) && self.may_use(&asked.key.lineage) => {
                     self.metrics.cached();
-                    Ok(opened)
+                    return Ok(opened);
                 }
-                Err(unkept) => without(&unkept, Box::pin(fetch()).await),
-            };
+                // It is recorded as given, and was not: rather one too many than one too few.
+                Ok(()) => {}
+                Err(unkept) => return without(&unkept, Box::pin(fetch()).await),
+            }
         }
         loop {
+            let trust = self.trust();
             match self.flights.board(asked.digest) {
                 // 2. The first to ask does so for all.
                 Place::First(flight) => {
                     let outcome = self.fetch(&asked, &fetch).await;
                     return flight.land(outcome);
                 }
-                // 3. The others wait for its answer, which is one from memory to them.
+                // 3. The others wait for its answer, which is one from memory to them, though not one
+                //    that needs a lease: it has come just now.
                 Place::Beside(seat) => match seat.landed().await {
-                    Some(Ok(opened)) => {
-                        return match self.spool.keep(asked.note()).await {
-                            Ok(()) => {
-                                self.metrics.joined();
-                                Ok(SecretBytes::new(opened.expose().to_vec()))
-                            }
-                            Err(unkept) => without(&unkept, Box::pin(fetch()).await),
-                        };
-                    }
+                    Some(Ok(opened)) => match self.spool.keep(asked.note()).await {
+                        Ok(()) if self.trusts(trust) => {
+                            self.metrics.joined();
+                            return Ok(SecretBytes::new(opened.expose().to_vec()));
+                        }
+                        Ok(()) => {}
+                        Err(unkept) => return without(&unkept, Box::pin(fetch()).await),
+                    },
                     Some(Err(problem)) if !problem.is_passing() => {
                         return Err(Problem::Joined(problem));
                     }
@@ -182,6 +188,12 @@ impl Memory {
     /// To be taken before the server is asked for something that [`learn`](Self::learn) may keep.
     pub(super) fn trust(&self) -> Ticket {
         self.cache.lock().ticket()
+    }
+
+    /// Whether nothing was forgotten since the ticket was taken: what is forgotten is confirmed only
+    /// after that, so what may be answered now was answered before.
+    fn trusts(&self, ticket: Ticket) -> bool {
+        self.trust() == ticket
     }
 
     /// Keeps what the server has opened in the call that made it: it can be read while the server
@@ -251,7 +263,7 @@ impl Memory {
     where
         F: Future<Output = Result<SecretBytes, Problem>>,
     {
-        let ticket = self.cache.lock().ticket();
+        let ticket = self.trust();
         let lineage = asked.key.lineage;
         let outcome = fetch().await;
         match &outcome {
@@ -335,3 +347,152 @@ pub(super) fn read_spool(bytes: &[u8]) -> Option<usize> {
 
 /// Shared by those who asked the same.
 pub(super) type Landed = Result<Arc<KeyMaterial>, Arc<Problem>>;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashMap,
+        future::poll_fn,
+        pin::{Pin, pin},
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Poll,
+    };
+
+    use lastkey_client::native::{PluginStatus, Refusal};
+    use lastkey_crypto::{ClusterId, Epoch, KeyVersionId};
+
+    use super::*;
+    use crate::plugin::view::Leases;
+
+    const KEY: PluginKey = PluginKey {
+        lineage: Lineage::from_bytes([1; 16]),
+        cluster: ClusterId::from_bytes([2; 16]),
+        key_version: KeyVersionId::from_bytes([3; 16]),
+        epoch: Epoch::from_bytes([4; 16]),
+    };
+
+    fn status(refusal: Option<&str>, retired: &str) -> PluginStatus {
+        let refusal = refusal.map(|code| Refusal { code: code.into(), message: "no".into() });
+        PluginStatus {
+            token: "t".into(),
+            usable: refusal.is_none(),
+            refusal,
+            cluster: Some(KEY.cluster),
+            key_id: None,
+            lineage: Some(KEY.lineage),
+            key_version: Some(KEY.key_version),
+            epoch: Some(KEY.epoch),
+            plugin_key_id: Some(KEY.key_id()),
+            lease_seconds: 900,
+            usable_lineages: None,
+            retired: retired.into(),
+            warnings: vec![],
+            server_time: String::new(),
+        }
+    }
+
+    /// Polls it once.
+    async fn waits(mut work: Pin<&mut impl Future>) -> bool {
+        poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_pending())).await
+    }
+
+    /// A memory, what the watch would do with it, and where it records.
+    struct Fixture {
+        memory: Memory,
+        view: watch::Sender<Arc<View>>,
+        asked: AtomicUsize,
+        _state: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        async fn new() -> Self {
+            let state = tempfile::tempdir().unwrap();
+            let config = MemoryConfig { entries: 10, directory: state.path().to_owned() };
+            let (view, seen) = watch::channel(Arc::new(View::starting(Leases::default())));
+            let memory = Memory::new(config, seen, Arc::default());
+            let new = Self { memory, view, asked: AtomicUsize::new(0), _state: state };
+            new.memory.prepare().await;
+            new.hears(status(None, ""));
+            new
+        }
+
+        fn hears(&self, status: PluginStatus) {
+            self.hears_late(status, Duration::ZERO);
+        }
+
+        /// As the watch does; it has waited so long for the answer.
+        fn hears_late(&self, status: PluginStatus, waited: Duration) {
+            let old = self.view.borrow().clone();
+            let (asked, now) = (uptime().saturating_sub(waited), uptime());
+            let new = Arc::new(old.after(Ok(status), (asked, now)));
+            self.view.send_replace(Arc::clone(&new));
+            self.memory.follow(&old, &new);
+        }
+
+        /// What the server says of it.
+        async fn fetch(&self) -> Result<SecretBytes, Problem> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            Err(Problem::Stale)
+        }
+
+        /// Starts to answer while the disk is slow, has `meanwhile` happen, and lets the disk go on.
+        /// Answers whether the server was asked.
+        async fn asks(&self, joined: bool, meanwhile: impl FnOnce(&Self)) -> bool {
+            let annotations = HashMap::new();
+            let identity = Some(("id", &annotations));
+            let asked = Asked::new(&Stored { uid: "u", ciphertext: b"c", identity }, KEY);
+            let opened = SecretBytes::new(vec![7; 32]);
+            let flight = match self.memory.flights.board(asked.digest) {
+                Place::First(flight) if joined => Some(flight),
+                _ => None,
+            };
+            if !joined {
+                self.memory.learn(&asked, (self.memory.trust(), &opened));
+            }
+            self.memory.spool.stall();
+            assert!(self.memory.at_once(&asked).is_none());
+            let before = self.asked.load(Ordering::SeqCst);
+            let mut answer = pin!(self.memory.open(asked, || self.fetch()));
+            assert!(waits(answer.as_mut()).await);
+            if let Some(flight) = flight {
+                flight.land(Ok(opened)).unwrap();
+                assert!(waits(answer.as_mut()).await);
+            }
+            meanwhile(self);
+            assert!(waits(answer.as_mut()).await, "the disk is slow");
+            self.memory.spool.flush().await.unwrap();
+            let answer = answer.await;
+            let has_asked = self.asked.load(Ordering::SeqCst) > before;
+            match answer {
+                Ok(opened) => assert_eq!((opened.expose(), has_asked), (&[7; 32][..], false)),
+                Err(problem) => assert!(matches!(problem, Problem::Stale) && has_asked),
+            }
+            has_asked
+        }
+    }
+
+    /// A refusal is confirmed once all is forgotten: nothing is answered after that, also if it was
+    /// taken from memory before.
+    #[tokio::test]
+    async fn what_waits_for_a_slow_disk_is_looked_at_again() {
+        for joined in [false, true] {
+            let memory = Fixture::new().await;
+            assert!(!memory.asks(joined, |_| {}).await);
+            let refuse = |it: &Fixture| it.hears(status(Some("Rejected.Disabled"), ""));
+            assert!(memory.asks(joined, refuse).await, "refused");
+            memory.hears(status(None, ""));
+            assert!(memory.asks(joined, |it| it.hears(status(None, "v"))).await, "retired");
+            let forth_and_back = |it: &Fixture| {
+                refuse(it);
+                it.hears(status(None, "v"));
+            };
+            assert!(memory.asks(joined, forth_and_back).await, "refused for a moment");
+            // What the server has just opened needs no lease; what it opened before does.
+            let over = |it: &Fixture| {
+                let brief = PluginStatus { lease_seconds: 1, ..status(None, "v") };
+                it.hears_late(brief, Duration::from_secs(2));
+            };
+            assert_eq!(memory.asks(joined, over).await, !joined, "the lease is over");
+        }
+    }
+}

@@ -11,6 +11,15 @@
 //! | refused | usable | refused | refused |
 //!
 //! A refused key stays refused while the server is away: silence takes nothing back.
+//!
+//! An answer that is not believed ([`Doubt`]) counts as none: the server is away. That goes above all
+//! for a generation that was left for another one ([`left`]). It is believed again once nothing goes
+//! on by the newer one, with the end of the leases that its server gave last. Until then it is said in
+//! Status, and encryption goes on where the newer one's server answers. An alias that was moved away and
+//! back, within one lease and with the same plugin running, looks the same and waits as long; the server
+//! lets nobody move it while a plugin may go by it, so the key has been refused in between.
+
+mod left;
 
 use std::time::Duration;
 
@@ -20,6 +29,7 @@ use lastkey_client::{
 };
 use lastkey_crypto::{KeyId, Lineage, plugin_blob::PluginKey};
 
+use self::left::Left;
 use super::problem::{Problem, refuses_the_key};
 
 /// How long the plugin may go by an answer, where the server names no lease.
@@ -46,6 +56,11 @@ pub(super) struct View {
     pub(super) usable_lineages: Vec<Lineage>,
     /// Changes whenever a version of these is retired, or that is taken back.
     pub(super) retired: String,
+    /// Why the last answer was not believed, if there was one and it was not.
+    pub(super) doubt: Option<Doubt>,
+    /// Whether a generation that was left was named again, since leases ended last.
+    pub(super) is_split: bool,
+    left: Left,
     /// When the server was asked what it last answered: the answer is no younger than that.
     leased_from: Option<Uptime>,
     lease: Duration,
@@ -74,6 +89,31 @@ pub(super) enum Standing {
     Refused(Refusal),
 }
 
+/// Why an answer is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Doubt {
+    #[error("the server names no key version")]
+    NoVersion,
+    #[error("the server's key id is not that of its key version")]
+    OtherKeyId,
+    #[error(
+        "two of the servers do not share a store: one names a key id again that another one has \
+         replaced; serve a data directory once, no copy and no earlier state of it beside it, and \
+         name nobody else in --server"
+    )]
+    Split,
+}
+
+impl Doubt {
+    /// The kind of failure as which it is counted.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::NoVersion | Self::OtherKeyId => "garbage",
+            Self::Split => "split",
+        }
+    }
+}
+
 impl Standing {
     /// Whether the server was there when it was last asked.
     pub(super) fn is_heard(&self) -> bool {
@@ -100,6 +140,9 @@ impl View {
             last_contact: None,
             usable_lineages: Vec::new(),
             retired: String::new(),
+            doubt: None,
+            is_split: false,
+            left: Left::default(),
             leased_from: None,
             lease: DEFAULT_LEASE,
             wanted,
@@ -131,6 +174,12 @@ impl View {
             Standing::Usable | Standing::Away { .. } => self.left(now, self.wanted.reads),
             Standing::Starting { .. } | Standing::Refused(_) => Duration::ZERO,
         }
+    }
+
+    /// Whether nothing goes on any more by what the server said last.
+    fn is_over(&self, now: Uptime) -> bool {
+        let Leases { reads, writes } = self.wanted;
+        [reads, writes].into_iter().all(|wanted| self.left(now, wanted).is_zero())
     }
 
     /// How long the server may hold its next answer back, so that leases don't end meanwhile.
@@ -195,14 +244,31 @@ impl View {
             let unnamed = || Refusal { code: String::new(), message: "the key is unusable".into() };
             return self.refused(status.refusal.unwrap_or_else(unnamed), status.token, now);
         }
-        let Some(generation) = status.generation() else {
-            return self.away("the server names no key version".to_owned());
-        };
-        let key = PluginKey::from(generation);
-        let key_id = key.key_id();
-        if status.plugin_key_id.as_deref() != Some(key_id.as_str()) {
-            return self.away("the server's key id is not that of its key version".to_owned());
+        let known = self.until_over(now);
+        match believed(&status, &known.left) {
+            Ok(heard) => known.adopt(status, heard, (asked, now)),
+            Err(doubt) => known.doubting(doubt),
         }
+    }
+
+    /// What was left is held against nobody once nothing goes on by what it was left for.
+    fn until_over(&self, now: Uptime) -> Self {
+        match self.is_over(now) {
+            true => Self { left: Left::default(), is_split: false, ..self.clone() },
+            false => self.clone(),
+        }
+    }
+
+    fn adopt(
+        self,
+        status: PluginStatus,
+        (key, key_id): (PluginKey, String),
+        (asked, now): (Uptime, Uptime),
+    ) -> Self {
+        let left = match self.key.filter(|&old| old != key) {
+            Some(old) => self.left.and(old),
+            None => self.left,
+        };
         let lease = match status.lease_seconds {
             0 => DEFAULT_LEASE,
             seconds => Duration::from_secs(seconds),
@@ -218,15 +284,23 @@ impl View {
             last_contact: Some(now),
             usable_lineages,
             retired: status.retired,
+            doubt: None,
+            is_split: self.is_split,
+            left,
             leased_from: Some(asked),
             lease,
             wanted: self.wanted,
         }
     }
 
+    fn doubting(&self, doubt: Doubt) -> Self {
+        let is_split = self.is_split || doubt == Doubt::Split;
+        Self { is_split, doubt: Some(doubt), ..self.away(doubt.to_string()) }
+    }
+
     fn refused(&self, refusal: Refusal, token: String, now: Uptime) -> Self {
         let standing = Standing::Refused(refusal);
-        Self { standing, token, last_contact: Some(now), ..self.clone() }
+        Self { standing, token, last_contact: Some(now), doubt: None, ..self.clone() }
     }
 
     /// The token goes, so that the next answer comes at once.
@@ -236,7 +310,20 @@ impl View {
             Standing::Usable | Standing::Away { .. } => Standing::Away { problem },
             Standing::Refused(refusal) => Standing::Refused(refusal.clone()),
         };
-        Self { standing, token: String::new(), ..self.clone() }
+        Self { standing, token: String::new(), doubt: None, ..self.clone() }
+    }
+}
+
+/// The generation that an answer names, and its key id, if that is to be believed.
+fn believed(status: &PluginStatus, left: &Left) -> Result<(PluginKey, String), Doubt> {
+    let key = PluginKey::from(status.generation().ok_or(Doubt::NoVersion)?);
+    let key_id = key.key_id();
+    if status.plugin_key_id.as_deref() != Some(key_id.as_str()) {
+        return Err(Doubt::OtherKeyId);
+    }
+    match left.has(&key) {
+        true => Err(Doubt::Split),
+        false => Ok((key, key_id)),
     }
 }
 
@@ -363,6 +450,80 @@ mod tests {
             let view = good.after(Ok(wrong), (later, later));
             assert!(matches!(view.standing, Standing::Away { .. }));
             assert_eq!((view.key, view.last_contact), (Some(key()), Some(NOW)));
+        }
+    }
+
+    /// As the server answers once its key has another epoch.
+    fn in_epoch(epoch: u8) -> PluginStatus {
+        let key = PluginKey { epoch: Epoch::from_bytes([epoch; 16]), ..key() };
+        PluginStatus { epoch: Some(key.epoch), plugin_key_id: Some(key.key_id()), ..usable() }
+    }
+
+    fn epoch(view: &View) -> u8 {
+        view.key.unwrap().epoch.as_bytes()[0]
+    }
+
+    fn is_doubted(view: &View) -> bool {
+        view.doubt == Some(Doubt::Split) && view.is_split && view.token.is_empty()
+    }
+
+    #[test]
+    fn no_key_id_comes_back_after_it_was_left() {
+        let before = View::starting(Leases::default()).after(Ok(in_epoch(1)), THEN);
+        let rotated = before.after(Ok(in_epoch(2)), THEN);
+        let view = rotated.after(Ok(in_epoch(3)), THEN);
+        assert_eq!((epoch(&view), view.doubt, view.is_split), (3, None, false));
+        for left in [1, 2] {
+            let later = NOW + Duration::from_secs(9);
+            let split = view.after(Ok(in_epoch(left)), (later, later));
+            assert!(is_doubted(&split));
+            // it goes on by what it heard before, and Status says why it does not work as it should
+            assert_eq!((epoch(&split), split.last_contact), (3, Some(NOW)));
+            assert_eq!(split.reads_left(later), view.reads_left(later));
+            let said = split.announce(later).unwrap();
+            assert_eq!(said.key_id, view.key_id);
+            assert!(said.healthz.contains("do not share a store"), "{}", said.healthz);
+            // the newer one is back, and what was seen stays seen
+            let good = split.after(Ok(in_epoch(3)), THEN);
+            assert_eq!((good.standing.clone(), good.doubt), (Standing::Usable, None));
+            assert!(good.is_split);
+            // other failures are what they are
+            assert_eq!(split.after(Err(unreachable()), THEN).doubt, None);
+        }
+        // what has not been left is a rotation, as ever
+        assert_eq!(view.after(Ok(in_epoch(3)), THEN).standing, Standing::Usable);
+        assert_eq!(epoch(&view.after(Ok(in_epoch(4)), THEN)), 4);
+    }
+
+    #[test]
+    fn what_was_left_is_taken_again_once_nothing_goes_on_by_what_came_after_it() {
+        let at = |seconds| (NOW + Duration::from_secs(seconds), NOW + Duration::from_secs(seconds));
+        for (wanted, over) in [
+            (Leases::default(), 60),
+            (Leases { reads: Some(Duration::from_secs(10)), writes: None }, 60),
+            (
+                Leases {
+                    reads: Some(Duration::from_secs(10)),
+                    writes: Some(Duration::from_secs(20)),
+                },
+                20,
+            ),
+        ] {
+            let newer =
+                View::starting(wanted).after(Ok(in_epoch(1)), at(0)).after(Ok(in_epoch(2)), at(0));
+            let refused = newer.after(Ok(disabled()), at(1));
+            for view in [&newer, &refused] {
+                let split = view.after(Ok(in_epoch(1)), at(over - 1));
+                assert!(is_doubted(&split) && epoch(&split) == 2, "{wanted:?}");
+                let back = split.after(Ok(in_epoch(1)), at(over));
+                assert_eq!((epoch(&back), &back.standing), (1, &Standing::Usable));
+                assert!(!back.is_split && back.doubt.is_none());
+                // from then on it is the other one that was left
+                assert!(is_doubted(&back.after(Ok(in_epoch(2)), at(over + 1))));
+            }
+            // a refusal stays one, whoever else allows the key
+            let split = refused.after(Ok(in_epoch(1)), at(2));
+            assert!(split.refusal().is_some() && split.announce(NOW).is_err());
         }
     }
 

@@ -2,7 +2,8 @@
 //! a round trip, and a quick retry while the server is away.
 //!
 //! Everything heard goes through this task, in order, so that an old answer never replaces a newer
-//! one and no key id comes back after it was left.
+//! one and no key id comes back after it was left, also where two servers of different memory answer
+//! in turn ([`View`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use super::{
     memory::Memory,
     metrics::Metrics,
     problem::failure_kind,
-    view::{Standing, Uptime, View, uptime},
+    view::{Doubt, Standing, Uptime, View, uptime},
 };
 
 /// How long the server holds an answer back while nothing changes.
@@ -68,18 +69,16 @@ impl Watch {
                 }
             };
             wait = LONG_POLL;
-            let failed = outcome.is_err();
-            self.take(outcome, asked);
-            if failed {
+            if self.take(outcome, asked) {
+                pause = FIRST_PAUSE;
+            } else {
                 tokio::select! {
                     () = sleep(pause) => {}
                     () = self.refresh.notified() => {}
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
-            } else {
-                pause = FIRST_PAUSE;
-                sleep_until(next).await;
             }
+            sleep_until(next).await;
         }
     }
 
@@ -96,7 +95,9 @@ impl Watch {
         self.client.plugin_status(question).await
     }
 
-    fn take(&mut self, outcome: Result<PluginStatus, ClientError>, asked: Uptime) {
+    /// Answers whether it was an answer that could be believed.
+    fn take(&mut self, outcome: Result<PluginStatus, ClientError>, asked: Uptime) -> bool {
+        let answered = outcome.is_ok();
         if let Err(error) = &outcome {
             self.metrics.memory().failed(failure_kind(error));
         }
@@ -110,6 +111,9 @@ impl Watch {
         }
         let old = self.view.borrow().clone();
         let new = Arc::new(old.after(outcome, (asked, uptime())));
+        if let Some(doubt) = new.doubt {
+            self.metrics.memory().failed(doubt.kind());
+        }
         log_change(&old, &new);
         let key_id = new.key.map(|key| key.key_id());
         let usable = new.standing == Standing::Usable;
@@ -119,6 +123,7 @@ impl Watch {
         if let Some(memory) = &self.memory {
             memory.follow(&old, &new);
         }
+        answered && new.doubt.is_none()
     }
 }
 
@@ -130,6 +135,9 @@ fn log_change(old: &View, new: &View) {
         let (key_id, key_version) = (key.key_id(), key.key_version.to_string());
         tracing::info!(key_id, key_version, "the key version that encrypts");
     }
+    if new.is_split && !old.is_split {
+        tracing::error!(problem = %Doubt::Split, "the key id stays as it is");
+    }
     let waiting = |view: &View| matches!(view.standing, Standing::Starting { problem: Some(_) });
     let same = std::mem::discriminant(&old.standing) == std::mem::discriminant(&new.standing);
     if same && waiting(old) == waiting(new) {
@@ -138,6 +146,8 @@ fn log_change(old: &View, new: &View) {
     match &new.standing {
         Standing::Usable => tracing::info!("the server allows the key"),
         Standing::Starting { problem } => tracing::warn!(?problem, "waiting for the server"),
+        // said above, and not each time that the wrong one answers
+        Standing::Away { .. } if new.doubt == Some(Doubt::Split) => {}
         Standing::Away { problem } => tracing::warn!(problem, "the server is away"),
         Standing::Refused(refusal) => {
             tracing::error!(code = refusal.code, reason = refusal.message, "the key is refused");

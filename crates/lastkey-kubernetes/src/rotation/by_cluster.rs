@@ -52,8 +52,6 @@ struct Tally {
     new: u64,
     /// Under another version of the same key, or it cannot be told, by resource.
     older: BTreeMap<String, u64>,
-    /// Resources that etcd has nothing of.
-    empty: Vec<Resource>,
     /// Under versions of our keys outside of what is migrated.
     elsewhere: BTreeMap<KeyVersionId, u64>,
 }
@@ -73,7 +71,7 @@ impl Worker {
     /// Has everything migrated that is not under the new version.
     pub(super) async fn migrate(&self, claim: &mut Claim) -> Result<(), Stop> {
         let tally = self.tally(claim).await?;
-        self.is_their_etcd(claim, &tally).await?;
+        self.is_their_etcd(claim).await?;
         claim.state.stale.get_or_insert(tally.objects.saturating_sub(tally.new));
         self.tell(claim, &tally);
         if tally.new < tally.objects {
@@ -102,7 +100,7 @@ impl Worker {
             self.save(claim, Some(RotationPhase::Rewriting), false).await?;
             return Ok(false);
         }
-        self.is_their_etcd(claim, &tally).await?;
+        self.is_their_etcd(claim).await?;
         if tally.new == 0 && tally.objects > 0 {
             return Err(RotateError::OtherProvider { objects: tally.objects }.into());
         }
@@ -263,10 +261,7 @@ impl Worker {
                 *tally.elsewhere.entry(version).or_default() += share.objects.unwrap_or(1);
             }
         }
-        for (resource, of) in counted.resources.iter().zip(&resources) {
-            if resource.objects == Some(0) {
-                tally.empty.push(of.clone());
-            }
+        for resource in counted.resources.iter().take(resources.len()) {
             for share in &resource.under {
                 let objects = share.objects.unwrap_or(0);
                 tally.objects += objects;
@@ -285,45 +280,21 @@ impl Worker {
         Ok(tally)
     }
 
-    /// Whether it is the etcd of these apiservers, if it has nothing of some resource: they may keep
-    /// some elsewhere (`--etcd-servers-overrides`), or the address or prefix is another cluster's. An
-    /// etcd without anything would prove everything.
-    async fn is_their_etcd(&self, claim: &mut Claim, tally: &Tally) -> Result<(), Stop> {
-        if let Some(access) = &self.etcd {
+    /// Whether it is the etcd of these apiservers: one without anything would prove everything. An
+    /// apiserver counts its objects once a minute, so for that long it is asked again.
+    async fn is_their_etcd(&self, claim: &mut Claim) -> Result<(), Stop> {
+        let Some(access) = &self.etcd else { return Ok(()) };
+        let until = Instant::now() + COUNTED_WITHIN;
+        loop {
             let mut etcd = Etcd::new(access).map_err(|error| RotateError::Etcd(error.into()))?;
             let of = (access.prefix.as_str(), &claim.state.resources[..]);
             let other = coverage::not_theirs(&self.api, &mut etcd, of).await;
-            if let Some(why) = other.map_err(RotateError::Etcd)? {
-                return Err(RotateError::OtherEtcd { why }.into());
-            }
-        }
-        if tally.empty.is_empty() {
-            return Ok(());
-        }
-        let everywhere = self.count_in_etcd(&[namespaces()]).await?;
-        if everywhere.resources.first().is_none_or(|one| one.objects == Some(0)) {
-            let why = "it has no namespaces, which every cluster has".to_owned();
-            return Err(RotateError::OtherEtcd { why }.into());
-        }
-        // An apiserver counts its objects once a minute, and what it does not keep in an etcd never.
-        let until = Instant::now() + COUNTED_WITHIN;
-        let asked = [&tally.empty[..], &[namespaces()]].concat();
-        loop {
-            let counted = coverage::counted(&self.api, (&asked, Vec::new())).await;
-            let counted = counted.map_err(RotateError::from)?.resources;
-            let (namespaces, empty) =
-                counted.split_last().map_or((None, &[][..]), |(last, rest)| (last.objects, rest));
-            let some = empty.iter().find(|one| one.objects.is_some_and(|objects| objects > 0));
-            let wrong = match (some, namespaces) {
-                (None, Some(1..)) => return Ok(()),
-                (None, _) => "the apiservers have counted no namespaces".to_owned(),
-                (Some(one), _) => {
-                    let objects = one.objects.unwrap_or_default();
-                    format!("it has no {}, of which the apiservers have {objects}", one.resource)
+            match other.map_err(RotateError::Etcd)? {
+                None => return Ok(()),
+                Some(why) if until <= Instant::now() => {
+                    return Err(RotateError::OtherEtcd { why }.into());
                 }
-            };
-            if until <= Instant::now() {
-                return Err(RotateError::OtherEtcd { why: wrong }.into());
+                Some(_) => {}
             }
             if claim.saved.elapsed() >= RENEW_EVERY {
                 self.renew(claim).await?;
@@ -386,17 +357,6 @@ fn names(claim: &Claim) -> BTreeMap<String, Resource> {
         (name.trim_end_matches(['.', '-']).to_owned(), one.clone())
     };
     resources.map(named).collect()
-}
-
-fn namespaces() -> Resource {
-    Resource {
-        group: String::new(),
-        version: "v1".to_owned(),
-        name: "namespaces".to_owned(),
-        kind: "Namespace".to_owned(),
-        namespaced: false,
-        updatable: true,
-    }
 }
 
 /// Another migration of the same resource that is under way: kube-controller-manager works one off

@@ -1,23 +1,33 @@
 //! The end of a change of provider: what nothing rests under is taken out, it is counted once more,
 //! and the server hears what needs its keys now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use lastkey_client::native::{FinishRotation, FoundObjects, RotationPhase, Way};
 use lastkey_crypto::{KeyId, KeyVersionId};
 use serde_json::{Value, json};
 
-use super::{Claim, RotateError, Stop, Worker, change::config_now};
+use super::{
+    ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker, change::config_now, told_last,
+};
 use crate::{
-    cluster::Etcd,
+    cluster::{Etcd, Resource},
     coverage::{self, Coverage, not_theirs, resources_of},
     doctor::reads,
-    encryption_config::{EncryptionConfiguration, Named, ProviderKind},
-    transition::Stage,
+    encryption_config::{EncryptionConfiguration, Named, Provider, ProviderKind},
+    transition::{Stage, loaded::Seen},
 };
 
 /// So often what was left is written anew once more.
 const MAX_ROUNDS: u32 = 3;
+/// An apiserver asks a plugin once a minute.
+const ASKED_WITHIN: Duration = Duration::from_secs(75);
+
+/// When somebody last asked, by who and what in words.
+type LastAsked = BTreeMap<(String, String), String>;
 
 /// A rule and a provider of it, by their lines.
 pub(super) type Place = (Option<usize>, Option<usize>);
@@ -26,16 +36,22 @@ impl Worker {
     /// Takes out what is not needed any more, and ends with the report.
     pub(super) async fn clean(&self, claim: &mut Claim) -> Result<(), Stop> {
         self.step(claim, Stage::Clean).await?;
-        let (_, way, hands) = self.goal(claim)?;
+        let (goal, way, hands) = self.goal(claim)?;
+        if way == Way::Disable {
+            self.wait_until_left(claim, &config_now(hands)?).await?;
+        }
         let status = self.ask(|| self.client.status()).await?;
         let began = status.map_err(RotateError::from)?["now"].clone();
-        let coverage = self.exactly(claim).await?;
-        if coverage.is_none() && claim.state.pass.refused > 0 {
+        let (coverage, unserved) = self.exactly(claim).await?;
+        let config = config_now(hands)?;
+        if coverage.is_none()
+            && (claim.state.is_left()
+                || !unserved.is_empty()
+                || !is_whole(&config, (&goal.resources, &hands.registered)))
+        {
             // What is left is not known by version: nothing is settled.
             return self.finish_change(claim, (None, None)).await;
         }
-        let config = config_now(hands)?;
-        let (goal, _, _) = self.goal(claim)?;
         let elsewhere = config.rules.iter().flat_map(|rule| &rule.providers).any(|provider| {
             matches!(provider.kind(), Some(ProviderKind::Kms(_))) && !goal.target.is(provider)
         });
@@ -58,12 +74,71 @@ impl Worker {
         }
     }
 
+    /// Waits until no apiserver asks a plugin any more that was taken out of the configuration. One that
+    /// does not name the file it works by (up to 1.35) may have been started again with an older one:
+    /// it would go on to write under the KMS while that is counted.
+    async fn wait_until_left(
+        &self,
+        claim: &mut Claim,
+        config: &EncryptionConfiguration,
+    ) -> Result<(), Stop> {
+        let kept: BTreeSet<String> = config.kms().map(|kms| kms.name.clone()).collect();
+        let mut before = self.still_told(&kept).await;
+        while !before.is_empty() {
+            let until = Instant::now() + ASKED_WITHIN;
+            while Instant::now() < until {
+                if claim.saved.elapsed() >= RENEW_EVERY {
+                    self.save(claim, None, false).await?;
+                }
+                self.go_on()?;
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+            let now = self.still_told(&kept).await;
+            let asks = asked_since(&before, &now);
+            if asks.is_empty() {
+                return Ok(());
+            }
+            (self.watch)(&Event::Behind(asks));
+            before = now;
+        }
+        Ok(())
+    }
+
+    /// When apiservers that name no file have asked plugins of other providers than these last.
+    async fn still_told(&self, kept: &BTreeSet<String>) -> LastAsked {
+        let mut told = BTreeMap::new();
+        for (server, url) in self.api.urls().enumerate() {
+            let url = url.to_string();
+            match self.api.metrics(server).await {
+                Ok(metrics) if Seen::read(&url, &metrics).hashes.is_empty() => {
+                    for (provider, last) in told_last(&metrics) {
+                        if !kept.contains(&provider) {
+                            let what = format!(
+                                "still asks the plugin of the provider {provider}: it \
+                                                works by an older configuration"
+                            );
+                            told.insert((url.clone(), what), last.at.to_string());
+                        }
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    // Never the same twice, so that it is asked again.
+                    let when = format!("{:?}", Instant::now());
+                    told.insert((url, format!("cannot be asked: {error}")), when);
+                }
+            }
+        }
+        told
+    }
+
     async fn finish_change(
         &self,
         claim: &mut Claim,
         (found, coverage): (Option<FoundObjects>, Option<Coverage>),
     ) -> Result<(), Stop> {
-        let content = self.change_report(claim, coverage.is_some())?;
+        let mut content = self.change_report(claim, coverage.is_some())?;
+        content["whole"] = json!(coverage.is_some() || found.is_some());
         let finish = FinishRotation { fence: claim.rotation.fence, content, found };
         match self.ask(|| self.client.finish_rotation(&claim.rotation, &finish)).await? {
             Ok(finished) => {
@@ -86,8 +161,8 @@ impl Worker {
         config: &EncryptionConfiguration,
     ) -> Result<Vec<Place>, Stop> {
         let (goal, _, _) = self.goal(claim)?;
-        let coverage = self.exactly(claim).await?;
-        let refused = claim.state.pass.refused > 0;
+        let (coverage, unserved) = self.exactly(claim).await?;
+        let refused = claim.state.is_left();
         let (mut kept, mut left, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         for rule in &config.rules {
             if !rule.providers.iter().any(|provider| goal.target.is(provider)) {
@@ -98,7 +173,12 @@ impl Worker {
                     Some(coverage) => {
                         count(coverage, &rule.resources, &|under| reads(provider, under))
                     }
-                    None => u64::from(refused),
+                    // What is served by nobody was not written anew, and is not known.
+                    None => {
+                        let names = rule.resources.iter().map(|named| &named.name);
+                        let hidden = names.filter(|name| unserved.contains(name)).count();
+                        u64::from(refused || hidden > 0)
+                    }
                 };
                 let shown = shown(provider);
                 match objects {
@@ -128,23 +208,31 @@ impl Worker {
         Ok(kept)
     }
 
-    /// What rests where, if etcd may be read and is that of these apiservers.
-    async fn exactly(&self, claim: &mut Claim) -> Result<Option<Coverage>, Stop> {
+    /// What rests where, if etcd may be read and is that of these apiservers; and the names of single
+    /// resources that nobody serves just now, which etcd may have objects of all the same.
+    async fn exactly(&self, claim: &mut Claim) -> Result<(Option<Coverage>, Vec<String>), Stop> {
         let (goal, _, hands) = self.goal(claim)?;
-        let Some(access) = &hands.etcd else { return Ok(None) };
-        let discovery = self.api.discover().await.map_err(RotateError::from)?;
         let mut names = hands.registered.clone();
         let config = config_now(hands)?;
         names.extend(goal.resources.into_iter().chain(config.names().map(|n| n.name.clone())));
-        let (resources, unknown) = resources_of(&names, &discovery);
+        let discovery = self.served(&names).await?;
+        let (mut resources, mut unserved) = resources_of(&names, &discovery);
+        unserved.retain(|name| !name.contains('*'));
+        let Some(access) = &hands.etcd else { return Ok((None, unserved)) };
+        if discovery.unanswered(&names).next().is_some() {
+            claim.state.left_out = discovery.left_out(&names);
+            claim.state.proof.why = claim.state.left_out.join("; ");
+            return Ok((None, unserved));
+        }
         let mut etcd = Etcd::new(access).map_err(|error| RotateError::Etcd(error.into()))?;
         let other = not_theirs(&self.api, &mut etcd, (&access.prefix, &resources)).await;
         if let Some(why) = other.map_err(RotateError::Etcd)? {
             claim.state.proof.why = format!("the registered etcd is not the apiservers': {why}");
-            return Ok(None);
+            return Ok((None, unserved));
         }
-        let counted = coverage::exact(&mut etcd, &access.prefix, (&resources, unknown)).await;
-        Ok(Some(counted.map_err(RotateError::Etcd)?))
+        resources.extend(unserved.iter().map(|name| unserved_resource(name)));
+        let counted = coverage::exact(&mut etcd, &access.prefix, (&resources, Vec::new())).await;
+        Ok((Some(counted.map_err(RotateError::Etcd)?), unserved))
     }
 
     pub(super) async fn versions_of(
@@ -226,6 +314,19 @@ impl Worker {
     }
 }
 
+/// A resource by its name alone, which is enough to find it in etcd.
+fn unserved_resource(name: &str) -> Resource {
+    let (name, group) = name.split_once('.').unwrap_or((name, ""));
+    Resource {
+        group: group.to_owned(),
+        version: String::new(),
+        name: name.to_owned(),
+        kind: String::new(),
+        namespaced: true,
+        updatable: false,
+    }
+}
+
 /// How many objects of these names rest under what `counts`.
 fn count(coverage: &Coverage, names: &[Named], counts: &dyn Fn(&coverage::Under) -> bool) -> u64 {
     let of_rule = |full: &str| {
@@ -237,10 +338,62 @@ fn count(coverage: &Coverage, names: &[Named], counts: &dyn Fn(&coverage::Under)
     shares.map(|share| share.objects.unwrap_or(1)).sum()
 }
 
-fn shown(provider: &crate::encryption_config::Provider) -> String {
+/// Who has asked since.
+fn asked_since(before: &LastAsked, now: &LastAsked) -> Vec<String> {
+    let asks = now.iter().filter(|(who, told)| before.get(*who) != Some(*told));
+    asks.map(|((url, what), _)| format!("{url} {what}")).collect()
+}
+
+/// Whether all that may be under a KMS was gone through: what the configuration has a KMS for, and
+/// what was registered. What was not may be under any version of the keys.
+fn is_whole(
+    config: &EncryptionConfiguration,
+    (gone_through, registered): (&[String], &[String]),
+) -> bool {
+    let by_kms = |provider: &Provider| matches!(provider.kind(), Some(ProviderKind::Kms(_)));
+    let rules = config.rules.iter().filter(|rule| rule.providers.iter().any(by_kms));
+    let configured = rules.flat_map(|rule| &rule.resources).map(|named| &named.name);
+    configured.chain(registered).all(|name| gone_through.contains(name))
+}
+
+fn shown(provider: &Provider) -> String {
     match provider.kind() {
         Some(ProviderKind::Kms(kms)) => format!("kms {} {}", kms.version(), kms.name),
         Some(ProviderKind::Identity) | None => "clear".to_owned(),
         Some(kind) => kind.name().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encryption_config::examine;
+
+    #[test]
+    fn a_part_of_what_is_under_a_kms_is_not_all() {
+        let config = examine(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+             - resources: [secrets]\n  providers:\n  - identity: {}\n  - kms: {apiVersion: v2, name: a, \
+             endpoint: 'unix:///a'}\n- resources: [configmaps]\n  providers:\n  - kms: {apiVersion: \
+             v2, name: b, endpoint: 'unix:///a'}\n- resources: [pods]\n  providers:\n  - identity: {}\n",
+        )
+        .config;
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let whole = |through: &[&str], registered: &[&str]| {
+            is_whole(&config, (&names(through), &names(registered)))
+        };
+        assert!(whole(&["secrets", "configmaps"], &["secrets"]));
+        assert!(!whole(&["configmaps"], &[]), "Secrets can be read by the KMS");
+        assert!(!whole(&["secrets", "configmaps"], &["widgets.example.org"]));
+    }
+
+    #[test]
+    fn who_asks_again_works_by_an_older_file() {
+        let one = |at: &str| {
+            BTreeMap::from([(("https://a:1".to_owned(), "asks".to_owned()), at.to_owned())])
+        };
+        assert!(asked_since(&one("1"), &one("1")).is_empty());
+        assert_eq!(asked_since(&one("1"), &one("61")), ["https://a:1 asks"]);
+        assert_eq!(asked_since(&LastAsked::new(), &one("1")), ["https://a:1 asks"], "restarted");
     }
 }

@@ -18,6 +18,9 @@ pub enum RotateError {
     /// The resource is not served.
     #[error("the cluster serves no {0}")]
     NoSuchResource(String),
+    /// The resource cannot be written back, or nobody knows whether there is one.
+    #[error("{0}")]
+    LeftOut(String),
     /// What is stored is not ours.
     #[error("the stored state of the rotation cannot be read: it is of another release")]
     State,

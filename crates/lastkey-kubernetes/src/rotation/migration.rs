@@ -10,7 +10,7 @@ use std::time::Duration;
 use lastkey_client::native::{self, RotationPhase};
 use serde::{Deserialize, Serialize};
 
-use super::{Claim, RotateError, Stop, Worker, discover};
+use super::{Claim, RotateError, Stop, Worker, discover_once};
 use crate::cluster::{
     ApiError, ApiServer, Discovery, MIGRATION_VERBS, MIGRATIONS, Migrate, Resource, Right,
 };
@@ -190,7 +190,7 @@ async fn missing_to_write(
 }
 
 /// Repeats a question that may do better a moment later.
-async fn patiently<T, F: Future<Output = Result<T, ApiError>>>(
+pub(super) async fn patiently<T, F: Future<Output = Result<T, ApiError>>>(
     ask: impl Fn() -> F,
 ) -> Result<T, ApiError> {
     let mut tries = 0;
@@ -223,6 +223,19 @@ async fn missing(api: &ApiServer, rights: &[Right<'_>]) -> Result<Option<String>
     Ok(None)
 }
 
+/// What a rotation was begun with and what is wanted now, each in the version it is to be written
+/// back in now; without what cannot be written back any more.
+fn taken_up(begun: &[Resource], wanted: Vec<Resource>, served: &Discovery) -> Vec<Resource> {
+    let is_as_begun = |one: &&Resource| {
+        let now = wanted.iter().find(|now| now.full_name() == one.full_name());
+        now.is_none_or(|now| now == *one) && !served.lossy.contains(&one.full_name())
+    };
+    let mut all: Vec<Resource> = begun.iter().filter(is_as_begun).cloned().collect();
+    let new = wanted.into_iter().filter(|one| !begun.contains(one));
+    all.extend(new);
+    all
+}
+
 impl Worker {
     /// By whom the objects of this rotation are written anew.
     pub(super) async fn choose(
@@ -244,6 +257,11 @@ impl Worker {
         choose(&self.api, served, &choice).await
     }
 
+    /// What a cluster serves of these names, once all of it is known.
+    pub(super) async fn served(&self, names: &[String]) -> Result<Discovery, ApiError> {
+        self.patiently(|| discover_once(&self.api, names)).await
+    }
+
     /// What is gone through: what it was begun with, and what is wanted now besides. One that was
     /// begun for a part of what is encrypted, and is gone on with as a whole, goes through all of it
     /// before anything becomes free.
@@ -253,16 +271,16 @@ impl Worker {
             return Ok(());
         }
         let names = &self.options.resources;
-        let served = self.patiently(|| discover(&self.api, names)).await?;
+        let served = self.served(names).await?;
         let wanted = self.resources(&claim.rotation, &served)?;
+        claim.state.left_out = served.left_out(names);
         if begins {
             let chosen = self.choose(&claim.rotation, &wanted, &served).await?;
             (claim.state.by, claim.state.migration) = (chosen.by, chosen.why);
             claim.state.resources = wanted;
         } else {
-            let mut all = claim.state.resources.clone();
-            all.extend(wanted.into_iter().filter(|one| !claim.state.resources.contains(one)));
-            if all.len() > claim.state.resources.len() {
+            let all = taken_up(&claim.state.resources, wanted, &served);
+            if all != claim.state.resources {
                 self.choose_again(claim, all).await?;
             }
         }
@@ -286,7 +304,7 @@ impl Worker {
         claim: &mut Claim,
         resources: Vec<Resource>,
     ) -> Result<(), Stop> {
-        let served = self.api.discover().await.map_err(RotateError::from)?;
+        let served = self.served(&self.options.resources).await?;
         let chosen = self.choose(&claim.rotation, &resources, &served).await?;
         claim.state.resources = resources;
         if claim.state.by == By::Cluster {
@@ -296,5 +314,36 @@ impl Worker {
         (claim.state.stale, claim.state.rounds) = (None, 0);
         claim.state.begin_pass();
         self.save(claim, Some(RotationPhase::Converging), false).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(name: &str, version: &str) -> Resource {
+        Resource {
+            group: "example.org".to_owned(),
+            version: version.to_owned(),
+            name: name.to_owned(),
+            kind: String::new(),
+            namespaced: true,
+            updatable: true,
+        }
+    }
+
+    #[test]
+    fn what_was_begun_goes_on_in_the_version_of_now() {
+        let [a, b, new] = ["a", "b", "new"].map(|name| resource(name, "v1"));
+        let served = Discovery::default();
+        let begun = [a.clone(), b.clone()];
+        // What is chosen now does not take away what it was begun with.
+        assert_eq!(taken_up(&begun, vec![b.clone()], &served), begun);
+        let all = taken_up(&begun, vec![a.clone(), new.clone()], &served);
+        assert_eq!(all, [a, b.clone(), new]);
+        let other = resource("a", "v2");
+        assert_eq!(taken_up(&begun, vec![other.clone()], &served), [b.clone(), other]);
+        let served = Discovery { lossy: vec!["a.example.org".to_owned()], ..served };
+        assert_eq!(taken_up(&begun, Vec::new(), &served), [b]);
     }
 }

@@ -10,7 +10,8 @@
 //! 3. nothing has refused to be written.
 //!
 //! What lies elsewhere below the prefix under an older version of the key, as a rule that was taken out of the
-//! configuration leaves it, keeps that version from becoming free.
+//! configuration leaves it, keeps that version from becoming free. That is looked for whatever the proof
+//! is; where etcd is registered and cannot be read, nothing becomes free.
 //!
 //! Otherwise a pass in which no apiserver writes anything is the proof, as without etcd.
 
@@ -37,6 +38,11 @@ pub(super) struct Proof {
     pub(super) why: String,
     /// What it has shown to be under other versions.
     pub(super) older: BTreeMap<KeyVersionId, u64>,
+    /// Whether it could not be read, although it is registered: what lies outside of what is gone
+    /// through is not known, so nothing becomes free.
+    pub(super) unread: bool,
+    /// Whether it lets only that be read what is gone through.
+    pub(super) partly: bool,
 }
 
 impl Proof {
@@ -66,15 +72,25 @@ impl Proof {
 
     /// As reports have it.
     pub(super) fn shown(&self, by: By) -> Value {
-        match self.by_etcd || by == By::Cluster {
+        let mut shown = match self.by_etcd || by == By::Cluster {
             true => json!({ "by": "etcd" }),
             false => json!({ "by": "pass", "why": self.why }),
+        };
+        if self.partly {
+            shown["not_read"] = json!(
+                "what lies in etcd outside of the resources: the registered user may not read it"
+            );
         }
+        shown
     }
 
     /// In a sentence.
     pub(super) fn words(&self, by: By) -> &'static str {
         match (by, self.by_etcd) {
+            (By::Own, true) if self.partly => {
+                "the resources were read in etcd to the end after the last write: every object is \
+                 under the key id, and all apiservers use it"
+            }
             (By::Own, true) => {
                 "etcd was read to the end after the last write: every object is under the key id, \
                  and all apiservers use it"
@@ -144,9 +160,6 @@ impl Worker {
         if claim.rotation.way() == Some(Way::Disable) {
             return Ok(Proof::not_by_etcd("it is on its way to another provider"));
         }
-        if claim.state.total.refused > 0 {
-            return Ok(Proof::not_by_etcd("something has refused to be written"));
-        }
         // What is read is of later than this.
         self.renew_look(claim).await?;
         let began = claim.rotation.now.clone();
@@ -164,12 +177,19 @@ impl Worker {
         let found = match found {
             Ok(found) => found,
             Err(error) => {
-                tracing::debug!(%error, "a pass is the proof instead");
-                return Ok(Proof::not_by_etcd(error.to_string()));
+                tracing::warn!(%error, "etcd cannot be read: a pass is the proof instead");
+                return Ok(Proof { unread: true, ..Proof::not_by_etcd(error.to_string()) });
             }
         };
         let (found, elsewhere) = found;
-        let proof = judge(&resources, &served, &found).and_elsewhere(elsewhere, wanted.version);
+        let mut proof = judge(&resources, &served, &found);
+        proof.partly = elsewhere.is_none() && wanted.namespace.is_none();
+        let mut proof = proof.and_elsewhere(elsewhere.unwrap_or_default(), wanted.version);
+        if claim.state.total.refused > 0 && proof.by_etcd {
+            let older = std::mem::take(&mut proof.older);
+            let why = "something has refused to be written";
+            proof = Proof { older, partly: proof.partly, ..Proof::not_by_etcd(why) };
+        }
         if proof.by_etcd {
             let current = found.iter().map(|one| one.current).sum();
             claim.state.pass_began = began;
@@ -196,7 +216,7 @@ async fn read(
     access: &EtcdAccess,
     resources: &[Resource],
     wanted: &Wanted<'_>,
-) -> Result<(Vec<Found>, Elsewhere), EtcdError> {
+) -> Result<(Vec<Found>, Option<Elsewhere>), EtcdError> {
     let mut etcd = Etcd::new(access)?;
     let (mut all, mut places) = (Vec::new(), Vec::new());
     for resource in resources {
@@ -214,7 +234,7 @@ async fn read(
         Some(_) => None,
         None => elsewhere(&mut etcd, (&access.prefix, &places)).await?,
     };
-    Ok((all, others.unwrap_or_default()))
+    Ok((all, others))
 }
 
 fn judge(resources: &[Resource], served: &[u64], found: &[Found]) -> Proof {
@@ -231,9 +251,9 @@ fn judge(resources: &[Resource], served: &[u64], found: &[Found]) -> Proof {
         } else {
             continue;
         };
-        return Proof { by_etcd: false, why, older };
+        return Proof { why, older, ..Proof::default() };
     }
-    Proof { by_etcd: true, why: String::new(), older }
+    Proof { by_etcd: true, older, ..Proof::default() }
 }
 
 #[cfg(test)]
@@ -308,5 +328,22 @@ mod tests {
         assert_eq!((all.current, all.others), (1, 8));
         assert_eq!(all.older, BTreeMap::from([(old, 2)]));
         assert_eq!(judge(&[resource("secrets")], &[9], &[all]).older, BTreeMap::from([(old, 2)]));
+    }
+
+    /// What is outside of what is gone through counts, and what may not be read is said.
+    #[test]
+    fn what_lies_elsewhere_is_no_proof() {
+        let [new, old] = [1, 2].map(|n| KeyVersionId::from_bytes([n; 16]));
+        let all = || judge(&[resource("secrets")], &[1], &[found(1, 0)]);
+        let under = |version| Under { key_version: Some(version), ..Under::only("kms v2 lastkey") };
+        let elsewhere = |version| {
+            Elsewhere::from([("configmaps".to_owned(), BTreeMap::from([(under(version), 4)]))])
+        };
+        let proof = all().and_elsewhere(elsewhere(old), new);
+        assert_eq!((proof.by_etcd, proof.older), (false, BTreeMap::from([(old, 4)])));
+        assert!(all().and_elsewhere(elsewhere(new), new).by_etcd);
+        let partly = Proof { partly: true, ..all() };
+        assert!(partly.shown(By::Own)["not_read"].is_string());
+        assert!(partly.words(By::Own).starts_with("the resources were read"));
     }
 }

@@ -78,6 +78,8 @@ pub(super) struct State {
     pub(super) resources: Vec<Resource>,
     /// Whether those are all that may be under the key: otherwise nothing becomes free.
     pub(super) whole: bool,
+    /// What of it is not gone through, and why: nothing becomes free then, unless etcd is the proof.
+    pub(super) left_out: Vec<String>,
     /// The page that comes next.
     #[serde(flatten)]
     pub(super) cursor: Cursor,
@@ -120,6 +122,12 @@ impl State {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    /// Whether something is known not to have been written anew, or may not have been: it rests under
+    /// whatever it did.
+    pub(super) fn is_left(&self) -> bool {
+        self.pass.refused > 0 || !self.left_out.is_empty()
+    }
+
     /// Goes through everything from the beginning.
     pub(super) fn begin_pass(&mut self) {
         self.cursor = Cursor::default();
@@ -142,6 +150,16 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_refused_or_left_out_is_left() {
+        assert!(!State::default().is_left());
+        let refused = Counts { refused: 1, ..Counts::default() };
+        assert!(State { pass: refused, ..State::default() }.is_left());
+        let mut state = State { left_out: vec!["why".to_owned()], ..State::default() };
+        state.begin_pass();
+        assert!(state.is_left(), "another pass does not look at it either");
+    }
 
     #[test]
     fn what_is_stored_comes_back_and_stays_small() {

@@ -100,6 +100,19 @@ impl FakeKms {
         Arc::new(Self { state: Mutex::new(state), changes: watch::channel(1).0 })
     }
 
+    /// As if its data directory were copied and served as well: the same key, in an epoch of its
+    /// own, and what comes later is known to one of them only.
+    pub fn copy(&self) -> Arc<Self> {
+        let copy = Self::new();
+        let (state, mut copied) = (self.state.lock(), copy.state.lock());
+        copied.key = PluginKey { epoch: Epoch::random(&SystemEntropy), ..state.key };
+        copied.material.clone_from(&state.material);
+        drop(copied);
+        // what it says must not look like what the other one said
+        copy.changes.send_modify(|count| *count += 1000);
+        copy
+    }
+
     pub fn key(&self) -> PluginKey {
         self.state.lock().key
     }
@@ -311,7 +324,12 @@ impl Running {
 
     /// With another server beside it, which is asked first.
     pub async fn start_beside(other: &Arc<FakeKms>) -> (Self, FakeServer) {
-        let (pki, kms) = (Pki::new(), FakeKms::new());
+        Self::start_both(other, FakeKms::new()).await
+    }
+
+    /// With these two, of which the other one is asked first.
+    pub async fn start_both(other: &Arc<FakeKms>, kms: Arc<FakeKms>) -> (Self, FakeServer) {
+        let pki = Pki::new();
         let first = FakeServer::start(&pki, other.handler()).await;
         let server = FakeServer::start(&pki, kms.handler()).await;
         let urls = [first.url(), server.url()];

@@ -419,6 +419,20 @@ mod tests {
     }
 
     #[test]
+    fn a_request_with_a_body_leaves_an_idle_connection_behind() {
+        let (limits, start) = (limits(), Instant::now());
+        let pulse = Arc::new(Pulse::new(Phase::Open));
+        let mut watch = Watch::new(&pulse, &limits, false);
+        pulse.read(100);
+        let beat = pulse.begin(false);
+        pulse.read(500);
+        drop(beat);
+        for seconds in [0, 6, 12] {
+            assert_eq!(watch.look(start + Duration::from_secs(seconds)), Verdict::Stay);
+        }
+    }
+
+    #[test]
     fn who_has_nothing_under_way_leaves_when_the_server_stops() {
         let (pulse, limits, start) = (Arc::new(Pulse::new(Phase::Open)), limits(), Instant::now());
         let mut watch = Watch::new(&pulse, &limits, false);

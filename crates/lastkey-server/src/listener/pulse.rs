@@ -34,7 +34,7 @@ pub(crate) struct Pulse {
     served: AtomicBool,
     /// Milliseconds since `opened`, when the last request ended.
     last: AtomicU64,
-    /// Bytes that came since the last request began.
+    /// Bytes that came since the last request began or ended.
     unanswered: AtomicUsize,
     /// Bytes that went out.
     written: AtomicU64,
@@ -111,7 +111,7 @@ impl Pulse {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Bytes came; gives how many came since the last request began.
+    /// Bytes came; gives how many came since the last request began or ended.
     pub(crate) fn read(&self, bytes: usize) -> usize {
         // One task reads; nobody else adds.
         let unanswered = self.unanswered.load(Ordering::Relaxed).saturating_add(bytes);
@@ -120,6 +120,9 @@ impl Pulse {
     }
 
     /// Whether a part of a request has come, but not its head whole.
+    ///
+    /// What came in one read with the end of the request before is not told from that one: a head
+    /// that stops within it has the time of an idle connection, until another byte of it comes.
     pub(crate) fn is_mid_head(&self) -> bool {
         self.in_flight() == 0 && self.unanswered.load(Ordering::Relaxed) > 0
     }
@@ -158,6 +161,9 @@ impl Drop for Beat {
         let pulse = &self.pulse;
         pulse.last.store(pulse.age(), Ordering::Relaxed);
         pulse.long_polls.fetch_sub(self.is_long_poll.into(), Ordering::Relaxed);
+        // Its body came after it had begun, and is no part of the next head. Before the count, for
+        // nobody looks at the bytes while a request is under way.
+        pulse.unanswered.store(0, Ordering::Relaxed);
         pulse.in_flight.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -192,5 +198,19 @@ mod tests {
         assert!(!pulse.is_mid_head());
         drop(beat);
         assert!(!pulse.is_mid_head());
+    }
+
+    #[test]
+    fn a_body_is_no_part_of_the_next_head() {
+        let pulse = Arc::new(Pulse::new(Phase::Open));
+        pulse.read(100);
+        let beats = [pulse.begin(false).unwrap(), pulse.begin(false).unwrap()];
+        assert_eq!(pulse.read(30_000), 30_000);
+        for beat in beats {
+            drop(beat);
+            assert!(!pulse.is_mid_head());
+        }
+        assert_eq!(pulse.read(7), 7, "the next head is counted from its first byte");
+        assert!(pulse.is_mid_head());
     }
 }

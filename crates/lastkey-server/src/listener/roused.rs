@@ -1,7 +1,8 @@
 //! Work beside a connection that is polled only when it was woken itself.
 //!
 //! A connection's task is woken a few times for each request, and what goes on beside it has nothing
-//! to say at nearly all of them. Here that costs two loads.
+//! to say at nearly all of them. Here that costs naming the task to the bell, which knows it already,
+//! and a load.
 
 use std::{
     future::Future,
@@ -22,14 +23,13 @@ pub(super) struct Roused<F> {
     bell: Arc<Bell>,
     /// The bell as the work knows it.
     waker: Waker,
-    /// Whom the bell wakes.
-    task: Option<Waker>,
 }
 
 #[derive(Debug)]
 struct Bell {
     /// Since when the work was polled last, it was woken.
     rung: AtomicBool,
+    /// Whom it wakes; it wakes them once, and has to be told anew.
     task: AtomicWaker,
 }
 
@@ -48,7 +48,7 @@ impl<F: Future + Unpin> Roused<F> {
     pub(super) fn new(work: F) -> Self {
         // It has to be polled once to wait for anything.
         let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: AtomicWaker::new() });
-        Self { work, waker: Arc::clone(&bell).into(), bell, task: None }
+        Self { work, waker: Arc::clone(&bell).into(), bell }
     }
 
     /// Goes on with other work, under the same bell.
@@ -63,15 +63,10 @@ impl<F: Future + Unpin> Future for Roused<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
-        // A task's waker stays the same; whoever polls us from elsewhere is woken from then on.
-        let is_new = this.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker()));
-        if is_new {
-            this.task = Some(cx.waker().clone());
-        }
-        // Whom the bell has woken it does not know any more.
-        if is_new || this.bell.rung.load(Ordering::SeqCst) {
-            this.bell.task.register(cx.waker());
-        }
+        // At every poll, also where nobody has rung: whoever rings says so first and takes the waker
+        // after that, and we may have been polled in between, for another reason. Then it was the
+        // waker of that poll that went, and nothing else would say that none is left.
+        this.bell.task.register(cx.waker());
         // Behind the registration: whoever rang before it is seen here, and whoever rings after it
         // wakes the task.
         if !this.bell.rung.load(Ordering::SeqCst) {
@@ -127,6 +122,42 @@ mod tests {
         tokio::task::yield_now().await;
         sender.send(8).unwrap();
         assert_eq!(other.await.unwrap(), 8);
+    }
+
+    /// Counts how often it was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Between the two steps of a ring the task is polled, because something was to be read.
+    #[test]
+    fn a_ring_that_a_poll_comes_in_between_takes_nobody_elses_waker() {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let polls = Arc::new(AtomicUsize::new(0));
+        let (_sender, receiver) = mpsc::unbounded_channel();
+        let mut roused = Roused::new(counted(&polls, receiver));
+        let bell = Arc::clone(&roused.bell);
+        let mut poll = || {
+            let polled = Pin::new(&mut roused).poll(&mut Context::from_waker(&waker));
+            assert_eq!(polled, Poll::Pending);
+            polls.load(Ordering::SeqCst)
+        };
+        assert_eq!(poll(), 1);
+        // What `wake_by_ref` does, step by step.
+        bell.rung.store(true, Ordering::SeqCst);
+        assert_eq!(poll(), 2);
+        bell.task.wake();
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        assert_eq!(poll(), 2, "it was heard before");
+        bell.wake_by_ref();
+        assert_eq!(woken.0.load(Ordering::SeqCst), 2, "the next ring wakes the task");
+        assert_eq!(poll(), 3);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

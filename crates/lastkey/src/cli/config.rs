@@ -13,8 +13,8 @@ pub(crate) struct ConfigOptions {
     /// The key that the plugin uses: an id, or alias/NAME.
     #[arg(long, default_value = "alias/kubernetes")]
     pub(crate) key: String,
-    /// A server's address as the control plane knows it; may be repeated [default: that of the
-    /// credentials].
+    /// The server's address as the control plane knows it; repeat it where that one server has
+    /// several addresses [default: that of the credentials].
     #[arg(long = "server", value_name = "URL")]
     pub(crate) servers: Vec<String>,
     /// The plugin's socket on the control plane.
@@ -51,8 +51,10 @@ pub(crate) struct ConfigOptions {
     /// The apiserver's KMS API version; v1 is only for releases before 1.27.
     #[arg(long, default_value = "v2", value_parser = ["v1", "v2"])]
     pub(crate) kms_version: String,
-    /// The plugin's container image, for the static pod and the Helm chart.
-    #[arg(long, default_value = "lastkey:latest", value_name = "IMAGE")]
+    /// The plugin's container image with its registry, for the static pod and the Helm chart;
+    /// localhost/ is for an image that was imported on the node, and is never pulled.
+    #[arg(long, default_value = concat!("localhost/lastkey:", env!("CARGO_PKG_VERSION")),
+          value_name = "REGISTRY/IMAGE:TAG")]
     pub(crate) image: String,
 }
 
@@ -71,8 +73,10 @@ pub(crate) enum ConfigPiece {
     Helm,
     /// A kubeadm patch for the apiserver.
     Kubeadm,
-    /// A configuration file for k3s or RKE2.
+    /// A configuration file for k3s.
     K3s,
+    /// A configuration file for RKE2.
+    Rke2,
     /// Prometheus alert rules.
     Alerts,
     /// A Grafana board.

@@ -62,7 +62,7 @@ const SERVERS: std::ops::RangeInclusive<Duration> =
 
 pub(super) fn server_lease(text: &str) -> Result<Duration, String> {
     let lease = lease(text)?;
-    let wrong = || "give 30s to 15m: for longer outages, run a second server".to_owned();
+    let wrong = || "give 30s to 15m: no plugin goes on for longer without its server".to_owned();
     SERVERS.contains(&lease).then_some(lease).ok_or_else(wrong)
 }
 

@@ -80,6 +80,9 @@ impl Audit {
             ..AuditOptions::default()
         };
         let log = AuditLog::open_with(&self.directory, &self.journal, key, options)?;
+        if let Some(sinks) = self.sinks.lock().as_ref() {
+            sinks.log_is_open();
+        }
         Ok(Arc::new(log))
     }
 

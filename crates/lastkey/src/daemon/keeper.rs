@@ -2,7 +2,8 @@
 //! renews it with a third of its life left, and never lets a call fail by that.
 //!
 //! 1. **Enrol** (`enrol.rs`): a key is made in the state directory, and a signing request for it is
-//!    sent under the kubelet's certificate, again and again until somebody has approved it.
+//!    sent under the kubelet's certificate, again and again until somebody has approved it, or the
+//!    identity from before is good again.
 //! 2. **Renew**: a new key, a signing request over the present identity. Both are on disk before
 //!    anything uses them (`files.rs`).
 //! 3. **Go on**: new calls take the new identity; when the last one over the old has ended, the
@@ -24,6 +25,7 @@ use lastkey_client::{Category, Client, ClientCertificate, Error, native::Issued}
 use lastkey_engine::{Clock as _, SystemClock, Timestamp};
 use tokio::time::sleep;
 
+use self::enrol::Attempts;
 pub(super) use self::{
     enrol::{Enrolling, Kubelet},
     files::{Held, IdentityFiles},
@@ -118,13 +120,14 @@ impl Keeper {
     }
 
     /// Resolves once the client has an identity that has not ended; at once unless it has to enrol.
+    /// An identity that had ended by a clock that was wrong will do once the clock is set right.
     ///
     /// # Errors
     /// The files are there and cannot be used.
     pub(super) async fn have_one(&mut self) -> Result<(), Failure> {
         self.files.prepare(self.enrolling.is_some())?;
         self.take_up()?;
-        if todo(self.shown.as_ref(), self.enrolling.is_some(), SystemClock.now()) == Todo::Enrol {
+        if self.todo() == Todo::Enrol {
             self.enrol().await;
         }
         Ok(())
@@ -141,11 +144,10 @@ impl Keeper {
             if let Err(failure) = self.take_up() {
                 self.tell(&failure.to_string());
             }
-            let enrols = self.enrolling.is_some();
-            match todo(self.shown.as_ref(), enrols, SystemClock.now()) {
+            match self.todo() {
                 Todo::Wait(left) => {
                     sleep(left).await;
-                    let ask = enrols && probe.is_due((self.works)());
+                    let ask = self.enrolling.is_some() && probe.is_due((self.works)());
                     if ask && self.is_refused().await {
                         tracing::warn!("the server refuses this identity; asking for another one");
                         self.enrol().await;
@@ -163,6 +165,10 @@ impl Keeper {
                 },
             }
         }
+    }
+
+    fn todo(&self) -> Todo {
+        todo(self.shown.as_ref(), self.enrolling.is_some(), SystemClock.now())
     }
 
     fn left(&self) -> Duration {
@@ -188,13 +194,32 @@ impl Keeper {
         Ok(())
     }
 
+    /// Step 1: asks until this node is let in, or until the identity that is there is good again.
+    /// Nobody may ever approve: the kubelet has another key by now, and a clock was wrong.
     async fn enrol(&mut self) {
-        let Some(enrolling) = &self.enrolling else { return };
-        enrolling.until_let_in(&self.files).await;
+        let Some(enrolling) = self.enrolling.clone() else { return };
+        let (mut attempts, mut probe) = (Attempts::default(), Probe::default());
+        while !enrolling.is_let_in(&self.files, &mut attempts).await {
+            attempts.pause().await;
+            if self.is_good_again(&mut probe).await {
+                tracing::info!("the plugin's certificate is good again; no other is asked for");
+                return;
+            }
+        }
         match self.take_up() {
             Ok(()) => self.metrics.enrolled(),
             Err(failure) => self.tell(&failure.to_string()),
         }
+    }
+
+    /// Whether what lies on disk has not ended, and the server takes it.
+    async fn is_good_again(&mut self, probe: &mut Probe) -> bool {
+        if let Err(failure) = self.take_up() {
+            self.tell(&failure.to_string());
+        }
+        self.todo() != Todo::Enrol
+            && ((self.works)() || probe.is_due(false))
+            && self.client.confirm_identity().await.is_ok()
     }
 
     /// Steps 2 and 3. Whatever fails leaves the present identity in use.

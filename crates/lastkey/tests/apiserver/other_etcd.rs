@@ -55,7 +55,10 @@ fn what_another_etcd_has_frees_nothing() {
     for (etcd, prefix) in wrong {
         let seen = status(etcd, prefix);
         assert_eq!(seen["exact"], false, "{seen}");
-        assert!(seen["remarks"][0].as_str().unwrap().contains("not the one under"), "{seen}");
+        assert!(
+            seen["remarks"][0].as_str().unwrap().contains("is not known to be the one under"),
+            "{seen}"
+        );
         assert!(is_needed(&lab, &up.ready, &old), "{seen}");
         let retire = ["key", "versions", "retire", KEY, "--version", &old];
         assert_eq!(cli(&lab, &up.ready, &retire).code, 5);

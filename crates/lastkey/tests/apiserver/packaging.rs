@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Cluster, Lab, encryption_config};
 
-const SERVERS: [&str; 2] = ["https://kms-1.example.org:7343", "https://kms-2.example.org:7343"];
+/// One server by two addresses.
+const SERVERS: [&str; 2] = ["https://kms.example.org:7343", "https://10.0.0.9:7343"];
 const CLUSTER: &str = "83eb9abc-da3e-494e-b0e6-96b3c401cd15";
 
 /// A file of the project.
@@ -92,6 +93,20 @@ fn chart(lab: &Lab, peers: &Peers) -> String {
     // What it cannot do without is asked for.
     let bare = helm(&["template", "lastkey-kms-plugin"], &[&servers]);
     assert!(!bare.status.success() && said(&bare).contains("cluster list"), "{}", said(&bare));
+    // An image that would be looked for at docker.io is refused; of two others, one is never pulled.
+    for (image, policy) in [
+        ("lastkey:1", None),
+        ("acme/lastkey:1", None),
+        ("localhost/lastkey:1", Some("Never")),
+        ("registry.example.org/lastkey:1", Some("IfNotPresent")),
+    ] {
+        let named = format!("image={image}");
+        let rendered = helm(&["template", "lastkey-kms-plugin"], &[&servers, &cluster, &named]);
+        let (is_good, said) = (rendered.status.success(), said(&rendered));
+        assert_eq!(is_good, policy.is_some(), "{image}: {said}");
+        let line = policy.map_or("registry".to_owned(), |it| format!("imagePullPolicy: {it}\n"));
+        assert!(said.contains(&line), "{image}: {said}");
+    }
     // What is printed for it is all that it needs.
     let values = lab.path("values.yaml");
     fs::write(&values, printed(lab, &["helm", "--enrol", CLUSTER])).unwrap();

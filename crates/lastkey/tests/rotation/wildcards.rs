@@ -159,3 +159,62 @@ fn what_a_wildcard_covers_is_brought_along() {
     let needed: Vec<bool> = all.iter().map(|one| is_needed(&lab, &up.ready, one)).collect();
     assert_eq!(needed, [false, false, true]);
 }
+
+/// A definition of gadgets: version 2 is what the apiserver prefers, and knows one field less than
+/// version 1, which is what it stores. Nothing converts between them.
+fn define_gadgets(cluster: &Cluster) {
+    let text = json!({ "type": "string" });
+    let version = |name: &str, stored: bool, fields: Value| {
+        let spec = json!({ "type": "object", "properties": fields });
+        let schema = json!({ "type": "object", "properties": { "spec": spec } });
+        json!({
+            "name": name, "served": true, "storage": stored,
+            "schema": { "openAPIV3Schema": schema },
+        })
+    };
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": "gadgets.example.org" },
+        "spec": {
+            "group": "example.org", "scope": "Namespaced",
+            "names": { "plural": "gadgets", "singular": "gadget", "kind": "Gadget" },
+            "versions": [
+                version("v1", true, json!({ "a": text, "only": text })),
+                version("v2", false, json!({ "a": text })),
+            ],
+        },
+    });
+    post(cluster, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition);
+}
+
+#[test]
+fn a_custom_resource_keeps_what_only_its_stored_version_has() {
+    let test = "a_custom_resource_keeps_what_only_its_stored_version_has";
+    let Some(peers) = peers(test) else { return };
+    let lab = Lab::new();
+    let up = lab.up();
+    let config = lab.path("config.yaml");
+    write_config(&up.ready, &config, "gadgets.example.org");
+    let options = ApiserverOptions { version: VERSION, encryption_config: &config, flags: &[] };
+    let cluster = Cluster::with_flags(&peers, &lab.folder("cluster"), &options);
+    define_gadgets(&cluster);
+    let gadgets = "/apis/example.org/v1/namespaces/default/gadgets";
+    let gadget = json!({
+        "apiVersion": "example.org/v1", "kind": "Gadget", "metadata": { "name": "g" },
+        "spec": { "a": "both", "only": "the stored one" },
+    });
+    post(&cluster, gadgets, &gadget);
+    register(&lab, &up.ready, (&cluster, &config));
+    let before = encrypted(&cluster);
+
+    // The control: whoever writes it back as it is preferred takes the field away.
+    let group = cluster.apiserver.client().get("/apis/example.org").unwrap().json();
+    assert_eq!(group["preferredVersion"]["version"], "v2", "{group}");
+
+    let report = Rotate::start(&lab, &up.ready, &[]).report();
+    assert_eq!((&report["whole"], &report["rewritten"]), (&json!(true), &json!(1)), "{report}");
+    assert_ne!(encrypted(&cluster).into_keys().next(), before.into_keys().next());
+    let path = format!("{gadgets}/g");
+    let after = cluster.apiserver.client().get(&path).unwrap().json();
+    assert_eq!(after["spec"], gadget["spec"], "{after}");
+}

@@ -20,6 +20,7 @@ impl Place {
             disk: Arc::new(FileSystem),
             directory: directory.path().to_owned(),
             key: KeyMaterial::from_slice(&[5; 32]),
+            names: Mutex::default(),
         };
         let mut bytes = Vec::new();
         for seq in 1..=lines {

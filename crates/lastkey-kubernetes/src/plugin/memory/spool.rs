@@ -156,6 +156,12 @@ impl Spool {
         Some(Ok(()))
     }
 
+    /// As if the disk were slow: what was noted before is not durable yet, until the next flush.
+    #[cfg(test)]
+    pub(super) fn stall(&self) {
+        self.notes.lock().oldest = Instant::now().checked_sub(DURABLE_WITHIN);
+    }
+
     /// Why answers cannot be recorded at present.
     pub(super) fn broken(&self) -> Option<Unkept> {
         self.notes.lock().broken.clone()

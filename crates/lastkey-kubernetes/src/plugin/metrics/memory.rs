@@ -12,12 +12,13 @@ use std::{
 use parking_lot::Mutex;
 
 const REASONS: [&str; 3] = ["refused", "lease", "stopped"];
-const FAILURES: [&str; 9] = [
+const FAILURES: [&str; 10] = [
     "unreachable",
     "tls",
     "broken",
     "timeout",
     "garbage",
+    "split",
     "unavailable",
     "throttled",
     "internal",

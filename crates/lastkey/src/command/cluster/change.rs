@@ -19,7 +19,7 @@ use lastkey_kubernetes::{
     coverage::{in_use::Ended, resources_of},
     encryption_config::{EncryptionConfiguration, readable},
     node::ask_status,
-    rotation::{Options, Worker},
+    rotation::{Options, Worker, discover},
     socket::SocketAddress,
     transition::{
         Goal, Hands, Place, Target, loaded::providers_told, names_of_ours, resources_to_enable,
@@ -404,7 +404,8 @@ impl Start<'_> {
 
     /// The account has to be allowed to list what is to be written anew.
     async fn check_access(&self, resources: &[String]) -> Result<(), Failure> {
-        let discovery = self.api.discover().await.map_err(|error| unreachable(&error))?;
+        let served = discover(self.api, resources).await;
+        let discovery = served.map_err(|error| unreachable(&error))?;
         for resource in resources_of(resources, &discovery).0 {
             let query = ListQuery { limit: 1, shape: Shape::Metadata, ..ListQuery::default() };
             match self.api.list(&resource, &query).await {
@@ -568,6 +569,9 @@ fn reported(name: &str, (over, verb): (&Rotation, &str), output: &Output) -> Res
             if !texts.is_empty() {
                 said += &format!("\n{what}: {}", texts.join(", "));
             }
+        }
+        for why in content["left_out"].as_array().into_iter().flatten() {
+            said += &format!("\nnot written anew: {}", why.as_str().unwrap_or_default());
         }
         for refusal in content["refusals"].as_array().into_iter().flatten() {
             let text = |field: &str| refusal[field].as_str().unwrap_or_default().to_owned();

@@ -10,7 +10,7 @@ use lastkey_crypto::ClusterId;
 use lastkey_kubernetes::{
     cluster_config::{
         ApiserverPatch, EncryptionConfig, HelmValues, Identity, K3sConfig, KmsVersion,
-        PluginCommand, StaticPod, SystemdUnits,
+        PluginCommand, Rke2Config, StaticPod, SystemdUnits,
     },
     socket::SocketAddress,
 };
@@ -48,6 +48,7 @@ pub(super) fn run(
         ConfigPiece::Helm => vec![pieces.helm()?],
         ConfigPiece::Kubeadm => vec![pieces.kubeadm()?],
         ConfigPiece::K3s => vec![pieces.k3s()?],
+        ConfigPiece::Rke2 => vec![pieces.rke2()?],
         ConfigPiece::Alerts => vec![ALERTS],
         ConfigPiece::Dashboard => vec![DASHBOARD],
     };
@@ -182,6 +183,14 @@ impl Pieces {
     fn k3s(&self) -> Result<Piece, Failure> {
         let config = K3sConfig { encryption_config: PathBuf::from(ENCRYPTION_CONFIG) };
         Ok(("/etc/rancher/k3s/config.yaml.d/lastkey.yaml", config.yaml().map_err(wrong)?.into()))
+    }
+
+    fn rke2(&self) -> Result<Piece, Failure> {
+        let config = Rke2Config {
+            encryption_config: PathBuf::from(ENCRYPTION_CONFIG),
+            socket: self.socket.clone(),
+        };
+        Ok(("/etc/rancher/rke2/config.yaml.d/lastkey.yaml", config.yaml().map_err(wrong)?.into()))
     }
 }
 

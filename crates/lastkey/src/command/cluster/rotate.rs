@@ -372,6 +372,21 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
         if let Some(why) = content["verified"]["why"].as_str().filter(|why| !why.is_empty()) {
             said += &format!("\nnot by etcd: {why}");
         }
+        let unserved: Vec<&str> = content["unserved"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        if !unserved.is_empty() {
+            said += &format!(
+                "\nserved by nobody at present, and not written anew: {}",
+                unserved.join(", ")
+            );
+        }
+        if let Some(not_read) = content["verified"]["not_read"].as_str() {
+            said += &format!("\nnot counted: {not_read}");
+        }
         if content["whole"] == false {
             let names = content["resources"].as_array().into_iter().flatten();
             let names: Vec<&str> = names.filter_map(Value::as_str).collect();
@@ -381,6 +396,9 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
         }
         if refused > 0 {
             said += &format!("\n{refused} could not be written, so no older version is free:");
+        }
+        for why in content["left_out"].as_array().into_iter().flatten() {
+            said += &format!("\nnot written anew: {}", why.as_str().unwrap_or_default());
         }
         for refusal in content["refusals"].as_array().into_iter().flatten() {
             let text = |field: &str| refusal[field].as_str().unwrap_or_default().to_owned();

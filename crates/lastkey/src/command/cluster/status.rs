@@ -147,7 +147,8 @@ async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Resu
 /// By etcd where it may be read, else by the apiservers' counters.
 pub(super) async fn cover(access: &Access, api: &ApiServer) -> Result<Coverage, Failure> {
     let discovery = api.discover().await.map_err(|error| unreachable(&error))?;
-    let (found, unknown) = resources_of(&resources(access), &discovery);
+    let names = resources(access);
+    let (found, unknown) = resources_of(&names, &discovery);
     let mut coverage = match &access.etcd {
         Some(etcd) => {
             let mut reader = Etcd::new(etcd).map_err(|e| Failure::failed(chain(&e)))?;
@@ -161,8 +162,8 @@ pub(super) async fn cover(access: &Access, api: &ApiServer) -> Result<Coverage, 
                     let counted = coverage::counted(api, (&found, unknown)).await;
                     let mut counted = counted.map_err(|e| unreachable(&e))?;
                     counted.remarks = vec![format!(
-                        "the registered etcd is not the one under these apiservers, so it was not \
-                         counted and nothing becomes free ({why}); register theirs with `lastkey \
+                        "the registered etcd is not known to be the one under these apiservers, so it \
+                         was not counted and nothing becomes free ({why}); register theirs with `lastkey \
                          cluster add NAME --kubeconfig FILE --etcd URL`"
                     )];
                     counted
@@ -171,6 +172,11 @@ pub(super) async fn cover(access: &Access, api: &ApiServer) -> Result<Coverage, 
         }
         None => coverage::counted(api, (&found, unknown)).await.map_err(|e| unreachable(&e))?,
     };
+    if coverage.exact && discovery.unanswered(&names).next().is_some() {
+        // What was not looked at may be under any version.
+        coverage.exact = false;
+        coverage.remarks.push("not all of it could be counted: nothing becomes free".to_owned());
+    }
     for group in discovery.unavailable {
         coverage.remarks.push(format!("{group} is not served at present and was not looked at"));
     }

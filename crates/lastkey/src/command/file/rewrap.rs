@@ -1,10 +1,12 @@
 //! `lastkey rewrap`: other keys for an encrypted file, its data as it is.
 //!
 //! 1. The file is locked against another rewrap, and its header read.
-//! 2. The service re-encrypts the wrapped data key under each new key: neither the data key nor
+//! 2. The slot of the header that does not count is overwritten with zeros, and synced, if anything
+//!    is in it: a rewrap that was interrupted between 4 and 5 left the old list there.
+//! 3. The service re-encrypts the wrapped data key under each new key: neither the data key nor
 //!    the data come out.
-//! 3. The new list of wrapped keys is written into the free slot of the header, and synced.
-//! 4. The old list is overwritten with zeros, and synced.
+//! 4. The new list of wrapped keys is written into the free slot of the header, and synced.
+//! 5. The old list is overwritten with zeros, and synced.
 //!
 //! A header without room is replaced by a copy of the file: written beside it as [`Target`] does,
 //! with a reflink where the file system can. A kill at any time leaves the file with the old keys
@@ -21,7 +23,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lastkey_client::Client;
 use lastkey_crypto::{
     EncryptionContext, KeyId,
-    envelope::{CHUNK_LEN, Header, HeaderError, Room, Stanza},
+    envelope::{CHUNK_LEN, Header, HeaderError, Patch, Room, Stanza},
 };
 use rustix::{fs::FlockOperation, io::Errno};
 use serde_json::{Value, json};
@@ -99,9 +101,10 @@ fn rewrap_one(path: &Path, service: &Service, plan: &Plan) -> Result<(Vec<KeyId>
     let path = path.canonicalize().map_err(|error| failed(&error))?;
     let mut file = locked(&path)?;
     let mut header = Header::read(&mut file).map_err(|error| Failure::failed(chain(&error)))?;
-    let stanzas = service.ask(|client| new_stanzas(client, &header, plan))?;
-    let keys: Vec<KeyId> = stanzas.iter().map(Stanza::key_id).collect();
     let invalid = |error: HeaderError| Failure::failed(chain(&error));
+    let gone = clear_remains(&file, &header).map_err(|error| failed(&error))?;
+    let stanzas = service.ask(|client| new_stanzas(client, &header, plan, &gone))?;
+    let keys: Vec<KeyId> = stanzas.iter().map(Stanza::key_id).collect();
     let in_place = match header.replace(stanzas.clone()).map_err(invalid)? {
         Some(patches) => {
             for patch in patches {
@@ -139,10 +142,47 @@ fn locked(path: &Path) -> Result<File, Failure> {
     Ok(file)
 }
 
+/// Blanks what an interrupted rewrap left in the slot that does not count, and says which keys
+/// opened the file by that, as far as it is whole.
+fn clear_remains(file: &File, header: &Header) -> io::Result<Vec<KeyId>> {
+    // Where the slots are shows where a list would be written, and which one would be blanked.
+    let Ok(Some([free, counts])) = header.clone().replace(header.stanzas().to_vec()) else {
+        return Ok(Vec::new());
+    };
+    let mut remains = vec![0; free.bytes.len()];
+    file.read_exact_at(&mut remains, free.offset)?;
+    if remains.iter().all(|byte| *byte == 0) {
+        return Ok(Vec::new());
+    }
+    let keys = keys_without(file, &counts, &free)?;
+    remains.fill(0);
+    file.write_all_at(&remains, free.offset)?;
+    file.sync_data()?;
+    Ok(keys)
+}
+
+/// The keys of the header's other list, which is the one that counts without the first.
+fn keys_without(file: &File, counts: &Patch, other: &Patch) -> io::Result<Vec<KeyId>> {
+    let start = usize::try_from(counts.offset).map_err(io::Error::other)?;
+    let slots = counts.offset.max(other.offset) + counts.bytes.len() as u64;
+    let mut bytes = vec![0; usize::try_from(slots).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    bytes[start..start + counts.bytes.len()].copy_from_slice(&counts.bytes);
+    let header = Header::read(&mut &bytes[..]);
+    Ok(header.map_or_else(|_| Vec::new(), |header| ids(&header)))
+}
+
+fn ids(header: &Header) -> Vec<KeyId> {
+    header.stanzas().iter().map(Stanza::key_id).collect()
+}
+
+/// The wrapped keys that are to be in the header. To remove a key that is `gone` already, by what
+/// this command cleared away, is no mistake.
 async fn new_stanzas(
     client: &Client,
     header: &Header,
     plan: &Plan,
+    gone: &[KeyId],
 ) -> Result<Vec<Stanza>, Failure> {
     let stays = |stanza: &&Stanza| match plan {
         Plan::Refresh => true,
@@ -166,8 +206,9 @@ async fn new_stanzas(
         }
     }
     if let Plan::Change { remove, .. } = plan {
-        let known = |key: &&KeyId| !header.stanzas().iter().any(|stanza| stanza.key_id() == **key);
-        if let Some(unknown) = remove.iter().find(known) {
+        let there = ids(header);
+        let is_unknown = |key: &&KeyId| !there.contains(key) && !gone.contains(key);
+        if let Some(unknown) = remove.iter().find(is_unknown) {
             return Err(Failure::new(Exit::NotFound, format_args!("{unknown} does not open it")));
         }
     }

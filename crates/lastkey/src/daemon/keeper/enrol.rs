@@ -1,5 +1,5 @@
-//! How a plugin without an identity gets one: it asks under the kubelet's certificate until
-//! somebody lets it in.
+//! How a plugin without an identity gets one: it asks under the kubelet's certificate, and again
+//! after a pause, until somebody lets it in.
 
 use std::{
     path::PathBuf,
@@ -42,29 +42,48 @@ enum Asked {
     NotYet(String),
 }
 
-impl Enrolling {
-    /// Asks until there is an identity in `files`.
-    pub(super) async fn until_let_in(&self, files: &IdentityFiles) {
-        let mut pause = FIRST_PAUSE;
-        let mut told: Option<(String, Instant)> = None;
-        loop {
-            let why = match self.once(files).await {
-                Ok(Asked::LetIn(not_after)) => {
-                    tracing::info!(cluster = %self.cluster, not_after, "the node is enrolled");
-                    return;
-                }
-                Ok(Asked::NotYet(why)) => why,
-                Err(failure) => failure.to_string(),
-            };
-            let is_old =
-                |(old, since): &(String, Instant)| *old == why && since.elapsed() < TELL_EVERY;
-            if !told.as_ref().is_some_and(is_old) {
-                tracing::warn!(cluster = %self.cluster, "not enrolled yet: {why}");
-                told = Some((why, Instant::now()));
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+/// What an enrolment that takes several requests remembers between them.
+pub(super) struct Attempts {
+    pause: Duration,
+    told: Option<(String, Instant)>,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { pause: FIRST_PAUSE, told: None }
+    }
+}
+
+impl Attempts {
+    /// Waits until it is time for the next request.
+    pub(super) async fn pause(&mut self) {
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// Logs what stands in the way: at once, and again when it has for long.
+    fn tell(&mut self, cluster: ClusterId, why: String) {
+        let is_old = |(old, since): &(String, Instant)| *old == why && since.elapsed() < TELL_EVERY;
+        if !self.told.as_ref().is_some_and(is_old) {
+            tracing::warn!(%cluster, "not enrolled yet: {why}");
+            self.told = Some((why, Instant::now()));
         }
+    }
+}
+
+impl Enrolling {
+    /// Asks once. Whether there is an identity in `files` by that.
+    pub(super) async fn is_let_in(&self, files: &IdentityFiles, attempts: &mut Attempts) -> bool {
+        let why = match self.once(files).await {
+            Ok(Asked::LetIn(not_after)) => {
+                tracing::info!(cluster = %self.cluster, not_after, "the node is enrolled");
+                return true;
+            }
+            Ok(Asked::NotYet(why)) => why,
+            Err(failure) => failure.to_string(),
+        };
+        attempts.tell(self.cluster, why);
+        false
     }
 
     async fn once(&self, files: &IdentityFiles) -> Result<Asked, Failure> {

@@ -42,6 +42,10 @@ pub(super) async fn check(
     if !options.resources.is_empty() && !unknown.is_empty() {
         return Err(stopped(RotateError::NoSuchResource(unknown.join(", "))));
     }
+    let chosen = options.resources.iter().filter(|name| !name.contains('*')).cloned();
+    if let Some(why) = served.left_out(&chosen.collect::<Vec<_>>()).pop() {
+        return Err(stopped(RotateError::LeftOut(why)));
+    }
     let choice = Choice {
         wanted: wanted(options, access),
         resources: &resources,
