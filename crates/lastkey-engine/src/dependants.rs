@@ -38,7 +38,7 @@ const MAX_NAME: usize = 255;
 /// superseded longer ago than this encrypts nothing any more.
 const WRITES_END_AFTER: Duration = Duration::from_secs(20 * 60);
 /// A use is written down anew after this.
-const MARKED_FOR: Duration = Duration::from_secs(10);
+const MARKED_FOR: Duration = Duration::from_secs(2);
 
 /// Something that needs a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +104,10 @@ impl Dependant {
                 superseded.is_some_and(|at| began.since(at) > WRITES_END_AFTER)
             }
         };
-        let keep = |(version, at): &(&KeyVersionId, &Timestamp)| **at >= began || !idle(**version);
+        // A mark stands for every use within a moment after it.
+        let keep = |(version, at): &(&KeyVersionId, &Timestamp)| {
+            at.after(MARKED_FOR) > began || !idle(**version)
+        };
         before.used.iter().filter(keep).map(|(version, at)| (*version, *at)).collect()
     }
 
@@ -387,9 +390,9 @@ mod tests {
         assert_eq!(after(10_000 + 20 * 60, None).len(), 2);
         assert_eq!(after(10_001 + 20 * 60, None), [primary]);
         // They say what they use.
-        assert_eq!(after(10_002, Some(&[primary])), [primary]);
-        assert_eq!(after(10_002, Some(&[old, primary])).len(), 2);
-        assert!(after(10_002, Some(&[])).is_empty());
+        assert_eq!(after(10_004, Some(&[primary])), [primary]);
+        assert_eq!(after(10_004, Some(&[old, primary])).len(), 2);
+        assert!(after(10_004, Some(&[])).is_empty());
         // What was used after the look began is not covered by it.
         assert_eq!(after(9_000, Some(&[])).len(), 2);
     }

@@ -227,7 +227,7 @@ impl Engine {
         //    answered already.
         let at_once = core.records.with_key_ids(|ids| ids.len() <= DUE_AT_ONCE);
         if at_once {
-            core.run_due(true).await?;
+            core.run_due().await?;
         }
         core.outbox.sweep(&core.records.barrier, &*core.audit).await?;
         core.start_background(!at_once);
@@ -414,7 +414,7 @@ impl Engine {
     /// # Errors
     /// The first failure; what it kept from being done is tried again later.
     pub async fn run_due_work(&self) -> Result<(), Error> {
-        self.core.run_due(false).await
+        self.core.run_due().await
     }
 
     /// What protects the root key.
@@ -608,7 +608,7 @@ impl Core {
     }
 
     /// Rotations and deletions that are due.
-    async fn run_due(self: &Arc<Self>, starting: bool) -> Result<(), Error> {
+    async fn run_due(self: &Arc<Self>) -> Result<(), Error> {
         let (may_rotate, may_destroy) = {
             let mut guard = self.time_guard.lock().await;
             guard.look(&*self.clock);
@@ -616,6 +616,6 @@ impl Core {
         };
         self.rotate_worn(may_rotate).await?;
         self.delete_old_records(may_destroy).await;
-        self.run_due_work(starting || may_rotate, may_destroy).await
+        self.run_due_work(may_rotate, may_destroy).await
     }
 }

@@ -224,8 +224,8 @@ fn in_use_advice(plugins: &[Unconfirmed]) -> String {
         more => format!(" and {more} more"),
     };
     format!(
-        "KMS plugins reach their key by this alias: {}{more}; give them its id first (kms-plugin \
-         --key ID), or stop them and wait until then",
+        "KMS plugins reach their key by this alias: {}{more}; give them its id (kms-plugin --key \
+         ID) or stop them, and wait until then",
         named.join(", ")
     )
 }

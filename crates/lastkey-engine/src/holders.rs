@@ -232,21 +232,25 @@ impl Core {
     }
 
     /// The plugins that reach their key by this name, as far as they were told within a lease that
-    /// they may use it.
+    /// they may use it; those that may have been told so by the process before this one, too.
     pub(crate) fn reached_by(&self, alias: &AliasName) -> Vec<Unconfirmed> {
         let now = self.clock.running();
-        let table = self.holders.table.lock();
-        let mut found: Vec<Unconfirmed> = (table.iter())
-            .filter(|(_, told)| matches!(&told.key, KeyRef::Alias(named) if named == alias))
-            .filter_map(|(holder, told)| {
-                let (at, until) = told.allowed?;
-                let resource =
-                    Resource::ClusterKey { key: self.resolve(&told.key), cluster: holder.cluster };
-                let serves = now.saturating_sub(at) <= self.holders.lease()
-                    && self.policy.allows(&told.principal, Action::PluginStatus, resource);
-                serves.then(|| self.unconfirmed_one(holder.cluster, &told.principal, until))
-            })
-            .collect();
+        let known: Vec<(Holder, Told)> =
+            self.holders.table.lock().iter().map(|(it, told)| (it.clone(), told.clone())).collect();
+        let named = KeyRef::Alias(alias.clone());
+        let key = self.resolve(&named);
+        // By which name those reach it that were not heard since the start, nobody knows.
+        let silent = self.not_heard_since_the_start(&known, (&Taken::Key(named.clone()), key), now);
+        let mut found: Vec<Unconfirmed> = silent.into_iter().map(|(one, _)| one).collect();
+        for (holder, told) in known.iter().filter(|(_, told)| told.key == named) {
+            let Some((at, until)) = told.allowed else { continue };
+            let resource = Resource::ClusterKey { key, cluster: holder.cluster };
+            if now.saturating_sub(at) <= self.holders.lease()
+                && self.policy.allows(&told.principal, Action::PluginStatus, resource)
+            {
+                found.push(self.unconfirmed_one(holder.cluster, &told.principal, until));
+            }
+        }
         found.sort_by(|a, b| (a.cluster, &a.plugin).cmp(&(b.cluster, &b.plugin)));
         found.dedup();
         found

@@ -40,7 +40,9 @@ impl TimeGuard {
         let calm = kept
             .filter(|kept| kept.wall <= wall && wall.since(kept.wall) < SHORT_STOP)
             .map_or(Duration::ZERO, |kept| Duration::from_secs(kept.calm_seconds));
-        Self { wall, running: clock.running(), calm, jumped: false }
+        // It stood later when it was last looked at: it was wrong then, or is now.
+        let jumped = kept.is_some_and(|kept| kept.wall.since(wall) > TOLERANCE);
+        Self { wall, running: clock.running(), calm, jumped }
     }
 
     /// Looks at the clocks.

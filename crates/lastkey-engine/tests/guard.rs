@@ -256,7 +256,11 @@ async fn a_use_during_a_look_outlasts_it() {
     encrypt(&engine, &prod, &key).await;
     put_knowing(&engine, &key, coverage(prod.cluster, began, &[]), Some(BTreeSet::new())).await;
     assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
-    let later = world.clock.now().after(Duration::from_secs(1));
+    // A mark stands for every use of its moment.
+    let soon = world.clock.now().after(Duration::from_secs(1));
+    put_knowing(&engine, &key, coverage(prod.cluster, soon, &[]), Some(BTreeSet::new())).await;
+    assert!(matches!(disable(&engine, &key, None).await, Err(Error::Depended(_))));
+    let later = world.clock.now().after(Duration::from_secs(3));
     put_knowing(&engine, &key, coverage(prod.cluster, later, &[]), Some(BTreeSet::new())).await;
     disable(&engine, &key, None).await.unwrap();
 }
@@ -285,6 +289,23 @@ async fn a_backup_needs_what_may_be_written_before_its_snapshot() {
         assert_eq!(kinds, ["backup"], "{version}");
     }
     disable(&engine, &spare, None).await.unwrap();
+    // A rotation that comes between the count and the snapshot.
+    let newest = engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await;
+    let newest = newest.unwrap().id;
+    let needs = async || {
+        let impact = DescribeImpact { key: by_id(&key), version: Some(newest) };
+        let needed = engine.execute(&root(&engine), impact).await.unwrap().dependants;
+        needed.iter().filter(|one| one.kind.as_str() == "backup").count()
+    };
+    encrypt(&engine, &prod, &key).await;
+    assert_eq!(needs().await, 1);
+    // What is used long after it was taken is not in it.
+    let id = format!("{}.tuesday", prod.cluster);
+    let tuesday = Dependant { seen_at: Some(world.clock.now()), ..dependant("backup", &id, &[]) };
+    put(&engine, &key, tuesday).await;
+    world.clock.advance(Duration::from_secs(2 * 3600));
+    engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    assert_eq!(needs().await, 2);
 }
 
 /// What came to need a key during its deletion window keeps it from being destroyed.

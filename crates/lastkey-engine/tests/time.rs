@@ -310,3 +310,20 @@ async fn what_was_deleted_is_not_admitted_again_either() {
     world.clock.jump_to(to);
     assert!(admit(&engine, "fresh", to).await);
 }
+
+/// A dead battery at the start: what is stored is of later, and no key is worn by that.
+#[tokio::test]
+async fn a_start_with_a_clock_that_is_behind_rotates_nothing() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let update =
+        UpdateRotationPolicy { key: by_id(&key), policy: RotationPolicy::new(true, None).unwrap() };
+    engine.execute(&root(&engine), update).await.unwrap();
+    pass(&world, &engine, HOUR).await;
+    let to = before(START, DAY * 400);
+    let engine = jump(&world, engine, Jump { to, at_start: true }).await;
+    pass(&world, &engine, HOUR * 3).await;
+    let describe = DescribeKey { key: by_id(&key) };
+    assert_eq!(engine.execute(&root(&engine), describe).await.unwrap().versions.len(), 1);
+}

@@ -97,6 +97,9 @@ pub struct Coverage {
     pub unknown: Vec<String>,
     /// What could not be asked, and what was not of one moment.
     pub remarks: Vec<String>,
+    /// Whether etcd lets only that be read what is configured: what is under a KMS elsewhere in it is
+    /// not known.
+    pub partly: bool,
 }
 
 impl Coverage {
@@ -148,8 +151,13 @@ pub async fn exact(
     prefix: &str,
     (resources, unknown): (&[Resource], Vec<String>),
 ) -> Result<Coverage, EtcdError> {
-    let mut coverage =
-        Coverage { exact: true, resources: Vec::new(), unknown, remarks: Vec::new() };
+    let mut coverage = Coverage {
+        exact: true,
+        resources: Vec::new(),
+        unknown,
+        remarks: Vec::new(),
+        partly: false,
+    };
     for resource in resources {
         let mut counts: BTreeMap<Under, u64> = BTreeMap::new();
         let mut count = |value: &[u8]| {
@@ -179,10 +187,13 @@ pub async fn exact(
     let places: Vec<String> = resources.iter().map(|one| place_in_etcd(prefix, one)).collect();
     match elsewhere(etcd, (prefix, &places)).await? {
         Some(found) => coverage.add_elsewhere(found),
-        None => coverage.remarks.push(format!(
-            "etcd lets no more be read than what is configured: what an earlier configuration \
-             encrypted is not counted. Let all below {prefix}/ be read"
-        )),
+        None => {
+            coverage.partly = true;
+            coverage.remarks.push(format!(
+                "etcd lets no more be read than what is configured: what an earlier configuration \
+                 encrypted is not counted. Let all below {prefix}/ be read"
+            ));
+        }
     }
     Ok(coverage)
 }
@@ -212,7 +223,7 @@ pub async fn counted(
         return Err(error);
     }
     let resources = resources.iter().map(|resource| counters::of(resource, &asked)).collect();
-    Ok(Coverage { exact: false, resources, unknown, remarks })
+    Ok(Coverage { exact: false, resources, unknown, remarks, partly: false })
 }
 
 /// Where an apiserver keeps the objects of a resource.

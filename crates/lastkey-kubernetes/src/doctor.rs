@@ -138,7 +138,13 @@ mod tests {
             objects: Some(2),
             under: under.collect(),
         };
-        Coverage { exact: true, resources: vec![secrets], unknown: vec![], remarks: vec![] }
+        Coverage {
+            exact: true,
+            resources: vec![secrets],
+            unknown: vec![],
+            remarks: vec![],
+            partly: false,
+        }
     }
 
     fn config(providers: &str) -> EncryptionConfiguration {

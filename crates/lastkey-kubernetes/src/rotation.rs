@@ -507,14 +507,19 @@ impl Worker {
     /// What a name stands for that is served by nobody just now is seen in etcd alone.
     fn frees(&self, claim: &Claim) -> bool {
         let (state, proof) = (&claim.state, &claim.state.proof);
-        let seen = state.by == By::Cluster || proof.by_etcd && !proof.partly;
-        let all = state.left_out.is_empty() && self.unserved(state).is_empty();
+        let seen = !proof.partly && (state.by == By::Cluster || proof.by_etcd);
+        let all = state.left_out.is_empty() && self.unserved(claim).is_empty();
         state.whole && !proof.unread && (seen || all)
     }
 
     /// The names that stand for one resource and that nothing is gone through for, without any other
     /// reason.
-    fn unserved(&self, state: &State) -> Vec<&str> {
+    fn unserved(&self, claim: &Claim) -> Vec<&str> {
+        let state = &claim.state;
+        if claim.rotation.namespace.is_some() {
+            // What is in no namespace is not gone through.
+            return Vec::new();
+        }
         let is_known = |name: &str| {
             name.contains('*')
                 || state.resources.iter().any(|one| one.full_name() == name)
@@ -557,7 +562,8 @@ impl Worker {
             "plugin_key_id": rotation.plugin_key_id,
             "namespace": rotation.namespace,
             "whole": self.frees(claim) && rotation.namespace.is_none(),
-            "unserved": self.unserved(state),
+            "chosen": !state.whole || rotation.namespace.is_some(),
+            "unserved": self.unserved(claim),
             "left_out": state.left_out,
             "resources": state.resources.iter().map(|r| r.full_name()).collect::<Vec<_>>(),
             "apiservers": self.api.urls().map(ToString::to_string).collect::<Vec<_>>(),

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use place::{Place, PlaceError, hash};
+pub(crate) use plan::covers;
 pub use plan::{PlanError, Target, names_of_ours, next, resources_to_enable, resources_under};
 
 use crate::{cluster::EtcdAccess, encryption_config::EncryptionConfiguration};

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};
@@ -139,8 +140,21 @@ pub(super) fn mark_use(
     let old = core.records.dependants.unmarked((key.value.id, version), cluster, now)?;
     let mut new = old.value.clone();
     new.used.insert(version, now);
-    Some(write_down(core, key, Some(&old), new))
+    let change = write_down(core, key, Some(&old), new);
+    let all = core.records.dependants.of(key.value.id);
+    let taken_now = all.iter().filter(|one| {
+        let is_new = one.value.seen_at.is_some_and(|at| now.since(at) < SNAPSHOT_WITHIN);
+        one.value.backup_of() == Some(cluster) && is_new && !one.value.needs(version, now)
+    });
+    Some(taken_now.fold(change, |change, backup| {
+        let mut known = backup.value.clone();
+        known.used.insert(version, now);
+        change.put_dependant(key.value.id, Some(backup), known)
+    }))
 }
+
+/// A snapshot is taken within this after what is in it was counted: what is used until then may be in it.
+const SNAPSHOT_WITHIN: Duration = Duration::from_secs(3600);
 
 /// So many keys of a cluster wait for a look in one transaction; each writes two records.
 const LOOKED_FOR: usize = 24;

@@ -52,7 +52,7 @@ impl Core {
         let (follower, starter) = (Arc::clone(self), Arc::clone(self));
         let tasks = [
             tokio::spawn(async move {
-                if due_at_start && let Err(error) = starter.run_due(true).await {
+                if due_at_start && let Err(error) = starter.run_due().await {
                     tracing::error!(%error, "due rotations or deletions wait");
                 }
             }),
@@ -142,7 +142,7 @@ impl Core {
 
     async fn look_for_due_work(self: &Arc<Self>) {
         self.keep_last_uses().await;
-        if let Err(error) = self.run_due(false).await {
+        if let Err(error) = self.run_due().await {
             tracing::error!(%error, "due rotations or deletions wait");
         }
         if let Err(error) = self.keep_time().await {

@@ -188,7 +188,13 @@ mod tests {
             under("kms v2 other", "theirs", None),
         ];
         let secrets = ResourceCoverage { resource: "secrets".to_owned(), objects: Some(2), under };
-        Coverage { exact: true, resources: vec![secrets], unknown: vec![], remarks: vec![] }
+        Coverage {
+            exact: true,
+            resources: vec![secrets],
+            unknown: vec![],
+            remarks: vec![],
+            partly: false,
+        }
     }
 
     fn told(provider: &str, key_ids: &[&str]) -> (String, ToldLast) {

@@ -54,6 +54,8 @@ struct Tally {
     older: BTreeMap<String, u64>,
     /// Under versions of our keys outside of what is migrated.
     elsewhere: BTreeMap<KeyVersionId, u64>,
+    /// Whether what lies outside of it may not be read.
+    partly: bool,
 }
 
 impl Tally {
@@ -113,6 +115,7 @@ impl Worker {
         claim.state.pass_began = began;
         claim.state.pass.current = tally.new;
         claim.state.proof.older = tally.elsewhere;
+        claim.state.proof.partly = tally.partly;
         self.tidy(claim).await;
         Ok(true)
     }
@@ -255,7 +258,7 @@ impl Worker {
                 () = tokio::time::sleep(renew) => self.renew(claim).await?,
             }
         };
-        let mut tally = Tally::default();
+        let mut tally = Tally { partly: counted.partly, ..Tally::default() };
         for share in counted.resources.iter().skip(resources.len()).flat_map(|one| &one.under) {
             if let Some(version) = share.under.key_version.filter(|version| *version != target) {
                 *tally.elsewhere.entry(version).or_default() += share.objects.unwrap_or(1);

@@ -14,11 +14,11 @@ use super::{
     ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker, change::config_now, told_last,
 };
 use crate::{
-    cluster::{Etcd, Resource},
+    cluster::{Etcd, EtcdError, Resource},
     coverage::{self, Coverage, not_theirs, resources_of},
     doctor::reads,
     encryption_config::{EncryptionConfiguration, Named, Provider, ProviderKind},
-    transition::{Stage, loaded::Seen},
+    transition::{Stage, covers, loaded::Seen},
 };
 
 /// So often what was left is written anew once more.
@@ -219,11 +219,6 @@ impl Worker {
         let (mut resources, mut unserved) = resources_of(&names, &discovery);
         unserved.retain(|name| !name.contains('*'));
         let Some(access) = &hands.etcd else { return Ok((None, unserved)) };
-        if discovery.unanswered(&names).next().is_some() {
-            claim.state.left_out = discovery.left_out(&names);
-            claim.state.proof.why = claim.state.left_out.join("; ");
-            return Ok((None, unserved));
-        }
         let mut etcd = Etcd::new(access).map_err(|error| RotateError::Etcd(error.into()))?;
         let other = not_theirs(&self.api, &mut etcd, (&access.prefix, &resources)).await;
         if let Some(why) = other.map_err(RotateError::Etcd)? {
@@ -232,7 +227,20 @@ impl Worker {
         }
         resources.extend(unserved.iter().map(|name| unserved_resource(name)));
         let counted = coverage::exact(&mut etcd, &access.prefix, (&resources, Vec::new())).await;
-        Ok((Some(counted.map_err(RotateError::Etcd)?), unserved))
+        let counted = match counted {
+            Err(error @ EtcdError::Refused { .. }) if !unserved.is_empty() => {
+                claim.state.proof.why = error.to_string();
+                return Ok((None, unserved));
+            }
+            counted => counted.map_err(RotateError::Etcd)?,
+        };
+        if counted.partly && discovery.unanswered(&names).next().is_some() {
+            // Neither the apiservers nor etcd tell of it.
+            claim.state.left_out = discovery.left_out(&names);
+            claim.state.proof.why = claim.state.left_out.join("; ");
+            return Ok((None, unserved));
+        }
+        Ok((Some(counted), unserved))
     }
 
     pub(super) async fn versions_of(
@@ -353,7 +361,13 @@ fn is_whole(
     let by_kms = |provider: &Provider| matches!(provider.kind(), Some(ProviderKind::Kms(_)));
     let rules = config.rules.iter().filter(|rule| rule.providers.iter().any(by_kms));
     let configured = rules.flat_map(|rule| &rule.resources).map(|named| &named.name);
-    configured.chain(registered).all(|name| gone_through.contains(name))
+    // What was registered and is in no rule any more rests as it did.
+    let dropped = registered.iter().filter(|name| {
+        let (resource, group) = name.split_once('.').unwrap_or((name.as_str(), ""));
+        !config.names().any(|named| named.name == **name || named.covers(resource, group))
+    });
+    let is_covered = |name: &String| gone_through.iter().any(|wide| covers(wide, name));
+    configured.chain(dropped).all(is_covered)
 }
 
 fn shown(provider: &Provider) -> String {
@@ -385,6 +399,9 @@ mod tests {
         assert!(whole(&["secrets", "configmaps"], &["secrets"]));
         assert!(!whole(&["configmaps"], &[]), "Secrets can be read by the KMS");
         assert!(!whole(&["secrets", "configmaps"], &["widgets.example.org"]));
+        assert!(whole(&["secrets", "configmaps"], &["pods"]), "its rule has no KMS");
+        assert!(whole(&["*.*"], &["widgets.example.org"]));
+        assert!(!whole(&["*.apps"], &[]));
     }
 
     #[test]

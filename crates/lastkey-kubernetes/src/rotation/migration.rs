@@ -267,7 +267,8 @@ impl Worker {
     /// before anything becomes free.
     pub(super) async fn take_up(&self, claim: &mut Claim) -> Result<(), Stop> {
         let begins = claim.state.resources.is_empty();
-        if claim.rotation.course.is_some() && !begins {
+        // What is counted at the end is of the last pass.
+        if claim.rotation.phase == RotationPhase::Removing && !begins {
             return Ok(());
         }
         let names = &self.options.resources;
@@ -280,8 +281,13 @@ impl Worker {
             claim.state.resources = wanted;
         } else {
             let all = taken_up(&claim.state.resources, wanted, &served);
-            if all != claim.state.resources {
-                self.choose_again(claim, all).await?;
+            match all != claim.state.resources {
+                true if claim.rotation.course.is_some() => {
+                    claim.state.resources = all;
+                    claim.state.begin_pass();
+                }
+                true => self.choose_again(claim, all).await?,
+                false => {}
             }
         }
         claim.state.whole |= self.options.whole;

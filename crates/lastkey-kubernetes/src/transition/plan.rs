@@ -132,7 +132,7 @@ fn is_wanted(goal: &Goal, name: &str) -> bool {
 }
 
 /// Whether `wide` stands for all that `name` stands for.
-fn covers(wide: &str, name: &str) -> bool {
+pub(crate) fn covers(wide: &str, name: &str) -> bool {
     let group = |name: &str| name.split_once('.').map_or("", |(_, group)| group).to_owned();
     match wide {
         "*.*" => true,

@@ -573,6 +573,10 @@ fn reported(name: &str, (over, verb): (&Rotation, &str), output: &Output) -> Res
         for why in content["left_out"].as_array().into_iter().flatten() {
             said += &format!("\nnot written anew: {}", why.as_str().unwrap_or_default());
         }
+        if content["whole"] == false {
+            said += "\nno version of a key is free by this: not all that was registered or is under a KMS \
+                     was gone through, or something is left";
+        }
         for refusal in content["refusals"].as_array().into_iter().flatten() {
             let text = |field: &str| refusal[field].as_str().unwrap_or_default().to_owned();
             let (resource, namespace) = (text("resource"), text("namespace"));

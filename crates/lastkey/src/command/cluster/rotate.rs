@@ -387,7 +387,9 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
         if let Some(not_read) = content["verified"]["not_read"].as_str() {
             said += &format!("\nnot counted: {not_read}");
         }
-        if content["whole"] == false {
+        if content["whole"] == false && content["chosen"] == false {
+            said += "\nno older version is free by this";
+        } else if content["whole"] == false {
             let names = content["resources"].as_array().into_iter().flatten();
             let names: Vec<&str> = names.filter_map(Value::as_str).collect();
             let inside = content["namespace"].as_str().map(|name| format!(" in {name}"));

@@ -172,7 +172,8 @@ pub(super) async fn cover(access: &Access, api: &ApiServer) -> Result<Coverage, 
         }
         None => coverage::counted(api, (&found, unknown)).await.map_err(|e| unreachable(&e))?,
     };
-    if coverage.exact && discovery.unanswered(&names).next().is_some() {
+    let hidden = !coverage.unknown.is_empty() || discovery.unanswered(&names).next().is_some();
+    if coverage.exact && coverage.partly && hidden {
         // What was not looked at may be under any version.
         coverage.exact = false;
         coverage.remarks.push("not all of it could be counted: nothing becomes free".to_owned());
