@@ -405,9 +405,12 @@ impl Model {
                 if self.aliases.contains_key(name) { Err("AliasAlreadyExists") } else { Ok(()) }
             })),
             Op::UpdateAlias { name, key: id } => {
-                Some(key(id)?.named().and_then(|()| self.is_alias(name)))
+                let told = key(id)?.named().and_then(|()| self.is_alias(name));
+                (told.is_err() || !self.may_be_reached_by(name)).then_some(told)
             }
-            Op::DeleteAlias { name } => Some(self.is_alias(name)),
+            Op::DeleteAlias { name } => {
+                (!self.may_be_reached_by(name)).then(|| self.is_alias(name))
+            }
             Op::Encrypt { key: KeyRef::Id(id), .. } | Op::DataKey { key: KeyRef::Id(id), .. } => {
                 Some(key(id)?.usable())
             }
@@ -430,6 +433,14 @@ impl Model {
             }
             _ => None,
         }
+    }
+
+    /// Whether a plugin may reach its key by this name: then the guard may refuse to take it away.
+    fn may_be_reached_by(&self, name: &AliasName) -> bool {
+        let granted = |key: &KeyId| {
+            self.adding.is_some() || self.cluster.as_ref().is_some_and(|it| it.keys.contains(key))
+        };
+        self.aliases.get(name).is_some_and(granted)
     }
 
     fn is_alias(&self, name: &AliasName) -> Result<(), &'static str> {
