@@ -1,6 +1,6 @@
 //! From the options that name a server to a client of it.
 
-use std::path::{Path, PathBuf};
+use std::{ffi::OsString, path::PathBuf};
 
 use lastkey_client::{Client, Config, Credentials};
 
@@ -38,7 +38,10 @@ fn find() -> Result<PathBuf, Failure> {
     let places = places();
     places.iter().find(|path| path.exists()).cloned().ok_or_else(|| {
         let looked: Vec<String> = places.iter().map(|path| path.display().to_string()).collect();
-        let looked = looked.join(" and ");
+        let looked = match &looked[..] {
+            [] => "nowhere: neither HOME nor XDG_CONFIG_HOME names a directory".to_owned(),
+            looked => looked.join(" and "),
+        };
         Failure::new(
             Exit::Usage,
             format_args!(
@@ -50,27 +53,45 @@ fn find() -> Result<PathBuf, Failure> {
 }
 
 fn places() -> Vec<PathBuf> {
-    let home = std::env::var_os("HOME").map(PathBuf::from);
-    let configuration = std::env::var_os("XDG_CONFIG_HOME")
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| home.map(|home| home.join(".config")));
-    let mut places: Vec<PathBuf> =
-        configuration.into_iter().map(|dir| dir.join("lastkey").join(CREDENTIALS)).collect();
-    places.push(default_data_dir().join(CREDENTIALS));
-    places
+    let configuration = own("XDG_CONFIG_HOME", ".config", |name| std::env::var_os(name));
+    let configuration = configuration.map(|directory| directory.join("lastkey"));
+    let directories = configuration.into_iter().chain(default_data_dir());
+    directories.map(|directory| directory.join(CREDENTIALS)).collect()
 }
 
-/// Where `up` keeps everything unless told otherwise.
-pub(crate) fn default_data_dir() -> PathBuf {
+/// Where `up` keeps everything unless told otherwise. Nowhere for a user without a home: what lies
+/// in a directory that all share is another's to place, and anybody's to clean up.
+pub(crate) fn default_data_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
-        return PathBuf::from("/var/lib/lastkey");
+        return Some(PathBuf::from("/var/lib/lastkey"));
     }
-    let state = std::env::var_os("XDG_STATE_HOME")
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state")));
-    state.unwrap_or_else(std::env::temp_dir).join("lastkey")
+    let state = own("XDG_STATE_HOME", ".local/state", |name| std::env::var_os(name));
+    state.map(|directory| directory.join("lastkey"))
+}
+
+/// A directory of the user's: as `variable` says, else below the home directory. A name that is
+/// not absolute would be another directory in each place that a command is run from.
+fn own(
+    variable: &str,
+    below_home: &str,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Option<PathBuf> {
+    let absolute = |name| environment(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)))
+}
+
+/// The default data directory of who cannot do without one.
+///
+/// # Errors
+///
+/// There is none; `option` is what names one.
+pub(crate) fn data_dir_or(option: &str) -> Result<PathBuf, Failure> {
+    default_data_dir().ok_or_else(|| {
+        Failure::new(
+            Exit::Usage,
+            format_args!("neither HOME nor XDG_STATE_HOME names a directory: give {option} DIR"),
+        )
+    })
 }
 
 /// Runs one client command to its end.
@@ -80,4 +101,24 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
         .build()
         .map_err(Failure::failed)?
         .block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_home_has_no_directory_that_others_share() {
+        let found = |state: Option<&str>, home: Option<&str>| {
+            own("XDG_STATE_HOME", ".local/state", |name| {
+                let value = if name == "HOME" { home } else { state };
+                value.map(OsString::from)
+            })
+        };
+        assert_eq!(found(Some("/s"), Some("/h")), Some("/s".into()));
+        assert_eq!(found(Some(""), Some("/h")), Some("/h/.local/state".into()));
+        for nothing in [None, Some(""), Some("here")] {
+            assert_eq!(found(nothing, nothing), None);
+        }
+    }
 }

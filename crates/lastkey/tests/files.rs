@@ -321,6 +321,47 @@ fn a_list_of_files_needs_the_server_at_its_beginning_alone() {
 }
 
 #[test]
+fn what_gives_its_bytes_once_is_read_once() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    for name in ["a", "b", "c"] {
+        user.write(name, name.as_bytes());
+        user.ok(&["encrypt", "--key", KEY, name]);
+        fs::remove_file(user.path(name)).unwrap();
+    }
+    // Standard input and a FIFO, each beside a file.
+    let fifo = user.path("pipe.lastkey");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    let mut decrypt = user.command(&["decrypt", "a.lastkey", "-", "pipe.lastkey"]);
+    let decrypt = decrypt.stdin(File::open(user.path("b.lastkey")).unwrap()).spawn().unwrap();
+    let content = user.read("c.lastkey");
+    let writer = std::thread::spawn(move || fs::write(fifo, content));
+    let output = decrypt.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    writer.join().unwrap().unwrap();
+    assert_eq!(
+        (output.stdout, user.read("a"), user.read("pipe")),
+        (vec![b'b'], vec![b'a'], vec![b'c'])
+    );
+}
+
+#[test]
+fn a_list_that_is_none_ends() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    let (code, said) = user.refused(&["encrypt", "--key", KEY, "--files-from", "."]);
+    assert!(code == 2 && said.contains("is a directory, not a list"), "{code} {said}");
+    let mut endless = user.command(&["encrypt", "--key", KEY, "--files-from", "-"]);
+    endless.stdin(File::open("/dev/zero").unwrap());
+    let output = endless.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("longer than any name"), "{said}");
+}
+
+#[test]
 fn a_held_data_key_outlives_the_server() {
     let lab = Lab::new();
     let up = lab.up();

@@ -118,6 +118,20 @@ impl Site {
         assert_eq!(self.status()["state"], "unsealed");
     }
 
+    /// What the process has logged, once `text` is in it.
+    fn log_with(&self, text: &str) -> String {
+        let mut log = String::new();
+        lastkey_testbed::eventually(text, SOON, || {
+            log = self.up().process.log();
+            if log.contains(text) {
+                return Ok(());
+            }
+            Err(lastkey_testbed::Error::ReadyLine { line: log.clone(), cause: "not yet".into() })
+        })
+        .unwrap();
+        log
+    }
+
     fn keys(&self) -> Outcome {
         let credentials = self.data().join("credentials.json");
         self.lab.lastkey.cli(Some(&credentials), &["key", "list"]).unwrap()
@@ -314,6 +328,21 @@ fn up_waits_for_its_root_key_and_its_plugin_for_both() {
     site.restart("up", &[]);
     assert_eq!(site.status()["state"], "sealed");
     site.unseal(&shares);
+}
+
+#[test]
+fn what_is_in_the_plugins_way_after_unsealing_is_told_and_waited_for() {
+    let site = Site::start("up", &["--seal", "shamir"]);
+    let shares = shares(&site.ok(&["init", "--shares", "2", "--threshold", "2"], ""));
+    let mode = |mode| fs::set_permissions(site.data(), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o777);
+    site.unseal(&shares);
+    let log = site.log_with("the KMS plugin does not start yet");
+    assert!(log.contains("chmod"), "{log}");
+    assert!(!site.data().join("kms.sock").exists());
+    mode(0o700);
+    site.log_with("the KMS plugin works");
+    assert!(site.data().join("kms.sock").exists());
 }
 
 #[test]

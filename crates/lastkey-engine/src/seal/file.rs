@@ -113,7 +113,7 @@ impl FileSeal {
 
     /// Brings the files in line with the store's record.
     fn settle_now(&self, record: &SealRecord) -> Result<(), SealError> {
-        if record.seals.iter().any(|entry| entry.kind() == SealKind::File) {
+        if record.is_in_file() {
             return self.put_in_place(record.root);
         }
         let path = self.remove_stale(&self.path, record);
@@ -134,18 +134,30 @@ impl FileSeal {
 
     /// Removes a file whose root key is under another seal now, or opens nothing any more.
     fn remove_stale(&self, path: &Path, record: &SealRecord) -> Result<(), SealError> {
-        // Another store's root key is not ours to remove.
-        if self.holds(path, record.previous)? || self.holds(path, record.root)? {
-            self.disk.remove(path).map_err(|error| io_error(path, error))?;
-            self.sync_directory()?;
+        let print = match self.read(path) {
+            Ok(root) => RootPrint::of(&root),
+            Err(SealError::Missing { .. } | SealError::Malformed { .. }) => return Ok(()),
+            // It may be one.
+            Err(unknown) => return Err(unknown),
+        };
+        if !record.has_kept(print) {
+            // Another store's root key is not ours to remove.
+            tracing::warn!(
+                path = %path.display(),
+                "a root key lies here, and this store knows neither it nor uses the file: if it is \
+                 an earlier one of this store, copies of the store from that time open with it; \
+                 move it to a safe place, or destroy it"
+            );
+            return Ok(());
         }
-        Ok(())
+        self.disk.remove(path).map_err(|error| io_error(path, error))?;
+        self.sync_directory()
     }
 
     /// Removes what waits of a change that never came to be. The root key that the store's record
     /// names is none of that, whatever kept it from its place so far.
     fn make_room(&self, kept: &SealRecord) -> Result<(), SealError> {
-        if kept.seals.iter().any(|entry| entry.kind() == SealKind::File) {
+        if kept.is_in_file() {
             self.put_in_place(kept.root)?;
         }
         let next = self.next();

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! `root` is a print of the root key (16 bytes of HKDF), which tells it from earlier ones and says
-//! nothing about it; `previous` is the print of the one before. The first entry is the seal; a
-//! second one is a set of shares that waits to be entered once. `generation` counts the changes of
-//! this record. `latest`, where it is there, is a generation of the seal's set that was cancelled: no
+//! nothing about it; `previous` is the print of the one before. `filed`, where it is there, are the
+//! prints of earlier ones that were kept in a file, the oldest first: one that could not be removed
+//! in its time is known by them later. The first entry is the seal; a second one is a set of shares
+//! that waits to be entered once. `generation` counts the changes of this record. `latest`, where it is there, is a generation of the seal's set that was cancelled: no
 //! other shares are made with that number, so that one which somebody has kept is known for what it
 //! is. Stores of releases before 0.2 have no record: theirs is the `file` seal.
 
@@ -30,6 +31,9 @@ pub(crate) const SEAL_PATH: &str = "meta/seal";
 const FORMAT: u8 = 1;
 /// The seal, and one to come.
 const MAX_SEALS: usize = 2;
+/// So many root keys that were kept in a file are remembered: a new one takes the file's place, and
+/// is refused before that where the one before could not, so that few of them can be left.
+const MAX_FILED: usize = 8;
 /// Far more than two entries need.
 const MAX_BYTES: usize = 16 << 10;
 const PRINT_LABEL: &[u8] = b"lastkey root print 1";
@@ -222,6 +226,9 @@ pub struct SealRecord {
     /// Which one was before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<RootPrint>,
+    /// Which ones were kept in a file before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    filed: Vec<RootPrint>,
     /// The highest generation of its shares that was made, where those are not here any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     latest: Option<u16>,
@@ -232,15 +239,18 @@ pub struct SealRecord {
 impl SealRecord {
     /// The record of a new store.
     pub(crate) fn first(root: RootPrint, entry: SealEntry) -> Self {
-        let root = Some(root);
-        let seals = vec![entry];
-        Self { format: FORMAT, generation: 1, root, previous: None, latest: None, seals }
+        Self { generation: 1, root: Some(root), ..Self::of(entry) }
     }
 
     /// What a store without a record means.
     fn legacy() -> Self {
-        let seals = vec![SealEntry::File {}];
-        Self { format: FORMAT, generation: 0, root: None, previous: None, latest: None, seals }
+        Self::of(SealEntry::File {})
+    }
+
+    fn of(entry: SealEntry) -> Self {
+        let (filed, seals) = (Vec::new(), vec![entry]);
+        let (root, previous, latest) = (None, None, None);
+        Self { format: FORMAT, generation: 0, root, previous, filed, latest, seals }
     }
 
     /// The next record: these seals, over this root key.
@@ -251,6 +261,7 @@ impl SealRecord {
             generation: self.generation + 1,
             root: Some(root),
             previous: if changed { self.root } else { self.previous },
+            filed: if changed { self.filed_so_far() } else { self.filed.clone() },
             latest: None,
             seals,
         };
@@ -261,6 +272,32 @@ impl SealRecord {
             _ => None,
         };
         next
+    }
+
+    /// The root keys that a file may hold once there is another.
+    fn filed_so_far(&self) -> Vec<RootPrint> {
+        let mut filed = self.filed.clone();
+        if filed.is_empty() {
+            // Whether that one was kept in a file, earlier records do not say.
+            filed.extend(self.previous);
+        }
+        if self.is_in_file() {
+            filed.extend(self.root);
+        }
+        let forgotten = filed.len().saturating_sub(MAX_FILED);
+        filed.split_off(forgotten)
+    }
+
+    /// Whether the file is one of what gives the root key back.
+    pub(crate) fn is_in_file(&self) -> bool {
+        self.seals.iter().any(|entry| entry.kind() == SealKind::File)
+    }
+
+    /// Whether a file that holds the root key with this print is of this store, and not needed where
+    /// the file is no seal of it.
+    pub(crate) fn has_kept(&self, print: RootPrint) -> bool {
+        let known = [self.root, self.previous].into_iter().flatten();
+        known.chain(self.filed.iter().copied()).any(|one| one == print)
     }
 
     /// The highest generation of this set that was ever made; 0 if it is none of the record's.
@@ -312,6 +349,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<SealRecord, SealError> {
     let sound = record.format == FORMAT
         && (1..=MAX_SEALS).contains(&record.seals.len())
         && record.root.is_some()
+        && record.filed.len() <= MAX_FILED
         && record.shamir().all(|entry| {
             SetId::parse(&entry.set).is_some_and(|set| set.to_string() == entry.set)
                 && (lastkey_crypto::share::MIN_THRESHOLD..=entry.shares).contains(&entry.threshold)

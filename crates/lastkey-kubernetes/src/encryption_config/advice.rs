@@ -245,9 +245,9 @@ fn about_rules(config: &EncryptionConfiguration, findings: &mut Vec<Finding>) {
     }
     let covered = config.names().any(covers_secrets);
     if !covered && !config.rules.is_empty() {
-        let message = "no rule covers secrets: they are stored in clear";
+        let message = "no rule covers secrets: every new one is written in clear";
         let fix = "add `secrets` to the resources of a rule with a KMS provider";
-        findings.push(Finding::warning("secrets-uncovered", message).fix(fix));
+        findings.push(Finding::error("secrets-uncovered", message).fix(fix));
     }
     if let Some(all) = config.names().find(|named| named.name == "*.*") {
         let excluded = config.names().any(|named| named.name == "events");

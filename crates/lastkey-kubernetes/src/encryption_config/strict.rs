@@ -1,5 +1,5 @@
-//! Where go-yaml v2, which an apiserver reads with, is stricter than YAML and our parser: encodings,
-//! directives, and tabs.
+//! Where go-yaml v2, which an apiserver reads with, differs from YAML 1.2 and our parser: encodings,
+//! ends of lines, directives, and tabs.
 
 use std::ops::RangeInclusive;
 
@@ -40,9 +40,38 @@ fn refused(what: &str, line: Option<usize>) -> Finding {
         .at(line)
 }
 
+/// A character at which go-yaml ends a line, even a comment, as YAML 1.1 has it (§4.2). To our
+/// parser and to editors it is one among others, so that what follows it would be read otherwise.
+pub(super) fn hidden_break(text: &str) -> Option<Finding> {
+    let (at, found) =
+        text.char_indices().find(|(_, c)| matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}'))?;
+    let message = format!(
+        "the file cannot be read: it has the character U+{:04X}, at which an apiserver ends the line, \
+         even a comment, and an editor does not",
+        u32::from(found)
+    );
+    let fix = "remove this character; where a line is to end, end it as the others";
+    Some(Finding::error("syntax", message).fix(fix).at(Some(lines(&text[..at]).count().max(1))))
+}
+
+/// Lines as YAML counts them: after LF, CR, or both.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(end) = text.find(['\r', '\n']) else {
+            rest = None;
+            return Some(text);
+        };
+        let after = &text[end..];
+        rest = after.strip_prefix("\r\n").or_else(|| after.get(1..));
+        Some(&text[..end])
+    })
+}
+
 /// `%YAML` with another version than 1.1, or another directive, before the first document.
 pub(super) fn directive(text: &str) -> Option<Finding> {
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in lines(text).enumerate() {
         let mut words = line.split_ascii_whitespace();
         match words.next() {
             None => continue,
@@ -105,7 +134,7 @@ impl Tabs {
         if !text.contains('\t') {
             return None;
         }
-        let lines: Vec<&str> = text.lines().collect();
+        let lines: Vec<&str> = lines(text).collect();
         let after_dash = self.nodes.iter().filter(|(line, column)| {
             let before = lines.get(line.wrapping_sub(1)).map(|line| line.chars().take(*column));
             let mut before = before.into_iter().flatten().peekable();

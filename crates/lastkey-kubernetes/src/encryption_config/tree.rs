@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::{
     Finding, Text,
     local_keys::GO_BASE64,
-    strict::{Tabs, directive},
+    strict::{Tabs, directive, hidden_break},
 };
 
 /// Deeper nesting is refused: what a configuration needs is six levels.
@@ -182,7 +182,7 @@ fn read_yaml(text: &str, findings: &mut Vec<Finding>) -> Result<Rc<Node>, Findin
     if text.starts_with('\u{feff}') {
         return Err(syntax("it begins with two byte order marks", Some(1)));
     }
-    if let Some(finding) = directive(text) {
+    if let Some(finding) = hidden_break(text).or_else(|| directive(text)) {
         return Err(finding);
     }
     let mut tabs = Tabs::default();
@@ -403,14 +403,15 @@ fn resolved(text: &str) -> Value {
     }
     let plain_number = text.replace('_', "");
     match whole_number(&plain_number) {
-        Some(number) => Value::Number(Some(number)),
+        Some(number) => Value::Number(number),
         None if is_float(&plain_number) => Value::Number(None),
         None => Value::Text(Zeroizing::new(text.to_owned())),
     }
 }
 
-/// Go's `ParseInt(text, 0, 64)`, with its prefixes for other bases.
-fn whole_number(text: &str) -> Option<i64> {
+/// Go's `ParseInt(text, 0, 64)`, else its `ParseUint`, with their prefixes for other bases; no number
+/// of ours where only the latter takes it.
+fn whole_number(text: &str) -> Option<Option<i64>> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(rest) => ("-", rest),
         None => ("", text.strip_prefix('+').unwrap_or(text)),
@@ -426,11 +427,17 @@ fn whole_number(text: &str) -> Option<i64> {
     if digits.starts_with(['+', '-']) {
         return None;
     }
-    i64::from_str_radix(&format!("{sign}{digits}"), radix).ok()
+    if let Ok(number) = i64::from_str_radix(&format!("{sign}{digits}"), radix) {
+        return Some(Some(number));
+    }
+    let unsigned = !text.starts_with(['+', '-']) && u64::from_str_radix(digits, radix).is_ok();
+    unsigned.then_some(None)
 }
 
-/// `^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$`, and the names of what is no number.
+/// `^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$`, if Go's `ParseFloat` finds it small
+/// enough, and the names of what is no number.
 fn is_float(text: &str) -> bool {
+    let signed = text;
     let text = text.strip_prefix(['+', '-']).unwrap_or(text);
     if matches!(text, ".nan" | ".NaN" | ".NAN" | ".inf" | ".Inf" | ".INF") {
         return true;
@@ -445,7 +452,8 @@ fn is_float(text: &str) -> bool {
         let exponent = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
         !exponent.is_empty() && digits(exponent)
     });
-    digits(whole) && digits(part) && !(whole.is_empty() && part.is_empty()) && exponent_fits
+    let matches = digits(whole) && digits(part) && !(whole.is_empty() && part.is_empty());
+    matches && exponent_fits && signed.parse().is_ok_and(f64::is_finite)
 }
 
 /// Fields that come twice. Each map is looked at once, however often it is referred to.

@@ -101,8 +101,9 @@ pub(crate) fn decrypt(
     let mut keys = Unwrapped::new(service, options.hold.map(minutes));
     let mut report = Report::new(output, &jobs);
     if let Some(listed) = jobs.listed().filter(|listed| listed.len() > 1) {
-        // All data keys first: from then on the service may be away.
-        let headers = listed.map(|job| {
+        // All data keys first: from then on the service may be away. What a pipe gives, it gives
+        // once.
+        let headers = listed.filter(Job::can_be_read_twice).map(|job| {
             let header = read_header(&mut Source::open(&job.from)?.reader, &job)?;
             Ok((job, header))
         });

@@ -81,12 +81,10 @@ pub(crate) fn run(
 /// A client: as everywhere, but for an installation that nobody has credentials of yet it is the
 /// admin socket of the default data directory.
 fn client(connect: &Connect) -> Result<Client, Failure> {
-    let socket = default_data_dir().join("admin.sock");
     match connect::client(connect) {
         Err(failure) if failure.exit() == Exit::Usage && connect.credentials.is_none() => {
-            if !socket.exists() {
-                return Err(failure);
-            }
+            let socket = default_data_dir().map(|directory| directory.join("admin.sock"));
+            let socket = socket.filter(|socket| socket.exists()).ok_or(failure)?;
             Ok(Client::new(Config::admin(socket))?)
         }
         client => client,

@@ -264,9 +264,10 @@ fn state_dir(options: &PluginOptions) -> Result<PathBuf, Failure> {
     // systemd names several with colons between them
     let first = |named: &OsStr| named.as_bytes().split(|byte| *byte == b':').next().map(path_of);
     let given = std::env::var_os("STATE_DIRECTORY").as_deref().and_then(first);
-    let base = given.filter(|directory| directory.is_absolute());
-    let base =
-        base.unwrap_or_else(|| connect::default_data_dir().with_file_name("lastkey-kms-plugin"));
+    let base = match given.filter(|directory| directory.is_absolute()) {
+        Some(base) => base,
+        None => connect::data_dir_or("--state-dir")?.with_file_name("lastkey-kms-plugin"),
+    };
     let socket = options.sockets.first().map_or(Ok("LISTEN_FDS".into()), |socket| {
         if socket.starts_with('@') { Ok(socket.into()) } else { std::path::absolute(socket) }
     });

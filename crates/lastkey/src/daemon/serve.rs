@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     cli::{MemoryOptions, SealChoice, SealOptions, ServerOptions, TokenOptions, UpOptions},
-    connect::default_data_dir,
+    connect::data_dir_or,
     output::{Exit, Failure, Output, chain},
 };
 
@@ -49,6 +49,9 @@ struct Opened {
 /// What an operator does who sends SIGUSR2 to a server.
 const UPGRADE: &str = "to upgrade a server, put the new binary in place and restart it (plugins go on \
                        meanwhile, by what they remember)";
+
+/// How long until a plugin that something was in the way of is tried again.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
 
 /// What is made when the server is unsealed.
 #[derive(Clone, Debug)]
@@ -119,8 +122,15 @@ async fn with_plugin(
         plugin = Some(bind_plugin(data, &url, memory)?);
         ready = ready.with_plugin(data);
     }
-    let worker = rotations::run(instance.clone(), data.admin_socket(), stop.clone());
-    let server = serve_beside(bound, stop.clone(), worker);
+    // The server ends with the process, and with a plugin that cannot go on.
+    let (halt, halted) = watch::channel(false);
+    let worker = rotations::run(instance.clone(), data.admin_socket(), halted.clone());
+    let server = serve_beside(bound, halted, worker);
+    let pass_on = async {
+        stopped(stop.clone()).await;
+        let _ = halt.send(true);
+        std::future::pending().await
+    };
     let serve_plugin = async {
         let (plugin, mut keeper) = match plugin {
             Some(plugin) => plugin,
@@ -130,7 +140,11 @@ async fn with_plugin(
                     _ = unsealed => {}
                     () = stopped(stop.clone()) => return Ok(()),
                 }
-                bind_plugin(data, &url, memory)?
+                // Keepers came for this: what is in the plugin's way is told and waited for.
+                tokio::select! {
+                    bound = bind_in_the_end(data, &url, memory) => bound,
+                    () = stopped(stop.clone()) => return Ok(()),
+                }
             }
         };
         let (works, working) = oneshot::channel();
@@ -138,7 +152,7 @@ async fn with_plugin(
             move |_| {
                 let _ = works.send(());
             },
-            stopped(stop),
+            stopped(stop.clone()),
         );
         let say = async {
             if working.await.is_ok() {
@@ -158,8 +172,38 @@ async fn with_plugin(
             () = keeper.keep() => Ok(()),
         }
     };
+    let serve_plugin = async {
+        let served = serve_plugin.await;
+        if let Err(failure) = &served {
+            tracing::error!("the KMS plugin cannot go on, and the server stops with it: {failure}");
+        }
+        let _ = halt.send(true);
+        served
+    };
+    let server = async {
+        tokio::select! {
+            () = server => {}
+            () = pass_on => {}
+        }
+    };
     let ((), served) = tokio::join!(server, serve_plugin);
     served
+}
+
+/// The plugin, as soon as nothing is in its way.
+async fn bind_in_the_end(data: &DataDir, url: &str, memory: &MemoryOptions) -> (Plugin, Keeper) {
+    let mut told = String::new();
+    loop {
+        let why = match bind_plugin(data, url, memory) {
+            Ok(bound) => return bound,
+            Err(failure) => failure.to_string(),
+        };
+        if why != told {
+            tracing::error!("the KMS plugin does not start yet, and is tried again: {why}");
+            told = why;
+        }
+        tokio::time::sleep(BIND_AGAIN).await;
+    }
 }
 
 /// Serves until the server is to stop, and for as long as the worker that is its client takes to
@@ -179,7 +223,7 @@ async fn serve_beside(bound: Bound, stop: watch::Receiver<bool>, worker: impl Fu
 
 /// Everything up to the open doors, in the order in which it can fail harmlessly.
 async fn open(options: ServerOptions, with_plugin: bool) -> Result<Opened, Failure> {
-    let directory = options.data_dir.clone().unwrap_or_else(default_data_dir);
+    let directory = options.data_dir.clone().map_or_else(|| data_dir_or("--data-dir"), Ok)?;
     let data = DataDir::prepare(&directory)?;
     // The first random bytes of a process are slow; nobody should wait for them later.
     SystemEntropy.warm();

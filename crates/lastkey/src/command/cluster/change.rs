@@ -283,7 +283,7 @@ fn socket(connect: &Connect, options: &ChangeOptions) -> PathBuf {
     let beside = |file: &PathBuf| file.parent().map(|directory| directory.join(SOCKET));
     let file = connect.admin_socket.as_ref().or(connect.credentials.as_ref());
     let of_up = file.and_then(beside).filter(|path| path.exists());
-    let by_default = || Some(default_data_dir().join(SOCKET)).filter(|path| path.exists());
+    let by_default = || default_data_dir().map(|dir| dir.join(SOCKET)).filter(|path| path.exists());
     let given = options.plugin_socket.clone();
     let found = given.or(of_up).or_else(by_default).unwrap_or_else(|| PathBuf::from(INSTALLED));
     absolute(&found)

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     ffi::OsString,
     fs::File,
-    io::{self, BufRead, BufReader, IsTerminal},
+    io::{self, BufRead, BufReader, IsTerminal, Read},
     os::{
         fd::AsFd,
         unix::ffi::{OsStrExt, OsStringExt},
@@ -210,6 +210,11 @@ impl Job {
         Ok(())
     }
 
+    /// Whether it can be opened, read and opened again without that a byte of it is lost.
+    pub(super) fn can_be_read_twice(&self) -> bool {
+        matches!(&self.from, From::File(path) if path.metadata().is_ok_and(|there| there.is_file()))
+    }
+
     /// Says which file a failure is about, where that is not clear.
     pub(super) fn about(&self, failure: Failure) -> Failure {
         match &self.from {
@@ -334,18 +339,37 @@ pub(super) struct Names {
     source: Box<dyn BufRead>,
     from: From,
     end: u8,
+    /// Nothing more comes of it.
+    ended: bool,
 }
+
+/// No name of a file is longer, in bytes (Linux: `PATH_MAX` is 4096).
+const LONGEST_NAME: u64 = 64 << 10;
 
 impl Names {
     fn open(list: &Path, null: bool) -> Result<Self, Failure> {
         let from = From::of(list);
         let source: Box<dyn BufRead> = match &from {
             From::File(path) => {
-                Box::new(BufReader::new(File::open(path).map_err(|error| from.failed(&error))?))
+                let file = File::open(path).map_err(|error| from.failed(&error))?;
+                if file.metadata().is_ok_and(|there| there.is_dir()) {
+                    return Err(usage(format_args!(
+                        "{} is a directory, not a list of files; make one, as in \
+                         `find DIR -type f -print0 | lastkey … --files-from - --null`",
+                        path.display()
+                    )));
+                }
+                Box::new(BufReader::new(file))
             }
             From::Input => Box::new(io::stdin().lock()),
         };
-        Ok(Self { source, from, end: if null { 0 } else { b'\n' } })
+        Ok(Self { source, from, end: if null { 0 } else { b'\n' }, ended: false })
+    }
+
+    /// What is the list's own failure ends it: the next read would only give the same again.
+    fn ends(&mut self, failure: Failure) -> Option<Result<PathBuf, Failure>> {
+        self.ended = true;
+        Some(Err(failure))
     }
 }
 
@@ -354,10 +378,19 @@ impl Iterator for Names {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
+            if self.ended {
+                return None;
+            }
             let mut name = Vec::new();
-            match self.source.read_until(self.end, &mut name) {
-                Err(error) => return Some(Err(self.from.failed(&error))),
+            match self.source.by_ref().take(LONGEST_NAME).read_until(self.end, &mut name) {
+                Err(error) => return self.ends(self.from.failed(&error)),
                 Ok(0) => return None,
+                Ok(bytes) if bytes as u64 == LONGEST_NAME => {
+                    return self.ends(Failure::failed(
+                        "the list of files holds what is longer than any name: is it a list, and \
+                         do its names end in a newline (with --null: in a zero byte)?",
+                    ));
+                }
                 Ok(_) => {}
             }
             if name.last() == Some(&self.end) {
@@ -390,12 +423,25 @@ mod tests {
     #[test]
     fn lists_are_read_name_by_name() {
         let names = |text: &'static [u8], end| {
-            let names = Names { source: Box::new(text), from: From::Input, end };
+            let names = Names { source: Box::new(text), from: From::Input, end, ended: false };
             names.map(|name| name.ok()).collect::<Vec<_>>()
         };
         let some = |name: &str| Some(PathBuf::from(name));
         assert_eq!(names(b"a\n\nb c\nd", b'\n'), [some("a"), some("b c"), some("d")]);
         assert_eq!(names(b"a\nb\0c\0", 0), [some("a\nb"), some("c")]);
         assert_eq!(names(b"-\n", b'\n'), [None]);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_fails_once() {
+        let names = |source: Box<dyn BufRead>| {
+            let names = Names { source, from: From::Input, end: b'\n', ended: false };
+            names.take(9).map(|name| name.is_ok()).collect::<Vec<_>>()
+        };
+        let directory = File::open(".").unwrap();
+        assert_eq!(names(Box::new(BufReader::new(directory))), [false]);
+        let text = [&b"a\n"[..], &vec![0; 1 << 20]].concat();
+        assert_eq!(names(Box::new(io::Cursor::new(text))), [true, false]);
+        assert!(Names::open(Path::new("."), false).is_err());
     }
 }
