@@ -7,6 +7,9 @@ use http::StatusCode;
 
 use crate::{CredentialsError, EndpointError};
 
+/// The server's code for a change that was made, or may have been.
+const UNCERTAIN: &str = "Unavailable.Uncertain";
+
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -127,9 +130,16 @@ impl Error {
         match self {
             Self::Unreachable { .. } | Self::Tls { .. } => true,
             // a sealed or draining node has done nothing
-            Self::Api(error) => error.status == StatusCode::SERVICE_UNAVAILABLE,
+            Self::Api(error) => {
+                error.status == StatusCode::SERVICE_UNAVAILABLE && error.code != UNCERTAIN
+            }
             _ => false,
         }
+    }
+
+    /// Whether a server has begun the call, and nobody knows how far it came.
+    pub(crate) fn is_in_the_call(&self) -> bool {
+        matches!(self, Self::Broken { .. }) || self.code() == Some(UNCERTAIN)
     }
 }
 
@@ -150,7 +160,7 @@ fn by_code(code: &str) -> Option<Category> {
         "Rejected.HasDependants" | "Rejected.DeletionProtected" | "Rejected.AwaitsSecondPerson" => {
             Category::Dependency
         }
-        "Throttling" | "Rejected.Throttling" | "ServiceUnavailableTemporary" => {
+        "Throttling" | "Rejected.Throttling" | "ServiceUnavailableTemporary" | UNCERTAIN => {
             Category::Unavailable
         }
         code if code.starts_with("EntityNotExist") => Category::NotFound,
@@ -232,12 +242,28 @@ mod tests {
             (409, "Rejected.HasDependants", Category::Dependency),
             (409, "Rejected.Disabled", Category::Failed),
             (503, "ServiceUnavailableTemporary", Category::Unavailable),
+            (504, "Unavailable.Uncertain", Category::Unavailable),
             (429, "Rejected.Throttling", Category::Unavailable),
             (400, "Throttling", Category::Unavailable),
             (400, "InvalidParameter", Category::Failed),
             (500, "InternalFailure", Category::Failed),
         ] {
             assert_eq!(api(status, code).category(), expected, "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_not_before_the_call() {
+        for (status, code, before) in [
+            (503, "ServiceUnavailableTemporary", true),
+            (503, "Unavailable.Sealed", true),
+            (504, "Unavailable.Uncertain", false),
+            (503, "Unavailable.Uncertain", false),
+            (429, "Rejected.Throttling", false),
+        ] {
+            let error = Error::from(api(status, code));
+            assert_eq!(error.is_before_the_call(), before, "{status} {code}");
+            assert_eq!(error.is_in_the_call(), code == UNCERTAIN, "{status} {code}");
         }
     }
 

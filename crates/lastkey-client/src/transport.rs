@@ -68,7 +68,8 @@ pub(crate) struct Call {
 pub(crate) enum Repeat {
     /// It changes something.
     Never,
-    /// It only asks, and may wait for long: another server is asked when a connection broke.
+    /// It only asks, and may wait for long: another server is asked when a connection broke, or one
+    /// does not know what became of the call.
     WhenBroken,
     /// It must be answered soon, by whichever server ([`hedge`]).
     Hedged,
@@ -187,8 +188,8 @@ pub struct Readiness {
 impl Call {
     /// Whether another server may be asked after that failure.
     fn may_go_on_after(&self, error: &Error) -> bool {
-        let broken = matches!(error, Error::Broken { .. });
-        error.is_before_the_call() || (broken && self.repeat == Repeat::WhenBroken)
+        let may_be_twice = error.is_in_the_call() && self.repeat == Repeat::WhenBroken;
+        error.is_before_the_call() || may_be_twice
     }
 }
 
@@ -348,10 +349,11 @@ fn broken(server: String, reason: String) -> Error {
 }
 
 impl Reply {
-    /// Makes a refusal of service an error here already, so that another server is asked.
+    /// Makes a refusal of service an error here already, so that another server is asked, if the
+    /// call may be made again.
     fn unless_unavailable(self) -> Result<Self, Error> {
         match self.status {
-            StatusCode::SERVICE_UNAVAILABLE => self.accepted(),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => self.accepted(),
             _ => Ok(self),
         }
     }

@@ -19,6 +19,7 @@ use lastkey_client::{
     signature::acs3::{Request, authorization, content_hash},
 };
 use lastkey_crypto::{EncryptionContext, SecretBytes};
+use serde_json::json;
 use support::{FakeServer, Handler, Pki, handler, serve_unix};
 use tokio::{io::AsyncReadExt, net::TcpListener};
 
@@ -141,6 +142,43 @@ async fn a_sealed_server_hands_over_to_the_next() {
     let error = client(&pki, &[sealed.url()]).status().await.unwrap_err();
     assert_eq!(error.code(), Some("ServiceUnavailableTemporary"));
     assert_eq!(error.category(), Category::Unavailable);
+}
+
+/// A change that may have been made is not made again elsewhere; what only asks is asked again.
+#[tokio::test]
+async fn a_server_that_does_not_know_hands_no_change_over() {
+    let pki = Pki::new();
+    let body = r#"{"code":"Unavailable.Uncertain","message":"look before you repeat it"}"#;
+    for status in [504, 503] {
+        let (asked, calls) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counted = |calls: &Arc<AtomicUsize>, answer: (u16, &'static str)| {
+            let calls = calls.clone();
+            handler(move |_, _| {
+                calls.fetch_add(1, Ordering::SeqCst);
+                async move { (answer.0, answer.1.to_owned()) }
+            })
+        };
+        let first = FakeServer::start(&pki, counted(&asked, (status, body))).await;
+        let second = FakeServer::start(&pki, counted(&calls, (200, r#"{"token":1}"#))).await;
+        let servers = [first.url(), second.url()];
+        let error = client(&pki, &servers).alibaba("CreateKey", &[]).await.unwrap_err();
+        assert_eq!(error.code(), Some("Unavailable.Uncertain"));
+        assert_eq!(error.category(), Category::Unavailable);
+        let error = client(&pki, &servers).post("/v1/clusters", &json!({})).await.unwrap_err();
+        assert_eq!(error.code(), Some("Unavailable.Uncertain"));
+        assert_eq!((asked.load(Ordering::SeqCst), calls.load(Ordering::SeqCst)), (2, 0));
+
+        let question = PluginStatusRequest {
+            key: "alias/k",
+            cluster: None,
+            known: "",
+            wait: Duration::from_secs(0),
+            instance: None,
+        };
+        let answer = client(&pki, &servers).plugin_status(question).await;
+        assert!(matches!(answer, Err(Error::Garbage { .. })), "the second's: {answer:?}");
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
 }
 
 #[tokio::test]

@@ -217,7 +217,10 @@ async fn nonsense_and_a_seal_send_a_call_to_the_next() {
     let calls = Arc::default();
     let server = FakeServer::start(&pki, good(&calls)).await;
     let sealed = r#"{"code":"ServiceUnavailableTemporary","message":"sealed"}"#;
-    for (status, body) in [(200, "<html>"), (500, "<html>"), (200, ""), (503, sealed)] {
+    let uncertain = r#"{"code":"Unavailable.Uncertain","message":"it took too long"}"#;
+    for (status, body) in
+        [(200, "<html>"), (500, "<html>"), (200, ""), (503, sealed), (504, uncertain)]
+    {
         let bad = FakeServer::start(&pki, fixed(status, body)).await;
         let client = client(&pki, &[bad.url(), server.url()]);
         assert_eq!(decrypt(&client).await.unwrap(), b"ok", "{status} {body}");

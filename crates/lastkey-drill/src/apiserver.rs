@@ -59,11 +59,13 @@ impl Apiserver {
         crate::scratch::write_private(&ca_file, ca.certificate.as_bytes())?;
         let pair = ca.server("kube-apiserver")?.write(directory, options.name)?;
         let admin = ca.client("lastkey-drill", "system:masters")?;
+        let egress = directory.join("egress.json");
+        crate::scratch::write_private(&egress, nowhere(directory).to_string().as_bytes())?;
         let mut attempt = 0;
         loop {
             attempt += 1;
             let port = free_port()?;
-            let files = Files { ca: &ca_file, certificate: &pair.0, key: &pair.1 };
+            let files = Files { ca: &ca_file, certificate: &pair.0, key: &pair.1, egress: &egress };
             let program = Program {
                 name: options.name.to_owned(),
                 path: program.to_owned(),
@@ -131,6 +133,24 @@ struct Files<'a> {
     ca: &'a PathBuf,
     certificate: &'a PathBuf,
     key: &'a PathBuf,
+    egress: &'a Path,
+}
+
+/// Where an apiserver sends what it asks of others, such as the webhooks and aggregated apiservers
+/// of a snapshot: to a proxy that is not there. It asks etcd and plugins without one.
+fn nowhere(root: &Path) -> serde_json::Value {
+    let proxy = root.join("nowhere.sock");
+    let selections = ["cluster", "controlplane"].map(|name| {
+        serde_json::json!({ "name": name, "connection": {
+            "proxyProtocol": "HTTPConnect",
+            "transport": { "uds": { "udsName": proxy } },
+        } })
+    });
+    serde_json::json!({
+        "apiVersion": "apiserver.k8s.io/v1beta1",
+        "kind": "EgressSelectorConfiguration",
+        "egressSelections": selections,
+    })
 }
 
 fn args(etcd: &Etcd, port: u16, files: &Files<'_>, options: &Options<'_>) -> Vec<OsString> {
@@ -153,6 +173,7 @@ fn args(etcd: &Etcd, port: u16, files: &Files<'_>, options: &Options<'_>) -> Vec
     args.push(file("service-account-key-file", files.certificate));
     args.push(file("service-account-signing-key-file", files.key));
     args.push(file("encryption-provider-config", options.encryption_config));
+    args.push(file("egress-selector-config-file", files.egress));
     for flag in [
         "--bind-address=127.0.0.1",
         "--advertise-address=127.0.0.1",

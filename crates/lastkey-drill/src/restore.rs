@@ -72,6 +72,8 @@ pub struct Restore {
     pub token: Vec<OsString>,
     /// Further flags of the apiserver.
     pub apiserver_flags: Vec<String>,
+    /// Kinds that no apiserver serves any more and nobody misses, as they are called in etcd.
+    pub leftovers: Vec<String>,
     /// How many objects are read at once.
     pub workers: usize,
 }
@@ -123,7 +125,7 @@ impl Restore {
         let opened = server.open(operator).await?;
         let known = Known::of(&server.client, &wanted(&contents)).await?;
         // 4. and 5.
-        let mut findings = Findings::new(&contents, &known, &self.local);
+        let mut findings = Findings::new(&contents, &known, (&self.local, &self.leftovers));
         findings.needs_acceptance(opened.held.as_deref());
         let passes = passes(&contents, &known);
         let cluster = ScratchCluster { drill: self, ground: &ground, ca: &ca, etcd: &etcd };

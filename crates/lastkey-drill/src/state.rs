@@ -44,6 +44,8 @@ impl Key {
 pub(crate) struct Version {
     pub(crate) key: KeyId,
     pub(crate) created_at: String,
+    /// It decrypts no more, and its material is still there.
+    pub(crate) is_retired: bool,
 }
 
 /// What the backup has, as far as it was looked at.
@@ -122,7 +124,8 @@ impl Known {
             let text = |field: &str| version[field].as_str().unwrap_or_default();
             if let Ok(version_id) = text("key_version_id").parse() {
                 let created_at = text("created_at").to_owned();
-                self.versions.insert(version_id, Version { key: id, created_at });
+                let is_retired = text("state") == "retired";
+                self.versions.insert(version_id, Version { key: id, created_at, is_retired });
             }
         }
         Ok(())

@@ -12,6 +12,7 @@
 //! The log trusts its authentication key and the file system's `fdatasync`. Who owns the live
 //! server owns the key, and can rewrite what has not left the machine.
 
+mod ballast;
 mod batch;
 mod checkpoint;
 mod examine;
@@ -29,6 +30,7 @@ mod record;
 mod recover;
 mod retain;
 mod scan;
+mod seconds;
 mod segment;
 mod signer;
 mod syncer;
@@ -52,10 +54,11 @@ pub use follow::{Follower, Lot, Place};
 pub use key_file::KeyFile;
 pub use log::{AuditLog, AuditOpenError, AuditOptions, SEGMENT_BYTES};
 pub use progress::Progress;
-pub(crate) use query::SIGNED_UNTIL;
 pub use query::{Nonces, Query, QueryPage};
 pub use record::Record;
 pub use retain::{Deletion, Retention};
+pub(crate) use retain::{SIGNED_FOR, SIGNED_UNTIL, Told};
+pub use seconds::Seconds;
 pub use signer::{CHECKPOINT_EVERY, Checkpointing};
 pub use verify::{Offline, Problem, Verification, offline};
 
@@ -135,7 +138,7 @@ pub trait AuditSink: Send + Sync + 'static {
     /// A segment cannot be read.
     fn query(&self, query: &Query) -> std::io::Result<QueryPage>;
     /// Reads the newest nonces of requests, at most `limit`, of records that are not older than
-    /// `from`.
+    /// `from`, and the seconds that the others were signed for.
     ///
     /// # Errors
     /// A segment cannot be read.
@@ -170,6 +173,17 @@ pub trait AuditSink: Send + Sync + 'static {
     /// # Errors
     /// It could not be stated, or not all files could be removed; the rest goes next time.
     fn delete(&self, deletion: &Deletion) -> std::io::Result<()>;
+    /// Gives up the room that is kept for a deletion on a full disk; false where there is none.
+    ///
+    /// # Errors
+    /// It could not be given up.
+    fn give_room(&self) -> std::io::Result<bool>;
+    /// Keeps such room where retention may need it and much more is free; with less, where it is
+    /// kept `again` after a deletion. Says whether there is such room now.
+    ///
+    /// # Errors
+    /// It could not be kept.
+    fn keep_room(&self, again: bool) -> std::io::Result<bool>;
     /// The newest checkpoint's record, and when it was signed.
     fn newest_checkpoint(&self) -> Option<(u64, Timestamp)>;
     /// Writes what is queued and closes the log cleanly.

@@ -38,6 +38,10 @@ pub struct Cluster {
     /// What the server does by itself when one of its keys has a new version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub automatic: Option<Automatic>,
+    /// Whether it is a dependant of a key from its plugins' first use on. Of one that a release
+    /// before registered nobody knows which keys they have used.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uses_noted: bool,
 }
 
 /// The server brings a cluster under a new version by itself.
@@ -62,6 +66,7 @@ impl Cluster {
             approvals: Vec::new(),
             nodes: Vec::new(),
             automatic: None,
+            uses_noted: true,
         }
     }
 

@@ -49,6 +49,7 @@ pub use nodes::{
     AddClusterOnTerms, ApproveNode, Approved, EnrolNode, Enrolment, ListNodes, NodeTerms,
     Revocation, RevokeNode, TrustNodes,
 };
+pub(crate) use nodes::{SUM_UP_EVERY, VainRequests};
 pub(crate) use plugin::{LEASE as PLUGIN_LEASE, SHORTEST_LEASE, plugin_state};
 pub use plugin::{
     PluginDecrypt, PluginEncrypt, PluginEncrypted, PluginRefusal, PluginState, PluginStatus,
@@ -194,7 +195,7 @@ impl Core {
             Ok(Settled::Committed(output)) => output,
             Ok(Settled::Read(output)) => {
                 let latency = self.clock.running().saturating_sub(started);
-                self.audit.append(record.finish("ok", latency)).await?;
+                self.record_end(caller, record, ("ok", latency)).await?;
                 Ok(output)
             }
             Err(error) => {
@@ -202,11 +203,11 @@ impl Core {
                 if let Error::Internal | Error::CorruptRecord { .. } = error {
                     tracing::error!(request_id = %caller.request_id, %error, "a command failed");
                 }
-                let recorded = self.audit.append(record.finish(error.code(), latency)).await;
+                let recorded = self.record_end(caller, record, (error.code(), latency)).await;
                 match (recorded, &error) {
                     // Its own record comes later; nobody may be told that nothing was done.
                     (_, Error::Uncertain(_)) | (Ok(_), _) => Err(error),
-                    (Err(refused), _) => Err(refused.into()),
+                    (Err(refused), _) => Err(refused),
                 }
             }
         }

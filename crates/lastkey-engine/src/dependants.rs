@@ -3,7 +3,9 @@
 //! A dependant is known by its key, its kind and its id. Whoever looks after it (a cluster's
 //! coverage, a backup's catalogue) writes down how many objects it has under which version. Of a
 //! cluster the engine itself adds which versions a plugin has encrypted under since, because what
-//! an apiserver writes with such a seed cannot be known before somebody looks again.
+//! an apiserver writes with such a seed cannot be known before somebody looks again; and which it
+//! has decrypted although nothing was found under them, because then there is something: etcd was
+//! brought back from a snapshot, say.
 //!
 //! All of them are indexed in memory: the guard asks with every change that would make a key
 //! unusable.
@@ -21,7 +23,7 @@ use lastkey_store::Revision;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Timestamp, barrier::Stored, key::Key};
+use crate::{Error, Timestamp, barrier::Stored, cluster::Cluster, key::Key};
 
 /// Where dependants are kept: `dependant/<key id>/<kind>/<id>`.
 pub(crate) const DEPENDANTS: &str = "dependant/";
@@ -65,9 +67,14 @@ pub struct Dependant {
 }
 
 impl Dependant {
+    /// Whether it has ended by itself at `now`.
+    pub(crate) fn has_ended(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
     /// Whether it needs the key at `now`.
     pub fn is_live(&self, now: Timestamp) -> bool {
-        self.until.is_none_or(|until| until > now)
+        !self.has_ended(now)
             && (self.seen_at.is_none()
                 || !self.used.is_empty()
                 || self.versions.values().any(|objects| *objects > 0))
@@ -75,10 +82,29 @@ impl Dependant {
 
     /// Whether it needs that version at `now`.
     pub fn needs(&self, version: KeyVersionId, now: Timestamp) -> bool {
-        self.until.is_none_or(|until| until > now)
+        !self.has_ended(now)
             && (self.seen_at.is_none()
                 || self.used.contains_key(&version)
                 || self.versions.get(&version).is_some_and(|objects| *objects > 0))
+    }
+
+    /// A cluster at which nobody has looked yet.
+    pub(crate) fn unseen(cluster: &Cluster) -> Option<Self> {
+        Some(Self {
+            kind: Label::parse(CLUSTER_KIND).ok()?,
+            id: Label::parse(&cluster.id.to_string()).ok()?,
+            name: cluster.name.clone().map(String::from).unwrap_or_default(),
+            versions: BTreeMap::new(),
+            until: None,
+            seen_at: None,
+            used: BTreeMap::new(),
+        })
+    }
+
+    /// Whether a use of that version is written down already: what was a moment ago holds for this
+    /// one too, but a look that began since would take it for over.
+    pub(crate) fn is_marked(&self, version: KeyVersionId, now: Timestamp) -> bool {
+        self.used.get(&version).is_some_and(|at| now.since(*at) < MARKED_FOR)
     }
 
     /// How many objects it has under all versions together, where somebody has looked.
@@ -120,10 +146,6 @@ impl Dependant {
     pub(crate) fn backup_of(&self) -> Option<ClusterId> {
         let (cluster, _) = self.id.0.split_once('.')?;
         (self.kind.0 == BACKUP_KIND).then(|| cluster.parse().ok()).flatten()
-    }
-
-    fn matches(&self, kind: &str, id: &str) -> bool {
-        self.kind.0 == kind && self.id.0 == id
     }
 
     /// Checks what is not a type of its own.
@@ -220,6 +242,11 @@ impl fmt::Display for Label {
     }
 }
 
+/// What the paths of a key's dependants begin with.
+pub(crate) fn prefix_of(key: KeyId) -> String {
+    format!("{DEPENDANTS}{key}/")
+}
+
 /// Where a dependant is kept.
 pub(crate) fn path_of(key: KeyId, kind: &str, id: &str) -> String {
     format!("{DEPENDANTS}{key}/{kind}/{id}")
@@ -286,36 +313,23 @@ impl DependantIndex {
         Self::range(&self.known.read(), key).cloned().collect()
     }
 
-    /// How many a key has.
-    pub(crate) fn count(&self, key: KeyId) -> usize {
-        Self::range(&self.known.read(), key).count()
+    /// How many a key has that have not ended.
+    pub(crate) fn count(&self, key: KeyId, now: Timestamp) -> usize {
+        Self::range(&self.known.read(), key).filter(|one| !one.value.has_ended(now)).count()
     }
 
-    /// The ones that need the key at `now`.
-    pub(crate) fn live(&self, key: KeyId, now: Timestamp) -> Vec<Dependant> {
-        let known = self.known.read();
-        let live = Self::range(&known, key).filter(|stored| stored.value.is_live(now));
-        live.map(|stored| stored.value.clone()).collect()
-    }
-
-    /// The dependant that a plugin's use of a version has to be added to, if it has to be: what was
-    /// added a moment ago holds for this one too, but a look that began since would take it for over.
-    pub(crate) fn unmarked(
+    /// At most `limit` of those that ended at least `ago` before `now`.
+    pub(crate) fn ended(
         &self,
-        (key, version): (KeyId, KeyVersionId),
-        cluster: ClusterId,
-        now: Timestamp,
-    ) -> Option<Arc<Stored<Dependant>>> {
+        key: KeyId,
+        (now, ago): (Timestamp, Duration),
+        limit: usize,
+    ) -> Vec<Arc<Stored<Dependant>>> {
         let known = self.known.read();
-        if known.is_empty() {
-            return None;
-        }
-        let cluster = cluster.to_string();
-        let found =
-            Self::range(&known, key).find(|stored| stored.value.matches(CLUSTER_KIND, &cluster))?;
-        let marked = found.value.used.get(&version);
-        let is_new = marked.is_some_and(|at| now.since(*at) < MARKED_FOR);
-        (!is_new).then(|| Arc::clone(found))
+        let ended = |one: &&Arc<Stored<Dependant>>| {
+            one.value.until.is_some_and(|until| until.after(ago) <= now)
+        };
+        Self::range(&known, key).filter(ended).take(limit).cloned().collect()
     }
 
     fn range(
@@ -421,10 +435,11 @@ mod tests {
         let (one, two) = (KeyId::from_bytes([1; 16]), KeyId::from_bytes([2; 16]));
         index.learn(one, stored(example()));
         index.learn(two, stored(Dependant { seen_at: None, ..example() }));
-        assert_eq!(index.count(one), 1);
-        assert_eq!(index.live(two, at(0)).len(), 1);
+        let count = |key| index.count(key, at(0));
+        assert_eq!(count(one), 1);
+        assert!(index.of(two)[0].value.is_live(at(0)));
         index.forget(one, "cluster", "c-1");
-        assert_eq!((index.count(one), index.count(two)), (0, 1));
+        assert_eq!((count(one), count(two)), (0, 1));
         assert!(index.find(two, "cluster", "c-1").is_some());
         // A new reading keeps what it finds and what came meanwhile, and forgets the rest.
         let three = KeyId::from_bytes([3; 16]);
@@ -433,6 +448,14 @@ mod tests {
         index.learn(one, stored(example()));
         index.learn(three, stored(example()));
         index.forget_unless_seen(before);
-        assert_eq!((index.count(one), index.count(two), index.count(three)), (1, 0, 1));
+        assert_eq!((count(one), count(two), count(three)), (1, 0, 1));
+        // What has ended is not counted.
+        let id = Label::parse("b").unwrap();
+        index.learn(three, stored(Dependant { id, until: Some(at(50)), ..example() }));
+        assert_eq!((index.count(three, at(49)), index.count(three, at(50))), (2, 1));
+        let ended = |seconds, limit| {
+            index.ended(three, (at(seconds), Duration::from_secs(10)), limit).len()
+        };
+        assert_eq!((ended(59, 9), ended(60, 9), ended(60, 0)), (0, 1, 0));
     }
 }

@@ -23,7 +23,9 @@ use crate::{
     barrier::{Barrier, BarrierError, Expect, MAX_AGE, Round, Step, Stored, to_json},
     caller::{NoncePrint, Principal, RequestId, RequestIds, Source},
     cluster::Identities,
-    command::{DropKeyringKeys, PluginStatus, RedrawEpochs, RotateDueKey, RotateKeyring},
+    command::{
+        DropKeyringKeys, PluginStatus, RedrawEpochs, RotateDueKey, RotateKeyring, VainRequests,
+    },
     heads,
     holders::{Holders, Taken, Unconfirmed},
     identity::AccessKey,
@@ -34,6 +36,7 @@ use crate::{
     outbox::Outbox,
     policy::Policy,
     records::{Change, Records},
+    retention::Deleting,
     seal::{self, Seal, SealError, SealKind, SealRecord},
     time_guard::{Kept, TimeGuard},
 };
@@ -126,7 +129,9 @@ pub struct Core {
     nonces: NonceTable,
     request_ids: RequestIds,
     refusals: Mutex<HashMap<&'static str, Refusals>>,
+    pub(crate) vain: VainRequests,
     time_guard: tokio::sync::Mutex<TimeGuard>,
+    pub(crate) deleting: tokio::sync::Mutex<Deleting>,
     background: Mutex<Vec<JoinHandle<()>>>,
     anchor: Arc<dyn Anchor>,
     anchored: Mutex<heads::Counts>,
@@ -208,7 +213,9 @@ impl Engine {
             nonces: NonceTable::new(),
             request_ids: RequestIds::default(),
             refusals: Mutex::default(),
+            vain: VainRequests::default(),
             time_guard: tokio::sync::Mutex::new(TimeGuard::new(&*clock, kept)),
+            deleting: tokio::sync::Mutex::default(),
             background: Mutex::default(),
             stopped: AtomicBool::new(false),
             holders: Holders::new(clock.running()),
@@ -307,7 +314,7 @@ impl Engine {
     }
 
     /// Records that a proven caller's request was refused before it became a command, because
-    /// its parameters made no sense.
+    /// its parameters made no sense. A kubelet's may be summed up.
     ///
     /// # Errors
     /// It could not be recorded; the caller must be told this instead.
@@ -318,8 +325,7 @@ impl Engine {
         code: &'static str,
     ) -> Result<(), Error> {
         let record = Record::begin(action, caller, self.core.clock.now());
-        self.core.audit.append(record.finish(code, Duration::ZERO)).await?;
-        Ok(())
+        self.core.record_end(caller, record, (code, Duration::ZERO)).await
     }
 
     /// Draws a request id.
@@ -482,6 +488,7 @@ impl Engine {
         }
         self.stop_background().await;
         core.flush_refusals().await;
+        core.sum_up_kubelets().await;
         if let Err(error) = core.keep_time().await {
             tracing::warn!(%error, "the running time was not kept");
         }
@@ -534,18 +541,9 @@ impl Core {
         // What else was admitted was not looked for. It is too old now; but the clock may be
         // ahead, and be set back later.
         self.nonces.forget_until(others_until);
-        if let Some(until) = nonces.lost_until {
-            self.nonces.forget_until(until);
-        }
-        let nonces = nonces.seen;
-        if nonces.len() >= NonceTable::CAPACITY {
-            // More than can be remembered: what came before the restart is refused for its age,
-            // also if the clock was set back since.
-            let newest = nonces.iter().map(|(_, signed)| *signed).max().unwrap_or(i64::MIN);
-            self.nonces.forget_until(newest.max(self.clock.now().as_seconds()));
-        }
-        for (print, signed) in nonces {
-            self.nonces.remember(NoncePrint(print), signed);
+        self.nonces.forget(&nonces.lost);
+        for (print, signed) in nonces.seen {
+            self.nonces.remember(NoncePrint(print), signed, now);
         }
         Ok(())
     }
@@ -601,6 +599,13 @@ impl Core {
         self.records.commit(change, None).await.map(|_| ())
     }
 
+    /// Whether the wall clock can be trusted now with what cannot be undone.
+    pub(crate) async fn may_destroy(&self) -> bool {
+        let mut guard = self.time_guard.lock().await;
+        guard.look(&*self.clock);
+        guard.may_destroy()
+    }
+
     async fn keep_time(&self) -> Result<(), Error> {
         let kept = self.time_guard.lock().await.keep();
         let old = self.records.barrier.read_json::<Kept>(TIME_PATH).await?;
@@ -614,8 +619,9 @@ impl Core {
             guard.look(&*self.clock);
             (guard.may_rotate(), guard.may_destroy())
         };
-        self.rotate_worn(may_rotate).await?;
+        // First of all: what a full disk keeps from being done may be done once there is room.
         self.delete_old_records(may_destroy).await;
+        self.rotate_worn(may_rotate).await?;
         self.run_due_work(may_rotate, may_destroy).await
     }
 }

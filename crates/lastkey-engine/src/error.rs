@@ -266,9 +266,8 @@ impl Error {
             Self::StaleKeyVersion => "Rejected.StaleKeyVersion",
             Self::DryRun => "DryRunOperationError",
             Self::Busy => "Rejected.Throttling",
-            Self::StorageFull | Self::Unavailable(_) | Self::Uncertain(_) => {
-                "ServiceUnavailableTemporary"
-            }
+            Self::StorageFull | Self::Unavailable(_) => "ServiceUnavailableTemporary",
+            Self::Uncertain(_) => "Unavailable.Uncertain",
             Self::Sealed(_) => "Unavailable.Sealed",
             Self::StoreRolledBack(_) => "Unavailable.StoreRolledBack",
             Self::CorruptRecord { .. } | Self::Internal => "InternalFailure",

@@ -106,13 +106,15 @@ struct Shown {
     order: Option<&'static str>,
     progress: Option<Threshold>,
     waiting: Option<String>,
+    /// Whether a seal that opens by itself is tried again and again.
+    trying: bool,
 }
 
 #[derive(Default)]
 struct Work {
     unsealing: Gathering,
-    /// Shares that are entered for a change of the seal.
-    order: Option<(Order, Gathering)>,
+    /// A change of the seal that shares are entered for.
+    order: Option<order::Begun>,
     /// A change of the seal that may have been made.
     doubt: Option<doubt::Doubt>,
     /// The root key of a store that is held.
@@ -235,7 +237,7 @@ impl Instance {
 
     /// Looks at the store, and opens it if its seal opens by itself. A new store gets a root key
     /// under such a seal; under one of shares it waits for [`init`](Self::init). A token that
-    /// cannot be reached is tried again and again in the background.
+    /// cannot be reached is tried again and again in the background, until it refuses.
     ///
     /// # Errors
     /// [`StartError`]: nobody can help while this process runs.
@@ -258,7 +260,10 @@ impl Instance {
                 if error.is_transient() && Barrier::is_initialised(&*parts.store).await? =>
             {
                 tracing::error!(%error, "the server waits sealed, and tries again");
-                self.inner.shown.write().waiting = Some(error.to_string());
+                {
+                    let mut shown = self.inner.shown.write();
+                    (shown.waiting, shown.trying) = (Some(error.to_string()), true);
+                }
                 self.keep_trying();
             }
             Err(error) => return Err(error),
@@ -267,7 +272,7 @@ impl Instance {
         Ok(self.life())
     }
 
-    /// Tries a seal that opens by itself until it does, or the operator seals the server.
+    /// Tries a seal that opens by itself until it does, or refuses, or the process ends.
     fn keep_trying(&self) {
         let inner = Arc::downgrade(&self.inner);
         tokio::spawn(async move {
@@ -275,18 +280,39 @@ impl Instance {
                 tokio::time::sleep(TRY_AGAIN).await;
                 let Some(inner) = inner.upgrade() else { return };
                 let instance = Self { inner };
-                if instance.inner.shown.read().waiting.is_none() || instance.life() != Life::Sealed
-                {
+                if !instance.inner.shown.read().trying || instance.life() != Life::Sealed {
                     return;
                 }
                 match instance.unseal(None).await {
                     Ok(_) => tracing::info!("the seal can be reached again"),
+                    Err(OperatorError::Start(StartError::Seal(error))) => instance.in_vain(&error),
                     Err(error) => {
                         instance.inner.shown.write().waiting = Some(error.to_string());
                     }
                 }
             }
         });
+    }
+
+    /// A server that waits for its seal has asked it in vain, whoever wanted it to. One that refuses
+    /// is asked once: every wrong PIN counts, and a few lock the token.
+    fn in_vain(&self, error: &SealError) {
+        let mut shown = self.inner.shown.write();
+        if shown.waiting.is_none() {
+            return;
+        }
+        if error.is_transient() {
+            shown.waiting = Some(error.to_string());
+            return;
+        }
+        let why = format!(
+            "{error}; it is not tried again by itself: put that right, then run `lastkey operator \
+             unseal`"
+        );
+        if std::mem::take(&mut shown.trying) {
+            tracing::error!("{why}");
+        }
+        shown.waiting = Some(why);
     }
 
     /// Makes a root key for a new store, under a key that is split into shares. The server is
@@ -298,7 +324,7 @@ impl Instance {
         let parts = self.parts()?;
         let work = self.inner.work.lock().await;
         if self.life() != Life::Uninitialised {
-            return Err(OperatorError::Initialised);
+            return Err(initialised(parts).await?);
         }
         let entropy = &*parts.entropy;
         let set = SetId::random(entropy);
@@ -328,7 +354,12 @@ impl Instance {
         self.forget_abandoned(&mut work).await;
         let kept = Kept::load(&*parts.store).await?;
         let Some(share) = share else {
-            let root = seal::obtain(&*parts.store, &*parts.seal, &*parts.entropy).await?;
+            let root = seal::obtain(&*parts.store, &*parts.seal, &*parts.entropy).await;
+            let root = root.inspect_err(|error| {
+                if let StartError::Seal(error) = error {
+                    self.in_vain(error);
+                }
+            })?;
             self.open(&mut work, root, None).await?;
             self.show(&work).await?;
             return Ok(self.status());
@@ -400,7 +431,7 @@ impl Instance {
     /// Ends the engine for good, at the end of the process.
     pub async fn shutdown(&self) {
         let mut work = self.inner.work.lock().await;
-        self.inner.shown.write().waiting = None;
+        self.no_longer_waits();
         self.close(&mut work).await;
     }
 
@@ -432,7 +463,7 @@ impl Instance {
             return Err(error);
         }
         *work = Work::default();
-        self.inner.shown.write().waiting = None;
+        self.no_longer_waits();
         self.turn(Current::Unsealed(engine));
         Ok(())
     }
@@ -484,6 +515,11 @@ impl Instance {
         }
     }
 
+    fn no_longer_waits(&self) {
+        let mut shown = self.inner.shown.write();
+        (shown.waiting, shown.trying) = (None, false);
+    }
+
     fn turn(&self, to: Current) {
         *self.inner.current.write() = to;
     }
@@ -498,7 +534,7 @@ impl Instance {
         let sets: Vec<ShamirEntry> = record.iter().flat_map(|r| r.shamir().cloned()).collect();
         let mut shown = self.inner.shown.write();
         (shown.order, shown.progress) = match (&work.order, self.life()) {
-            (Some((order, gathering)), _) => {
+            (Some(order::Begun { order, gathering, .. }), _) => {
                 let of = order.takes(record.as_ref());
                 (Some(order.name()), Some(gathering.progress(&of)))
             }
@@ -525,6 +561,17 @@ impl Current {
             Self::Unsealed(_) => Life::Unsealed,
         }
     }
+}
+
+/// What there is where a root key was to be made.
+async fn initialised(parts: &Parts) -> Result<OperatorError, StartError> {
+    Ok(match Kept::load(&*parts.store).await?.record.kind() {
+        seal::SealKind::Shamir if seal::is_unused(&*parts.store).await? => {
+            OperatorError::NeverUnsealed
+        }
+        seal::SealKind::Shamir => OperatorError::Initialised,
+        other => OperatorError::NoShares(other),
+    })
 }
 
 /// Draws an unseal key, splits it, and wraps the root key under it; the key itself is gone then.

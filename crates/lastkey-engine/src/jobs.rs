@@ -17,8 +17,8 @@ use crate::{Error, Label, Timestamp};
 pub(crate) const ROTATIONS: &str = "rotation/";
 /// How long a claim lasts unless it is renewed.
 pub const LEASE: Duration = Duration::from_secs(30);
-/// The most bytes of what a worker keeps for itself.
-pub(crate) const MAX_STATE: usize = 64 * 1024;
+/// The most bytes of what a worker keeps for itself: under `*.*` that is about 200 for each kind.
+pub(crate) const MAX_STATE: usize = 512 * 1024;
 /// The most bytes of a report.
 pub(crate) const MAX_REPORT: usize = 256 * 1024;
 /// So many finished ones are kept of each cluster.
@@ -342,7 +342,7 @@ pub fn verify_report(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use lastkey_crypto::{SystemEntropy, signing::SigningKey};
     use serde_json::json;
 
@@ -352,7 +352,7 @@ mod tests {
         Timestamp::from_millis(seconds * 1000)
     }
 
-    fn example() -> Rotation {
+    pub(crate) fn example() -> Rotation {
         Rotation {
             id: Label::parse("r-1").unwrap(),
             cluster: ClusterId::from_bytes([1; 16]),

@@ -3,11 +3,12 @@
 //! A nonce has to be remembered for as long as its request's time stamp would be accepted. The
 //! table is bounded: when it is full, the oldest seconds are forgotten, and the accepted window
 //! shrinks with them, so that what was forgotten is refused for its age instead. After a restart
-//! the table is filled from the audit log, which carries the print of every admitted nonce.
+//! the table is filled from the audit log, which carries the print of every admitted nonce; and of
+//! those that are too many, or were deleted there, the seconds that they were signed for.
 //!
 //! The clock may be wrong, and be set right later. What it showed meanwhile is no reason to admit a
 //! request again, nor to refuse others for longer than it was wrong: of the seconds that lie
-//! between, nothing was forgotten.
+//! between, nothing was forgotten. A full table forgets first what is too far ahead to be asked for.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 
 use crate::{
     Clock, Timestamp,
-    audit::{AuditSink, Nonces, Query},
+    audit::{AuditSink, Nonces, Query, Seconds, Told},
     caller::NoncePrint,
 };
 
@@ -64,16 +65,9 @@ struct Seen {
     /// By the second that the requests were signed for.
     by_second: BTreeMap<i64, Prints>,
     count: usize,
-    forgotten: Forgotten,
+    /// Those for which requests were signed whose nonces were forgotten, or never known.
+    forgotten: Seconds,
 }
-
-/// Seconds for which requests were signed whose nonces were forgotten, or never known: as ranges,
-/// each with its first and last, in order and with something between them.
-#[derive(Default)]
-struct Forgotten(Vec<(i64, i64)>);
-
-/// So many ranges are told apart; with more, the two that lie next to each other become one.
-const MAX_FORGOTTEN: usize = 64;
 
 /// The table of admitted nonces.
 pub(crate) struct NonceTable {
@@ -94,15 +88,20 @@ impl NonceTable {
     }
 
     /// Remembers a nonce that was admitted before the restart.
-    pub(crate) fn remember(&self, print: NoncePrint, signed_second: i64) {
+    pub(crate) fn remember(&self, print: NoncePrint, signed_second: i64, now: Timestamp) {
         let mut seen = self.seen.lock();
         seen.insert(print, signed_second);
-        seen.shrink(self.capacity);
+        seen.shrink(self.capacity, now);
     }
 
     /// Refuses whatever was signed for `second` or earlier.
     pub(crate) fn forget_until(&self, second: i64) {
         self.seen.lock().forgotten.add(i64::MIN, second);
+    }
+
+    /// Refuses whatever was signed for one of these seconds.
+    pub(crate) fn forget(&self, seconds: &Seconds) {
+        self.seen.lock().forgotten.join(seconds);
     }
 
     /// Admits a nonce once.
@@ -124,7 +123,7 @@ impl NonceTable {
             return Err(NonceRefusal::Replayed);
         }
         seen.drop_before(now.as_seconds() - SKEW.as_secs() as i64 - 1);
-        seen.shrink(self.capacity);
+        seen.shrink(self.capacity, now);
         Ok(())
     }
 }
@@ -144,39 +143,17 @@ impl Seen {
         }
     }
 
-    fn shrink(&mut self, capacity: usize) {
+    /// Forgets whole seconds until no more than so many nonces are left: first what lies further
+    /// ahead than anybody may sign, for the clock was wrong then; and then the oldest.
+    fn shrink(&mut self, capacity: usize, now: Timestamp) {
+        let ahead = now.after(SKEW).as_seconds();
         while self.count > capacity {
-            let Some((second, prints)) = self.by_second.pop_first() else { return };
+            let is_ahead = self.by_second.last_key_value().is_some_and(|(last, _)| *last > ahead);
+            let popped =
+                if is_ahead { self.by_second.pop_last() } else { self.by_second.pop_first() };
+            let Some((second, prints)) = popped else { return };
             self.count -= prints.len();
             self.forgotten.add(second, second);
-        }
-    }
-}
-
-impl Forgotten {
-    fn has(&self, second: i64) -> bool {
-        let at = self.0.partition_point(|(_, last)| *last < second);
-        self.0.get(at).is_some_and(|(first, _)| *first <= second)
-    }
-
-    fn add(&mut self, first: i64, last: i64) {
-        // Those that it overlaps or touches become one with it.
-        let from = self.0.partition_point(|(_, end)| end.saturating_add(1) < first);
-        let to = self.0.partition_point(|(begin, _)| *begin <= last.saturating_add(1));
-        let one = self.0[from..to]
-            .iter()
-            .fold((first, last), |(first, last), (a, b)| (first.min(*a), last.max(*b)));
-        self.0.splice(from..to, [one]);
-        if self.0.len() > MAX_FORGOTTEN {
-            self.close_a_gap();
-        }
-    }
-
-    fn close_a_gap(&mut self) {
-        let gap = |at: &usize| self.0[*at].0.saturating_sub(self.0[at - 1].1);
-        if let Some(at) = (1..self.0.len()).min_by_key(gap) {
-            let (_, last) = self.0.remove(at);
-            self.0[at - 1].1 = last;
         }
     }
 }
@@ -191,16 +168,26 @@ const LOOK_BACK: usize = 1000;
 /// was; so that holds wherever the search begins. It begins half an hour before now; but the clock
 /// may be ahead, and whoever asks once it is right is not to be refused: it begins half an hour
 /// before most of the newest records, too. A few of these may have been made under the wrong clock.
-/// What retention has deleted is older than what is there, and not searched wherever it begins.
+///
+/// What retention has deleted is not there to be searched: the newest deletion's record tells which
+/// seconds its requests were signed for, and those of the deletions before it.
 pub(crate) fn recall(
     audit: &dyn AuditSink,
     now: Timestamp,
     limit: usize,
 ) -> std::io::Result<(Nonces, i64)> {
     let from = before(now.min(usual_time(audit)?.unwrap_or(now)), 2 * SKEW);
-    let deleted = deleted_until(audit)?.map(|until| until.after(SKEW).min(before(now, SKEW)));
-    let others_until = from.after(SKEW).max(deleted.unwrap_or(from));
-    Ok((audit.nonces(from, limit)?, others_until.as_seconds()))
+    let mut nonces = audit.nonces(from, limit)?;
+    let mut others_until = from.after(SKEW);
+    if let Some(first) = first_behind_deletions(audit)? {
+        if let Some(until) = time_of(&first) {
+            others_until = others_until.max(until.after(SKEW).min(before(now, SKEW)));
+        }
+        if let Some(told) = audit.query(&Told::query())?.records.first().and_then(Told::read) {
+            nonces.lost.join(&told.at_start(from, now));
+        }
+    }
+    Ok((nonces, others_until.as_seconds()))
 }
 
 fn before(time: Timestamp, by: Duration) -> Timestamp {
@@ -212,10 +199,10 @@ fn time_of(record: &serde_json::Value) -> Option<Timestamp> {
     Timestamp::parse(record["time"].as_str()?).ok()
 }
 
-/// When the first record was made that was not deleted, if any was.
-fn deleted_until(audit: &dyn AuditSink) -> std::io::Result<Option<Timestamp>> {
+/// The first record that was not deleted, if any was.
+fn first_behind_deletions(audit: &dyn AuditSink) -> std::io::Result<Option<serde_json::Value>> {
     let first = audit.query(&Query { limit: 1, ..Query::default() })?.records;
-    Ok(first.first().filter(|record| record["seq"] != 1).and_then(time_of))
+    Ok(first.into_iter().next().filter(|record| record["seq"] != 1))
 }
 
 /// When most of the newest records were made; in a log that has few, the first of them.
@@ -230,8 +217,10 @@ fn usual_time(audit: &dyn AuditSink) -> std::io::Result<Option<Timestamp>> {
 
 #[cfg(test)]
 mod tests {
+    use lastkey_crypto::KeyMaterial;
+
     use super::*;
-    use crate::ManualClock;
+    use crate::{ManualClock, audit::AuditLog};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_millis(second * 1000)
@@ -285,35 +274,6 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_what_was_added_to_them() {
-        let mut ranges = Forgotten::default();
-        let steps = [
-            ((5, 5), vec![(5, 5)]),
-            ((7, 8), vec![(5, 5), (7, 8)]),
-            ((6, 6), vec![(5, 8)]),
-            ((10, 12), vec![(5, 8), (10, 12)]),
-            ((11, 11), vec![(5, 8), (10, 12)]),
-            ((i64::MIN, 3), vec![(i64::MIN, 3), (5, 8), (10, 12)]),
-            ((4, 20), vec![(i64::MIN, 20)]),
-            ((i64::MAX, i64::MAX), vec![(i64::MIN, 20), (i64::MAX, i64::MAX)]),
-            ((i64::MIN, i64::MAX), vec![(i64::MIN, i64::MAX)]),
-        ];
-        for ((first, last), after) in steps {
-            ranges.add(first, last);
-            assert_eq!(ranges.0, after, "{first} to {last}");
-        }
-        let mut ranges = Forgotten::default();
-        let last = i64::try_from(MAX_FORGOTTEN).unwrap();
-        // Ever further apart, but for the last.
-        (0..last).for_each(|n| ranges.add(n * n + 100 * n, n * n + 100 * n));
-        assert_eq!(ranges.0.len(), MAX_FORGOTTEN);
-        ranges.add(1_000_000, 1_000_000);
-        assert_eq!(ranges.0.len(), MAX_FORGOTTEN);
-        assert!(ranges.has(0) && ranges.has(50) && ranges.has(101) && !ranges.has(102));
-        assert!(ranges.has(1_000_000) && !ranges.has(999_999) && !ranges.has(-1));
-    }
-
-    #[test]
     fn a_full_table_shrinks_the_window_instead_of_forgetting() {
         let clock = ManualClock::at(at(10_000));
         let table = NonceTable::with_capacity(10);
@@ -324,5 +284,117 @@ mod tests {
         let first = NoncePrint::of("id", "0");
         assert_eq!(table.admit(first, at(9_990), &clock), Err(NonceRefusal::Skewed));
         assert_eq!(table.admit(NoncePrint::of("id", "x"), at(10_010), &clock), Ok(()));
+    }
+
+    /// They cannot be asked for now, and whoever asks now is not to make room for them.
+    #[test]
+    fn a_table_full_of_what_a_wrong_clock_showed_admits_who_asks_now() {
+        let far = 2_000_000_000;
+        let print = |n: i64| NoncePrint::of("id", &n.to_string());
+        for at_start in [false, true] {
+            let clock = ManualClock::at(at(far));
+            let table = NonceTable::with_capacity(10);
+            for n in 0..10 {
+                if at_start {
+                    table.remember(print(n), far + n, at(10_000));
+                } else {
+                    assert_eq!(table.admit(print(n), at(far + n), &clock), Ok(()));
+                }
+            }
+            clock.jump_to(at(10_000));
+            for n in 100..108 {
+                assert_eq!(table.admit(print(n), at(10_000), &clock), Ok(()), "{n}");
+                assert_eq!(table.admit(print(n), at(10_000), &clock), Err(NonceRefusal::Replayed));
+            }
+            clock.jump_to(at(far));
+            for n in 0..10 {
+                assert!(table.admit(print(n), at(far + n), &clock).is_err(), "{n}");
+            }
+            assert_eq!(table.admit(print(200), at(far + 10), &clock), Ok(()));
+        }
+    }
+
+    fn append(log: &AuditLog, body: String) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(log.append(body.into_bytes())).unwrap();
+    }
+
+    fn open(place: &tempfile::TempDir) -> AuditLog {
+        let (audit, journal) = (place.path().join("audit"), place.path().join("journal"));
+        AuditLog::open(&audit, &journal, KeyMaterial::from_slice(&[5; 32])).unwrap()
+    }
+
+    /// Requests of each of these seconds, all recorded at one time.
+    fn ask(log: &AuditLog, time: i64, seconds: std::ops::Range<i64>) {
+        for n in seconds {
+            let time = at(time);
+            append(
+                log,
+                format!(r#""time":"{time}","nonce":"{n:016x}","signed":{n},"outcome":"ok""#),
+            );
+        }
+    }
+
+    fn deleted(log: &AuditLog, time: i64, fields: &str) {
+        let time = at(time);
+        append(log, format!(r#""time":"{time}","action":"DeleteAudit"{fields},"outcome":"ok""#));
+    }
+
+    #[test]
+    fn of_more_than_can_be_remembered_the_seconds_are_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let log = open(&place);
+        let now = 1_000_000;
+        ask(&log, now, now..now + 10);
+        // The clock was ahead, and the newest records are of that time.
+        let far = 2_000_000_000;
+        ask(&log, far, far..far + 1);
+        deleted(&log, far, r#","signed_for":"7..8""#);
+        ask(&log, far, far + 1..far + 3);
+        let seconds = |limit| {
+            let (nonces, others_until) = recall(&log, at(now), limit).unwrap();
+            assert_eq!(others_until, now - 900);
+            (nonces.seen.len(), nonces.lost.to_string())
+        };
+        // A deletion's record takes no place of theirs.
+        assert_eq!(seconds(14), (13, String::new()));
+        let (all, before) = (format!("{now}..{}", now + 9), format!("{now}..{}", now + 8));
+        assert_eq!(seconds(3), (3, all.clone()));
+        assert_eq!(seconds(2), (2, format!("{all} {far}..{far}")));
+        assert_eq!(seconds(4), (4, before));
+    }
+
+    #[test]
+    fn the_newest_deletion_tells_what_was_lost_however_long_ago_it_was() {
+        let place = tempfile::tempdir().unwrap();
+        let now = 1_000_000;
+        let log = open(&place);
+        ask(&log, now, now..now + 1);
+        log.close();
+        drop(log);
+        let gone = place.path().join("audit/segment-00000000000000000001.jsonl");
+        std::fs::remove_file(gone).unwrap();
+        // A start goes on with a new segment.
+        let log = open(&place);
+        ask(&log, now - 10_000, 0..1);
+        let lost = |now| recall(&log, at(now), 10).unwrap().0.lost.to_string();
+        assert_eq!(lost(now), "");
+        deleted(&log, now, r#","signed_for":"3..4 2000000000..2000000007","signed_until":4"#);
+        for later in [0, 3_600, 864_000, 2_000_000_000 - now, -3_600] {
+            assert_eq!(lost(now + later), "3..4 2000000000..2000000007", "{later}");
+        }
+        deleted(&log, now, r#","signed_until":1000100"#);
+        assert_eq!(lost(now), format!("{}..1000100", i64::MIN));
+        deleted(&log, now, r#","signed_for":"3..4""#);
+        assert_eq!(lost(now), "3..4");
+        // What a caller names does not count.
+        let time = at(now);
+        append(
+            &log,
+            format!(
+                r#""time":"{time}","action":"unknown","target":"\"action\":\"DeleteAudit\",\"signed_for\":\"1..2\"","outcome":"ok""#
+            ),
+        );
+        assert_eq!(lost(now), "3..4");
     }
 }

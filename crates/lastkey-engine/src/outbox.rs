@@ -319,16 +319,7 @@ impl Outbox {
             }
         }
         let Some(after) = left.iter().map(|left| left.after).min() else { return Ok(0) };
-        let query = Query { after, limit: usize::MAX, ..Query::default() };
-        let page = audit.query(&query).map_err(unreadable)?;
-        // A change that was made although its caller was told of a failure has a record of that,
-        // too, under the same id.
-        let is_done = |record: &Value| record["outcome"] == "ok" || record["writes"].is_u64();
-        let done = page.records.iter().filter(|record| is_done(record));
-        // A request may have made several changes: its parcel is that of the last.
-        let known: HashMap<&str, u64> = done
-            .filter_map(|record| Some((record["id"].as_str()?, record["seq"].as_u64()?)))
-            .collect();
+        let known = delivered_since(audit, after, &left)?;
         let mut delivered = 0;
         for parcel in left {
             let id = request_of(&parcel.address.path).unwrap_or_default();
@@ -339,6 +330,36 @@ impl Outbox {
             self.settle(parcel.address);
         }
         Ok(delivered)
+    }
+}
+
+/// Which of these records the log has behind record `after`, by their requests: the last one of each,
+/// for a request may have made several changes, and its parcel is that of the last.
+fn delivered_since(
+    audit: &dyn AuditSink,
+    mut after: u64,
+    left: &[Left],
+) -> Result<HashMap<String, u64>, Error> {
+    let asked: HashSet<&str> =
+        left.iter().filter_map(|parcel| request_of(&parcel.address.path)).collect();
+    // A change that was made although its caller was told of a failure has a record of that,
+    // too, under the same id.
+    let is_done = |record: &Value| record["outcome"] == "ok" || record["writes"].is_u64();
+    let mut known = HashMap::new();
+    loop {
+        let query = Query { after, limit: LOG_PAGE, ..Query::default() };
+        let page = audit.query(&query).map_err(unreadable)?;
+        for record in page.records.iter().filter(|record| is_done(record)) {
+            if let (Some(id), Some(seq)) = (record["id"].as_str(), record["seq"].as_u64())
+                && asked.contains(id)
+            {
+                known.insert(id.to_owned(), seq);
+            }
+        }
+        match page.next {
+            Some(next) if next > after => after = next,
+            _ => return Ok(known),
+        }
     }
 }
 
@@ -382,4 +403,51 @@ fn unpack(path: &str, plain: &[u8]) -> Result<Left, Error> {
 /// For the fuzz target: reads one parcel.
 pub(crate) fn parse(plain: &[u8]) {
     let _ = unpack("outbox/fuzz", plain);
+}
+
+#[cfg(test)]
+mod tests {
+    use lastkey_crypto::KeyMaterial;
+
+    use super::*;
+    use crate::audit::AuditLog;
+
+    #[test]
+    fn what_was_delivered_is_found_however_long_the_log_went_on() {
+        let place = tempfile::tempdir().unwrap();
+        let (audit, journal) = (place.path().join("audit"), place.path().join("journal"));
+        let log = AuditLog::open(&audit, &journal, KeyMaterial::from_slice(&[5; 32])).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let last = LOG_PAGE as u64 + 20;
+        for start in (1..=last).step_by(1000) {
+            let tickets: Vec<_> = (start..(start + 1000).min(last + 1))
+                .map(|n| {
+                    // The first seven are of one request.
+                    let id = if n == last { "last".to_owned() } else { format!("r{}", n.max(7)) };
+                    let outcome = if n == 9 { "Busy" } else { "ok" };
+                    log.append(format!(r#""id":"{id}","outcome":"{outcome}""#).into_bytes())
+                })
+                .collect();
+            tickets.into_iter().for_each(|ticket| {
+                runtime.block_on(ticket).unwrap();
+            });
+        }
+        let left = ["r7", "r9", "r20000", "last", "never"].map(|request| Left {
+            address: Address { path: format!("{PREFIX}{request}"), request: None, shards: vec![] },
+            after: 0,
+            body: Vec::new(),
+        });
+        let found = |after| {
+            let mut known: Vec<_> =
+                delivered_since(&log, after, &left).unwrap().into_iter().collect();
+            known.sort_by_key(|(_, seq)| *seq);
+            known
+        };
+        let some = |expected: &[(&str, u64)]| -> Vec<(String, u64)> {
+            expected.iter().map(|(id, seq)| ((*id).to_owned(), *seq)).collect()
+        };
+        assert_eq!(found(0), some(&[("r7", 7), ("r20000", 20_000), ("last", last)]));
+        assert_eq!(found(20_000), some(&[("last", last)]));
+        assert_eq!(found(last), []);
+    }
 }

@@ -358,6 +358,26 @@ impl Records {
         self.access_keys.read().get(id).cloned()
     }
 
+    /// What needs a key, as it is stored: a change is in the store a moment before it is in the
+    /// index. What is read after the key's record is all that a change of this very record can know.
+    pub(crate) async fn stored_dependants(
+        &self,
+        key: KeyId,
+    ) -> Result<Vec<Arc<Stored<Dependant>>>, Error> {
+        let prefix = dependants::prefix_of(key);
+        let (mut found, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let page = self.barrier.store().list(&prefix, after.as_deref(), LIST_PAGE).await?;
+            for entry in &page {
+                found.push(Arc::new(self.barrier.open_json(entry)?));
+            }
+            match page.last() {
+                Some(last) if page.len() == LIST_PAGE => after = Some(last.path.clone()),
+                _ => return Ok(found),
+            }
+        }
+    }
+
     /// Whether there is any access key.
     pub(crate) fn has_access_keys(&self) -> bool {
         !self.access_keys.read().is_empty()

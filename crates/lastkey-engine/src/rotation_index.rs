@@ -39,24 +39,28 @@ pub(crate) struct Summary {
     updated: Timestamp,
     progress: Option<Progress>,
     problem: Option<Problem>,
-    refused: u64,
+    /// Whether something was left that may do another day: refused, or not gone through.
+    left: bool,
 }
 
 impl Summary {
     fn of(rotation: &Rotation) -> Self {
         let report = rotation.report.as_deref().and_then(|line| serde_json::from_str(line).ok());
-        let refused = report.and_then(|report: Value| report["content"]["refused"].as_u64());
+        let content = report.map(|report: Value| report["content"].clone()).unwrap_or_default();
+        let is = |field: &str, what: bool| content[field].as_bool() == Some(what);
+        let refused = content["refused"].as_u64().unwrap_or(0);
         Self {
             target: rotation.target,
             phase: rotation.phase,
             plain: rotation.course.is_none(),
-            whole: rotation.namespace.is_none(),
+            // Somebody chose a part of it.
+            whole: rotation.namespace.is_none() && !is("chosen", true),
             paused: rotation.paused,
             leased_until: rotation.lease.as_ref().map(|lease| lease.until),
             updated: rotation.updated,
             progress: rotation.progress,
             problem: rotation.problem.clone(),
-            refused: refused.unwrap_or(0),
+            left: refused > 0 || is("whole", false),
         }
     }
 
@@ -191,7 +195,7 @@ impl Look<'_> {
         let newest = over.rev().find(|one| one.whole && one.phase.is_over());
         newest.is_some_and(|one| {
             let again = one.phase == Phase::Finished
-                && one.refused > 0
+                && one.left
                 && one.updated.after(REFUSED_PAUSE) <= now;
             one.target == self.key.primary.version && !again
         })
@@ -302,7 +306,7 @@ mod tests {
             updated: at(1_000),
             progress: None,
             problem: None,
-            refused: 0,
+            left: false,
         }
     }
 
@@ -352,11 +356,30 @@ mod tests {
         assert!(!due(&[summary(version(8), Cancelled)], &behind), "somebody did not want it");
         let namespace = Summary { whole: false, ..summary(version(8), Finished) };
         assert!(due(&[namespace], &behind), "that was not all of it");
-        // What was refused is tried again after a day.
-        let refused = Summary { refused: 2, ..summary(version(8), Finished) };
-        assert!(!due(std::slice::from_ref(&refused), &behind));
-        let long_ago = Summary { updated: at(2_000 - 86_400), ..refused };
+        // What was refused, or left out, is tried again after a day.
+        let left = Summary { left: true, ..summary(version(8), Finished) };
+        assert!(!due(std::slice::from_ref(&left), &behind));
+        let long_ago = Summary { updated: at(2_000 - 86_400), ..left };
         assert!(due(&[long_ago], &behind));
+    }
+
+    #[test]
+    fn a_report_says_what_was_left() {
+        let of = |content: Value| {
+            let mut rotation = crate::jobs::tests::example();
+            rotation.phase = Phase::Finished;
+            rotation.report = Some(serde_json::json!({ "content": content }).to_string());
+            let found = Summary::of(&rotation);
+            (found.whole, found.left)
+        };
+        assert_eq!(of(serde_json::json!({ "whole": true, "chosen": false, "refused": 0 })), (true, false));
+        assert_eq!(of(serde_json::json!({ "whole": true, "chosen": false, "refused": 2 })), (true, true));
+        // An etcd that was away, or kinds that nobody served.
+        assert_eq!(of(serde_json::json!({ "whole": false, "chosen": false, "refused": 0 })), (true, true));
+        // `--resource configmaps`
+        assert_eq!(of(serde_json::json!({ "whole": false, "chosen": true, "refused": 0 })), (false, true));
+        // Of an older release.
+        assert_eq!(of(serde_json::json!({})), (true, false));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub use record::{RootPrint, SealEntry, SealKind, SealRecord, SealSummary, TokenE
 pub use token::{TokenConfig, TokenSeal};
 
 use crate::{
-    barrier::{Barrier, BarrierError},
+    barrier::{Barrier, BarrierError, KEYRING_PATH},
     engine::StartError,
 };
 
@@ -187,6 +187,12 @@ pub(crate) async fn obtain(
         seal.settle(&kept.record).await;
     }
     Ok(Arc::new(root))
+}
+
+/// Whether the store was never opened: it has what [`create`] makes, and nothing else.
+pub(crate) async fn is_unused(store: &dyn Store) -> Result<bool, BarrierError> {
+    let entries = store.list("", None, 3).await?;
+    Ok(entries.iter().all(|entry| [KEYRING_PATH, SEAL_PATH].contains(&entry.path.as_str())))
 }
 
 /// Makes the first record and the keyring of a new store, in one transaction.

@@ -224,6 +224,34 @@ fn a_torn_last_checkpoint_is_written_again() {
     assert!(found.ok && found.checkpoint_seq == 51, "{found:?}");
 }
 
+/// What was written and could not be synced may lie there, and be longer than what comes instead.
+#[test]
+fn nothing_stays_of_a_checkpoint_that_was_not_synced() {
+    let world = World::new();
+    let log = world.open();
+    let failed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&failed);
+    world.disk.ask(move |deed, path| {
+        let is_first = || count.fetch_add(1, Ordering::Relaxed) == 0;
+        if deed == Deed::Sync && path.ends_with("checkpoints.log") && is_first() {
+            return Err(io::ErrorKind::Other.into());
+        }
+        Ok(())
+    });
+    while segments(&world.audit()).len() < 2 {
+        write(&log, 1);
+    }
+    while failed.load(Ordering::Relaxed) == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    write(&log, 1);
+    log.close();
+    let kinds: Vec<CheckpointKind> =
+        world.checkpoints().iter().map(|found| found.statement.kind).collect();
+    assert_eq!(kinds, [CheckpointKind::Close], "in place of the longer one of the rotation");
+    assert!(world.verify().ok);
+}
+
 /// The newest checkpoint of another log, signed by the same key.
 fn of_another_log(records: usize) -> String {
     let world = World::written(records);

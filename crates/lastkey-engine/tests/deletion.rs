@@ -102,19 +102,133 @@ fn an_age_is_counted_from_the_newest_record_of_a_segment() {
     }
 }
 
+/// Appends records of one time, with these nonces.
+fn write_at(log: &AuditLog, time: Timestamp, signed: std::ops::Range<i64>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for n in signed {
+        let body = format!(
+            r#""time":"{time}","action":"Encrypt","nonce":"{n:016x}","signed":{n},"outcome":"ok""#
+        );
+        runtime.block_on(log.append(body.into_bytes())).unwrap();
+    }
+}
+
 #[test]
-fn nonces_that_would_still_be_admitted_are_told_and_no_others() {
+fn the_seconds_of_the_nonces_that_go_are_told_and_no_others() {
     let world = kept(by_bytes(0));
     let ends = ends(&world);
     let (_, last) = ends[ends.len() - 2];
     let log = world.open();
-    // Twice what clocks may differ by, behind the newest record that goes.
-    let bound = at(last * 1000).after(Duration::from_secs(30 * 60));
-    let signed = |now| log.to_delete(now).unwrap().unwrap().signed;
-    assert_eq!(signed(None), Some(last));
-    assert_eq!(signed(Some(at(last * 1000))), Some(last));
-    assert_eq!(signed(Some(bound)), Some(last));
-    assert_eq!(signed(Some(bound.after(Duration::from_millis(1)))), None);
+    // A plain segment is read, however old it is.
+    for now in [None, Some(at(last * 1000)), Some(at(last * 1000).after(400 * DAY))] {
+        assert_eq!(log.to_delete(now).unwrap().unwrap().lost.to_string(), format!("0..{last}"));
+    }
+    // What an earlier deletion has told is told again, once its segments are gone.
+    let told = |text: &str| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let time = at(0);
+        let body = format!(
+            r#""time":"{time}","action":"DeleteAudit","signed_for":"{text}","outcome":"ok""#
+        );
+        runtime.block_on(log.append(body.into_bytes())).unwrap();
+    };
+    told("7000..8000");
+    told("5000..6000 2000000000..2000000001");
+    let first = log.to_delete(None).unwrap().unwrap();
+    assert_eq!(first.lost.to_string(), format!("0..{last}"));
+    log.delete(&first).unwrap();
+    write(&log, 1000..1120);
+    let lost = log.to_delete(None).unwrap().unwrap().lost;
+    let (mut ranges, end) = (lost.iter(), ends[ends.len() - 1].1);
+    assert_eq!(ranges.next(), Some((last + 1, end)), "{lost}");
+    assert!(ranges.next().is_some_and(|(first, last)| first == 1000 && last > 1080), "{lost}");
+    assert!(lost.to_string().ends_with(" 5000..6000 2000000000..2000000001"), "{lost}");
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[test]
+fn a_segment_of_a_clock_that_was_ahead_is_told_together_with_an_older_one() {
+    let world = World { retention: by_bytes(0), ..World::new() };
+    let log = world.open();
+    let far = 2_000_000_000;
+    write_at(&log, Timestamp::from_millis(far * 1000), far..far + 40);
+    write(&log, 0..60);
+    let later = at(60_000).after(DAY);
+    let lost = log.to_delete(Some(later)).unwrap().unwrap().lost;
+    let ranges: Vec<_> = lost.iter().collect();
+    assert_eq!((ranges.len(), ranges[0].0, ranges[1]), (2, 0, (far, far + 39)), "{lost}");
+}
+
+/// Waits until every segment but the open one is compressed.
+fn settle(world: &World) {
+    for _ in 0..1000 {
+        let files = segments(&world.audit());
+        if files.iter().filter(|path| path.extension().unwrap() == "jsonl").count() == 1 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("closed segments are not compressed");
+}
+
+#[test]
+fn a_block_of_long_ago_is_told_as_its_index_has_it() {
+    let world = World { compress: true, retention: by_bytes(0), ..World::new() };
+    let log = world.open();
+    // Each segment is one block. Ten minutes between two requests.
+    let start = START / 1000;
+    for n in 0..40 {
+        write_at(&log, at(n * 600_000), start + n * 600..start + n * 600 + 1);
+    }
+    settle(&world);
+    let last = start + 39 * 600;
+    let exactly = log.to_delete(None).unwrap().unwrap();
+    assert!(exactly.lost.iter().all(|(first, last)| first == last), "{}", exactly.lost);
+    let (_, newest) = exactly.lost.iter().last().unwrap();
+    let lost = |now: i64| log.to_delete(Some(at((now - start) * 1000))).unwrap().unwrap().lost;
+    assert_eq!(lost(last), exactly.lost);
+    let day = 24 * 60 * 60;
+    assert_eq!(lost(newest + day + 1).to_string(), format!("{}..{}", start - 960, newest + 900));
+    // The clock was ahead while one of them was written: it is read, and the gap stays.
+    let far = start + 400 * day;
+    write_at(&log, at((far - start) * 1000), far..far + 60);
+    settle(&world);
+    for now in [newest + day + 1, far + 2 * day] {
+        let lost = lost(now);
+        assert!(lost.has(start) && lost.has(newest) && lost.has(far), "{lost}");
+        assert!(!lost.has(last + 901) && !lost.has(far - 961), "{lost}");
+    }
+}
+
+/// Age would stop at it until that time has come.
+#[test]
+fn a_segment_dated_in_the_future_goes_with_the_next_that_is_old() {
+    let age = Some(Duration::from_secs(60));
+    let world = World { retention: Retention { bytes: None, age }, ..World::new() };
+    let log = world.open();
+    write(&log, 0..60);
+    let far = 2_000_000_000;
+    write_at(&log, Timestamp::from_millis(far * 1000), far..far + 60);
+    let ahead = segments(&world.audit()).len();
+    write(&log, 100..220);
+    let (sizes, ends) = (sizes(&world), ends(&world));
+    let chosen = |second: i64| log.to_delete(Some(at(second * 1000))).unwrap().unwrap();
+    let at_least = ends.iter().position(|(_, second)| *second >= far).unwrap();
+    // Nothing behind it is old yet.
+    assert_eq!(chosen(161).segments, at_least as u64);
+    let next = ends.iter().skip(ahead).find(|(_, second)| *second < far).unwrap();
+    let deletion = chosen(next.1 + 61);
+    assert_eq!((deletion.through, deletion.segments), (next.0, ahead as u64 + 1));
+    assert_eq!(deletion.bytes, sizes[..=ahead].iter().sum::<u64>());
+    assert!(deletion.lost.has(far) && deletion.lost.has(far + 59) && !deletion.lost.has(1_000));
+    log.delete(&deletion).unwrap();
+    assert!(log.verify(&[]).unwrap().ok);
+    // The newest ones stay, whatever they say.
+    let world = World { retention: Retention { bytes: None, age }, ..World::new() };
+    let log = world.open();
+    write_at(&log, Timestamp::from_millis(far * 1000), far..far + 60);
+    assert_eq!(log.to_delete(Some(at(1_000_000_000))).unwrap(), None);
 }
 
 #[test]

@@ -193,10 +193,14 @@ async fn a_plugins_use_counts_until_a_look_settles_it() {
     let engine = world.start().await;
     let key = create_key(&engine).await;
     let prod = register(&engine, &key).await;
-    // Nobody can look at this cluster: its plugin's uses are not counted.
-    encrypt(&engine, &prod, &key).await;
+    // Registered, and never used.
     disable(&engine, &key, None).await.unwrap();
     engine.execute(&root(&engine), EnableKey { key: by_id(&key) }).await.unwrap();
+    // Nobody can look at this cluster; it needs the key all the same from its first use on.
+    encrypt(&engine, &prod, &key).await;
+    let refused = disable(&engine, &key, None).await.unwrap_err();
+    assert!(refused.to_string().contains("cluster prod (nobody has looked yet)"), "{refused}");
+    assert!(matches!(delete(&engine, &key, None).await, Err(Error::Depended(_))));
 
     // From now on somebody can, but has not yet.
     let unseen = Dependant { seen_at: None, ..coverage(prod.cluster, START, &[]) };
@@ -475,4 +479,173 @@ async fn a_cluster_that_is_being_enabled_needs_its_key() {
     world.clock.advance(Duration::from_secs(60));
     put_knowing(&engine, &key, nothing(&world), Some(BTreeSet::new())).await;
     disable(&engine, &key, None).await.unwrap();
+}
+
+fn forget(of: &Registered, overriding: Option<&str>) -> ForgetCluster {
+    let overriding = overriding.map(str::to_owned);
+    ForgetCluster { cluster: of.cluster, overriding, reason: "it is gone".to_owned() }
+}
+
+/// What was encrypted for a cluster is bound to its id: nobody opens it after that is forgotten.
+#[tokio::test]
+async fn what_was_encrypted_for_a_cluster_keeps_it() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let prod = register(&engine, &key).await;
+    let name = Some(lastkey_engine::ClusterName::parse("trial").unwrap());
+    let add = AddCluster { name, keys: vec![by_id(&key)], plugin: None };
+    let trial = engine.execute(&root(&engine), add).await.unwrap().cluster.id;
+    let trial = Registered { cluster: trial, plugin: root(&engine) };
+    // Nobody can look at it, so nobody knows that it has nothing left.
+    encrypt(&engine, &prod, &key).await;
+    let Err(Error::Depended(list)) = engine.execute(&root(&engine), forget(&prod, None)).await
+    else {
+        panic!()
+    };
+    assert_eq!((list.len(), list[0].name.as_str()), (1, "prod"));
+    // One that never encrypted goes freely, whoever else has used the key.
+    engine.execute(&root(&engine), forget(&trial, None)).await.unwrap();
+
+    // Nothing is left of it but a backup.
+    let primary = key.primary.version;
+    let ends = Dependant {
+        until: Some(START.after(Duration::from_secs(30 * DAY))),
+        ..dependant("backup", &format!("{}.monday", prod.cluster), &[(primary, 3)])
+    };
+    put(&engine, &key, ends).await;
+    world.clock.advance(Duration::from_secs(60));
+    let nothing = coverage(prod.cluster, world.clock.now(), &[]);
+    put_knowing(&engine, &key, nothing, Some(BTreeSet::new())).await;
+    let Err(Error::Depended(list)) = engine.execute(&root(&engine), forget(&prod, None)).await
+    else {
+        panic!()
+    };
+    assert_eq!((list.len(), list[0].kind.as_str()), (1, "backup"));
+    // It takes two people, where an override does.
+    let on = SetSecondPerson { on: true, reason: "a rule".to_owned() };
+    engine.execute(&root(&engine), on).await.unwrap();
+    let asked = engine.execute(&root(&engine), forget(&prod, Some("prod"))).await;
+    assert!(matches!(asked, Err(Error::AwaitsSecondPerson { .. })), "{asked:?}");
+    // Its retention is over.
+    world.clock.advance(Duration::from_secs(31 * DAY));
+    engine.execute(&root(&engine), forget(&prod, None)).await.unwrap();
+    assert!(engine.execute(&root(&engine), ListClusters).await.unwrap().is_empty());
+}
+
+/// etcd was brought back from a snapshot: what nothing was found under is there again.
+#[tokio::test]
+async fn what_is_decrypted_is_there() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let prod = register(&engine, &key).await;
+    let old = key.primary.version;
+    let made = {
+        let (pin, plaintext) = (None, secret("seed"));
+        let encrypt = PluginEncrypt { cluster: prod.cluster, key: by_id(&key), pin, plaintext };
+        engine.execute(&prod.plugin, encrypt).await.unwrap()
+    };
+    let decrypt = async || {
+        let (envelope, blob) = (made.key, made.blob.clone());
+        let decrypt = PluginDecrypt { cluster: prod.cluster, key: by_id(&key), envelope, blob };
+        engine.execute(&prod.plugin, decrypt).await.map(drop)
+    };
+    let new = engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    let look = async || {
+        world.clock.advance(Duration::from_secs(60));
+        let found = coverage(prod.cluster, world.clock.now(), &[(old, 0), (new.id, 3)]);
+        put_knowing(&engine, &key, found, Some(BTreeSet::from([new.id]))).await;
+    };
+    let until = Some(START.after(Duration::from_secs(DAY)));
+    let backup = dependant("backup", &format!("{}.b", prod.cluster), &[(old, 3)]);
+    put(&engine, &key, Dependant { until, ..backup }).await;
+    look().await;
+    let retire = RetireKeyVersion {
+        key: by_id(&key),
+        version: old,
+        window_days: 7,
+        when_free: true,
+        overriding: None,
+    };
+    let waits = engine.execute(&root(&engine), retire).await.unwrap().waits_for;
+    assert_eq!(waits.iter().map(|one| one.kind.as_str()).collect::<Vec<_>>(), ["backup"]);
+    let mark = async || {
+        let list = ListDependants { key: by_id(&key) };
+        let all = engine.execute(&root(&engine), list).await.unwrap();
+        let own = all.into_iter().find(|one| one.kind.as_str() == CLUSTER_KIND);
+        own.unwrap().used.get(&old).copied()
+    };
+    assert_eq!(mark().await, None);
+    // Restored from the backup, the apiservers read; that is written down once.
+    decrypt().await.unwrap();
+    let marked = mark().await;
+    assert_eq!(marked, Some(world.clock.now()));
+    world.clock.advance(Duration::from_secs(60));
+    decrypt().await.unwrap();
+    assert_eq!(mark().await, marked);
+    world.clock.advance(Duration::from_secs(DAY));
+    engine.run_due_work().await.unwrap();
+    decrypt().await.unwrap();
+    // The next look that finds nothing, while no apiserver uses it, frees it.
+    look().await;
+    world.clock.advance(Duration::from_secs(60));
+    engine.run_due_work().await.unwrap();
+    assert_eq!(decrypt().await, Err(Error::KeyVersionRetired));
+}
+
+/// What is known of a version without being written down is told as well.
+#[tokio::test]
+async fn an_impact_names_callers() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let impact = async || {
+        let impact = DescribeImpact { key: by_id(&key), version: None };
+        engine.execute(&root(&engine), impact).await.unwrap()
+    };
+    let (old, none) = (key.primary.version, impact().await);
+    assert!(none.unwritten.is_empty() && none.needing[&old].is_empty());
+    let (plaintext, context) = (secret("value"), support::context(&[]));
+    let encrypt = Encrypt { key: by_id(&key), plaintext, context };
+    engine.execute(&root(&engine), encrypt).await.unwrap();
+    let new = engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    let told = impact().await;
+    assert!(told.dependants.is_empty());
+    assert_eq!(told.unwritten.iter().map(|one| one.kind.as_str()).collect::<Vec<_>>(), ["callers"]);
+    assert_eq!((told.needing[&old].len(), told.needing[&new.id].len()), (1, 0));
+    // They stand in nobody's way but the version's own end.
+    disable(&engine, &key, None).await.unwrap();
+}
+
+/// Backups end, and make room; not by a clock that jumped.
+#[tokio::test]
+async fn backups_that_ended_are_forgotten() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let keep = async |id: String, days: u64| {
+        let until = Some(world.clock.now().after(Duration::from_secs(days * DAY)));
+        let backup = dependant("backup", &id, &[(key.primary.version, 1)]);
+        put(&engine, &key, Dependant { until, ..backup }).await;
+    };
+    let known = async || {
+        let list = ListDependants { key: by_id(&key) };
+        engine.execute(&root(&engine), list).await.unwrap().len()
+    };
+    for n in 0..25 {
+        keep(format!("old-{n}"), 1).await;
+    }
+    world.clock.jump_to(START.after(Duration::from_secs(3 * DAY)));
+    keep("long".to_owned(), 100).await;
+    assert_eq!(known().await, 26, "nobody knows whether they have ended");
+    for _ in 0..26 {
+        world.clock.advance(Duration::from_secs(3600));
+        engine.run_due_work().await.unwrap();
+    }
+    // Some with each that is written down, and never that one itself.
+    keep("old-0".to_owned(), 1).await;
+    assert_eq!(known().await, 26 - 19);
+    keep("new".to_owned(), 1).await;
+    assert_eq!(known().await, 3, "of those of old only what was written anew");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lastkey_crypto::ClusterId;
 use lastkey_engine::{
     Approval, Caller, Clock as _, Cluster, ClusterName, Engine, Error, Fingerprint, Key, NODE_LIFE,
-    NodeName, NodeRoot, NodeState, PLUGIN_LIFE, Principal, Source, command::*,
+    NodeName, NodeRoot, NodeState, PLUGIN_LIFE, Principal, Source, audit::Query, command::*,
 };
 use support::{World, by_id, create_key, root, secret};
 
@@ -306,6 +306,122 @@ async fn what_runs_out_is_said_long_before() {
         engine.execute(&root(&engine), trust).await,
         Err(Error::InvalidParameter { .. })
     ));
+}
+
+/// Every record of a request to enrol, after the engine was stopped and started: what it came from, its
+/// outcome, and how many it stands for.
+async fn asked(engine: &Engine) -> Vec<(String, String, u64)> {
+    let query = Query { action: Some("EnrolNode".to_owned()), limit: 1000, ..Query::default() };
+    let page = engine.execute(&root(engine), QueryAudit { query }).await.unwrap();
+    let text = |record: &serde_json::Value, name: &str| record[name].as_str().unwrap().to_owned();
+    let found = page.records.iter().map(|record| {
+        let count = record["count"].as_u64().unwrap_or(1);
+        (text(record, "principal"), text(record, "outcome"), count)
+    });
+    found.collect()
+}
+
+/// A kubelet is heard before anybody has let it in: what it asks in vain is summed up, and what it
+/// changes is not.
+#[tokio::test]
+async fn who_was_not_let_in_fills_no_disk() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key, "ca").await;
+    let who = ("cp-1", "key");
+    let junk = async |engine: &Engine| {
+        for _ in 0..1000 {
+            let caller = kubelet(engine, cluster, who);
+            engine.record_refusal(&caller, "EnrolNode", "InvalidParameter").await.unwrap();
+        }
+    };
+    for _ in 0..1000 {
+        assert!(is_waiting(&enrol(&engine, cluster, who, "p").await.unwrap()));
+    }
+    junk(&engine).await;
+    approve(&engine, cluster, (Some("cp-1"), None)).await.unwrap();
+    assert!(!is_waiting(&enrol(&engine, cluster, who, "p").await.unwrap()));
+    let revoke = RevokeNode { cluster, which: Revocation::Node(node("cp-1")) };
+    engine.execute(&root(&engine), revoke).await.unwrap();
+    for _ in 0..1000 {
+        assert_eq!(enrol(&engine, cluster, who, "p").await, Err(Error::NodeRevoked));
+    }
+    // Another node has its own first record.
+    for _ in 0..2 {
+        enrol(&engine, cluster, ("cp-2", "other"), "p").await.unwrap();
+    }
+    engine.shutdown().await;
+
+    let engine = world.start().await;
+    let all = asked(&engine).await;
+    let of = |principal: &str, outcome: &str| -> Vec<u64> {
+        let is_it = |one: &&(String, String, u64)| one.0 == principal && one.1 == outcome;
+        all.iter().filter(is_it).map(|one| one.2).collect()
+    };
+    let (first, second) = (format!("kubelet/{cluster}/cp-1"), format!("kubelet/{cluster}/cp-2"));
+    assert_eq!(of(&first, "ok"), [1, 1, 1], "it came, was told to wait once more, was let in");
+    assert_eq!(of(&first, "InvalidParameter"), [1]);
+    assert_eq!(of(&first, "Forbidden.NodeRevoked"), [1]);
+    assert_eq!(of(&second, "ok"), [1, 1]);
+    assert_eq!(of("system", "ok"), [998]);
+    assert_eq!(of("system", "InvalidParameter"), [999]);
+    assert_eq!(of("system", "Forbidden.NodeRevoked"), [999]);
+    assert_eq!(all.len(), 10);
+    for action in ["ApproveNode", "RevokeNode"] {
+        let query = Query { action: Some(action.to_owned()), limit: 10, ..Query::default() };
+        let page = engine.execute(&root(&engine), QueryAudit { query }).await.unwrap();
+        assert_eq!(page.records.len(), 1, "{action}");
+    }
+    // After a summary each node's first has a record again.
+    junk(&engine).await;
+    engine.shutdown().await;
+    let engine = world.start().await;
+    let all = asked(&engine).await;
+    assert_eq!(all.iter().filter(|one| one.0 == first && one.1 == "InvalidParameter").count(), 2);
+    assert_eq!(all.len(), 12);
+}
+
+/// A node has as many keys as it likes, and a CA as many nodes.
+#[tokio::test]
+async fn other_keys_and_other_names_fill_no_disk_either() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key, "ca").await;
+    let waiting = async |name: &str| {
+        let cluster = cluster_of(&engine, cluster).await;
+        cluster.node(&node(name)).and_then(|node| node.request.as_ref().map(|one| one.key.clone()))
+    };
+    let ask = async |name: &str, key: &str| {
+        assert!(is_waiting(&enrol(&engine, cluster, (name, key), "p").await.unwrap()));
+    };
+    for number in 0..100 {
+        ask("cp-1", &format!("key {number}")).await;
+    }
+    assert_eq!(waiting("cp-1").await, Some(print("key 0")));
+    world.clock.advance(Duration::from_secs(15));
+    ask("cp-1", "renewed").await;
+    assert_eq!(waiting("cp-1").await, Some(print("renewed")), "asks again, and is noted");
+    // One that was noted while the clock was ahead is in nobody's way.
+    world.clock.jump_to(support::START);
+    ask("cp-1", "after the clock").await;
+    assert_eq!(waiting("cp-1").await, Some(print("after the clock")));
+
+    for number in 0..1000 {
+        ask(&format!("n-{number}"), "key").await;
+    }
+    assert_eq!(cluster_of(&engine, cluster).await.nodes.len(), 64);
+    world.clock.advance(Duration::from_secs(60));
+    ask("n-999", "key").await;
+    assert_eq!(waiting("n-999").await, Some(print("key")), "waits a little longer, and is noted");
+    engine.shutdown().await;
+    let engine = world.start().await;
+    let all = asked(&engine).await;
+    let counted: u64 = all.iter().map(|one| one.2).sum();
+    assert_eq!(counted, 1103, "each is counted");
+    // So many changes, so many first ones that were none, and their summary.
+    assert_eq!(all.len(), 67 + 64 + 1);
 }
 
 /// However many ask, the record stays bounded, and the log says who did what.

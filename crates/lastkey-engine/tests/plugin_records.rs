@@ -3,10 +3,12 @@
 
 mod support;
 
+use std::{collections::BTreeMap, time::Duration};
+
 use lastkey_crypto::{KeyVersionId, SpoolId};
 use lastkey_engine::{
-    Caller, Cluster, ClusterName, Engine, Error, Key, Principal, Source, Timestamp, audit::Query,
-    command::*,
+    CLUSTER_KIND, Caller, Clock, Cluster, ClusterName, Dependant, Engine, Error, Key, Label,
+    Principal, Source, Timestamp, audit::Query, command::*,
 };
 use lastkey_store::CommitFault;
 use serde_json::Value;
@@ -140,4 +142,38 @@ async fn only_for_its_own_cluster_but_also_of_a_key_that_is_gone() {
     let mut many = batch(&one, unknown, 3);
     many.answers.uids = vec!["u".into(); 65];
     assert!(matches!(engine.execute(&caller, many).await, Err(Error::InvalidParameter { .. })));
+}
+
+/// What was decrypted from memory tells as well that something is under the version, unless
+/// somebody has looked since.
+#[tokio::test]
+async fn what_was_read_from_memory_is_there() {
+    let world = World::new();
+    let engine = world.start().await;
+    let key = create_key(&engine).await;
+    let cluster = add_cluster(&engine, "prod", &key).await;
+    let old = key.primary.version;
+    engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    world.clock.advance(Duration::from_secs(600));
+    let dependant = Dependant {
+        kind: Label::parse(CLUSTER_KIND).unwrap(),
+        id: Label::parse(&cluster.id.to_string()).unwrap(),
+        name: "prod".to_owned(),
+        versions: BTreeMap::from([(old, 0)]),
+        until: None,
+        seen_at: Some(world.clock.now()),
+        used: BTreeMap::new(),
+    };
+    let look = PutDependant { key: by_id(&key), dependant, in_use: None };
+    engine.execute(&root(&engine), look).await.unwrap();
+    let tell = async |sequence, last: Timestamp| {
+        let mut batch = batch(&cluster, old, sequence);
+        batch.answers.last = last;
+        engine.execute(&plugin_of(&engine, &cluster), batch).await.unwrap();
+        let impact = DescribeImpact { key: by_id(&key), version: Some(old) };
+        engine.execute(&root(&engine), impact).await.unwrap().dependants.len()
+    };
+    // Read before, and delivered only now.
+    assert_eq!(tell(1, support::START).await, 0);
+    assert_eq!(tell(2, world.clock.now()).await, 1);
 }

@@ -2,9 +2,17 @@
 //! that jumped.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
+mod log;
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use lastkey_crypto::{KeyMaterial, signing::SigningKey};
 use lastkey_engine::{
@@ -12,11 +20,17 @@ use lastkey_engine::{
     audit::{AuditLog, AuditOptions, Checkpointing, Query, Retention},
     command::*,
 };
+use lastkey_store::disk::{Disk, FileSystem};
+use log::{Deed, Meddler};
 use support::{World, parts, root};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
 async fn start(world: &World, retention: Retention) -> Engine {
+    start_on(Arc::new(FileSystem), world, retention).await
+}
+
+async fn start_on(disk: Arc<dyn Disk>, world: &World, retention: Retention) -> Engine {
     let (store, clock) = (world.store.clone(), world.clock.clone());
     let mut parts = parts(store, clock, world.directory.path(), "here", Arc::new(NoAnchor));
     let (audit, journal) = (world.audit_directory(), world.directory.path().join("journal"));
@@ -25,6 +39,7 @@ async fn start(world: &World, retention: Retention) -> Engine {
         let seed = KeyMaterial::from_slice(&[9; 32]);
         let by = Checkpointing::new(SigningKey::from_seed(seed).unwrap(), clock.clone());
         let options = AuditOptions {
+            disk: disk.clone(),
             segment_bytes: 8_192,
             retention,
             checkpoints: Some(by),
@@ -103,4 +118,53 @@ async fn a_request_whose_record_was_deleted_is_not_admitted_again() {
         signed(&engine, &format!("after {round}")).await;
     }
     assert_eq!(deletions(&engine).await, 1, "the first one's record is gone");
+}
+
+/// A disk on which no segment finds room any more, until a deletion gives up what was kept for it.
+#[tokio::test]
+async fn a_full_disk_is_freed_by_what_is_deleted() {
+    let (world, disk) = (World::new(), Arc::new(Meddler::default()));
+    let retention = Retention { bytes: None, age: Some(Duration::from_secs(3_600)) };
+    let engine = start_on(disk.clone(), &world, retention).await;
+    let ballast = world.audit_directory().join("ballast");
+    assert_eq!(fs::metadata(&ballast).unwrap().len(), 8 << 20);
+    for _ in 0..50 {
+        world.clock.advance(Duration::from_secs(1_800));
+        engine.run_due_work().await.unwrap();
+    }
+    let before = deletions(&engine).await;
+    work(&engine, 200).await;
+    world.clock.advance(Duration::from_secs(3_601));
+    let is_full = Arc::new(AtomicBool::new(true));
+    let full = Arc::clone(&is_full);
+    disk.ask(move |deed, path| {
+        if deed == Deed::Remove && path.ends_with("ballast") {
+            full.store(false, Ordering::Relaxed);
+        }
+        let refused = deed == Deed::Allocate && full.load(Ordering::Relaxed);
+        if refused { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
+    // The open segment has some room left.
+    let mut taken = 0;
+    while engine.execute(&root(&engine), DescribeService).await.is_ok() {
+        taken += 1;
+        assert!(taken < 1_000, "a segment has some room reserved, and no more");
+    }
+    engine.run_due_work().await.unwrap();
+    assert!(!is_full.load(Ordering::Relaxed));
+    assert_eq!(deletions(&engine).await, before + 1);
+    let found = engine.execute(&root(&engine), VerifyAudit).await.unwrap();
+    assert!(found.ok && found.deleted_through > 150, "{found:?}");
+    assert_eq!(fs::metadata(&ballast).unwrap().len(), 8 << 20, "it is kept again");
+    engine.shutdown().await;
+    drop(engine);
+    // Where nothing is deleted, nothing is kept for it; nor where little is.
+    for retention in [Retention::default(), Retention { bytes: Some(1 << 20), age: None }] {
+        let engine = start(&world, retention).await;
+        assert!(!ballast.exists());
+        engine.shutdown().await;
+        drop(engine);
+        start(&world, Retention { bytes: Some(1 << 30), age: None }).await.shutdown().await;
+        assert!(ballast.exists());
+    }
 }

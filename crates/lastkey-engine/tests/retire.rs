@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use lastkey_crypto::{EncryptionContext, KeyVersionId};
 use lastkey_engine::{
-    AliasName, CLUSTER_KIND, ClusterName, Dependant, Engine, Error, Key, Label, Principal, Source,
-    VersionState, command::*,
+    AliasName, CLUSTER_KIND, Clock, ClusterName, Dependant, Engine, Error, Key, Label, Principal,
+    Source, VersionState, command::*,
 };
 use support::{START, World, by_id, create_key, root, secret, signing};
 
@@ -207,7 +207,12 @@ async fn a_cluster_that_nobody_looks_at_stands_in_the_way() {
     assert_eq!(list[0].kind.as_str(), CLUSTER_KIND);
     // Looked at, and nothing found: free, also of the plugin's use, which nobody else can have made.
     let id = cluster.to_string();
-    put(&engine, &key, dependant(CLUSTER_KIND, &id, &[(new, 3), (old, 0)])).await;
+    world.clock.advance(Duration::from_secs(10));
+    let found = dependant(CLUSTER_KIND, &id, &[(new, 3), (old, 0)]);
+    let look = Dependant { seen_at: Some(world.clock.now()), ..found };
+    let in_use = Some([new].into());
+    let put = PutDependant { key: by_id(&key), dependant: look, in_use };
+    engine.execute(&root(&engine), put).await.unwrap();
     assert_eq!(retire(&engine, &key, old).await.unwrap().state, VersionState::Retired);
     let (envelope, blob) = (made.key, made.blob);
     let decrypt = PluginDecrypt { cluster, key: by_id(&key), envelope, blob };
@@ -307,6 +312,80 @@ async fn a_rotation_has_the_versions_before_it_retired() {
     assert_eq!(state(&engine, &key, old).await, Some(VersionState::Scheduled));
     assert_eq!(state(&engine, &key, direct).await, Some(VersionState::Active));
     // The cluster was looked at: the keeper retires it within a minute.
+    world.clock.advance(Duration::from_secs(60));
+    engine.run_due_work().await.unwrap();
+    assert_eq!(state(&engine, &key, old).await, Some(VersionState::Retired));
+}
+
+/// What is decrypted under an older version while a cluster is rotated changes nothing of its end;
+/// what is afterwards makes a retirement wait for the next look.
+#[tokio::test]
+async fn decrypts_around_a_rotation() {
+    let world = World::new();
+    let engine = signing(&world).await;
+    let key = create_key(&engine).await;
+    let old = key.primary.version;
+    let (name, print) = (ClusterName::parse("prod").unwrap(), "print");
+    let plugin = PluginRequest { name: name.clone(), fingerprint: print.to_owned() };
+    let add = AddCluster { name: Some(name), keys: vec![by_id(&key)], plugin: Some(plugin) };
+    let cluster = engine.execute(&root(&engine), add).await.unwrap().cluster.id;
+    let principal = Principal::Plugin { cluster, name: "prod".into(), fingerprint: print.into() };
+    let caller = lastkey_engine::Caller::new(principal, Source::Internal, engine.new_request_id());
+    let (pin, plaintext) = (None, secret("seed"));
+    let encrypt = PluginEncrypt { cluster, key: by_id(&key), pin, plaintext };
+    let made = engine.execute(&caller, encrypt).await.unwrap();
+    let decrypt = async || {
+        let (envelope, blob) = (made.key, made.blob.clone());
+        let decrypt = PluginDecrypt { cluster, key: by_id(&key), envelope, blob };
+        engine.execute(&caller, decrypt).await.unwrap();
+    };
+    let start = StartRotation {
+        cluster,
+        key: None,
+        keep_version: false,
+        namespace: None,
+        course: None,
+        retire: true,
+        automatic: false,
+    };
+    let now = engine.execute(&root(&engine), start).await.unwrap().rotation;
+    let which = Which { cluster, id: now.id.clone() };
+    let claim = ClaimRotation { which: which.clone(), holder: "me".to_owned() };
+    let fence = engine.execute(&root(&engine), claim).await.unwrap().rotation.fence;
+    for phase in [lastkey_engine::Phase::Rewriting, lastkey_engine::Phase::Verifying] {
+        let (which, state) = (which.clone(), serde_json::Value::Null);
+        let (release, progress, problem) = (false, None, None);
+        let save = SaveRotation { which, fence, phase, state, release, progress, problem };
+        engine.execute(&root(&engine), save).await.unwrap();
+        decrypt().await;
+    }
+    world.clock.advance(Duration::from_secs(10));
+    let found =
+        Found { began: world.clock.now(), versions: BTreeMap::from([(now.target, 3), (old, 0)]) };
+    world.clock.advance(Duration::from_secs(10));
+    decrypt().await;
+    let content = serde_json::json!({ "objects": 3 });
+    let finish = FinishRotation { which, fence, content, found: Some(found) };
+    engine.execute(&root(&engine), finish).await.unwrap();
+    let needs_old = async || {
+        let impact = DescribeImpact { key: by_id(&key), version: Some(old) };
+        engine.execute(&root(&engine), impact).await.unwrap().needing[&old].len()
+    };
+    assert_eq!(needs_old().await, 0, "it was proven free");
+    assert_eq!(state(&engine, &key, old).await, Some(VersionState::Scheduled));
+
+    decrypt().await;
+    assert_eq!(needs_old().await, 1);
+    world.clock.advance(Duration::from_secs(60));
+    engine.run_due_work().await.unwrap();
+    assert_eq!(state(&engine, &key, old).await, Some(VersionState::Scheduled));
+    let look = Dependant {
+        seen_at: Some(world.clock.now()),
+        ..dependant(CLUSTER_KIND, &cluster.to_string(), &[(now.target, 3), (old, 0)])
+    };
+    let in_use = Some([now.target].into());
+    let put = PutDependant { key: by_id(&key), dependant: look, in_use };
+    engine.execute(&root(&engine), put).await.unwrap();
     world.clock.advance(Duration::from_secs(60));
     engine.run_due_work().await.unwrap();
     assert_eq!(state(&engine, &key, old).await, Some(VersionState::Retired));

@@ -2,16 +2,19 @@
 //! and no request is admitted twice.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
+mod log;
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use lastkey_crypto::{KeyMaterial, signing::SigningKey};
 use lastkey_engine::{
     Engine, Error, Key, NoAnchor, Parts, RotationPolicy, Timestamp,
-    audit::{AuditLog, AuditOptions, Checkpointing, Retention},
+    audit::{AuditLog, AuditOptions, Checkpointing, Query, Retention},
     command::*,
 };
+use lastkey_store::disk::{Disk, FileSystem};
+use log::{Deed, Meddler};
 use support::{START, World, by_id, create_key, root};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -266,6 +269,10 @@ async fn what_a_start_does_not_read_is_not_admitted_again() {
 
 /// An engine that keeps little of its log.
 async fn forgetful(world: &World) -> Engine {
+    forgetful_on(Arc::new(FileSystem), world, false).await
+}
+
+async fn forgetful_on(disk: Arc<dyn Disk>, world: &World, compress: bool) -> Engine {
     let (store, clock) = (world.store.clone(), world.clock.clone());
     let parts =
         support::parts(store, clock.clone(), world.directory.path(), "here", Arc::new(NoAnchor));
@@ -273,7 +280,9 @@ async fn forgetful(world: &World) -> Engine {
     let open = move |key| {
         let signing = SigningKey::from_seed(KeyMaterial::from_slice(&[9; 32])).unwrap();
         let options = AuditOptions {
+            disk: disk.clone(),
             segment_bytes: 8_192,
+            compress,
             retention: Retention { bytes: Some(20_000), age: None },
             checkpoints: Some(Checkpointing::new(signing, clock.clone())),
             ..AuditOptions::default()
@@ -309,6 +318,138 @@ async fn what_was_deleted_is_not_admitted_again_either() {
     let to = now.after(MINUTE * 36);
     world.clock.jump_to(to);
     assert!(admit(&engine, "fresh", to).await);
+}
+
+/// Waits until only the open segment is plain.
+async fn settle(audit: &Path) {
+    for _ in 0..1000 {
+        let plain = fs::read_dir(audit)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().path().extension().unwrap() == "jsonl")
+            .count();
+        if plain == 1 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("closed segments are not compressed");
+}
+
+/// The numbers of the records of deletions that are there, and what they tell of lost seconds.
+async fn deletions(engine: &Engine) -> Vec<(u64, String)> {
+    let query = Query { action: Some("DeleteAudit".into()), limit: 100, ..Query::default() };
+    let found = engine.execute(&root(engine), QueryAudit { query }).await.unwrap().records;
+    let told = |record: &serde_json::Value| {
+        (record["seq"].as_u64().unwrap(), record["signed_for"].as_str().unwrap().to_owned())
+    };
+    found.iter().map(told).collect()
+}
+
+/// Fills the log and deletes what is too much. Answers up to which record.
+async fn fill_and_delete(world: &World, engine: &Engine, compress: bool) -> u64 {
+    fill(engine, 250).await;
+    if compress {
+        settle(&world.audit_directory()).await;
+        // The last of them may be what is over.
+        fill(engine, 250).await;
+        settle(&world.audit_directory()).await;
+    }
+    engine.run_due_work().await.unwrap();
+    engine.execute(&root(engine), VerifyAudit).await.unwrap().deleted_through
+}
+
+/// Who asks is admitted, and none that was admitted before; then, and when that time comes again.
+async fn assert_right(world: &World, engine: &Engine, asked: &[(String, Timestamp)], what: &str) {
+    let now = engine.clock().now();
+    assert!(admit(engine, "fresh", now).await, "{what}");
+    assert!(!admit(engine, "fresh", now).await, "{what}");
+    for (nonce, signed) in asked {
+        assert!(!admit(engine, nonce, *signed).await, "{what}: {nonce}");
+    }
+    for (nonce, signed) in asked {
+        world.clock.jump_to(*signed);
+        assert!(!admit(engine, nonce, *signed).await, "{what}: {nonce}, again");
+    }
+}
+
+/// What was made while the clock was ahead is deleted, before or after that is set right; the second
+/// deletion takes the record of the first one with it.
+#[tokio::test]
+async fn a_clock_set_right_locks_nobody_out_whatever_was_deleted() {
+    for compress in [false, true] {
+        for (ahead, long) in [(HOUR * 10, false), (DAY * 400, false), (DAY * 400, true)] {
+            for stopped in [Duration::ZERO, MINUTE * 31] {
+                let what = format!("{ahead:?}, {long}, compressed {compress}, stopped {stopped:?}");
+                let world = World::new();
+                let engine = forgetful_on(Arc::new(FileSystem), &world, compress).await;
+                let mut asked = ask(&world, &engine, 3).await;
+                let right = engine.clock().now();
+                world.clock.jump_to(right.after(ahead));
+                asked.extend(ask(&world, &engine, 3).await);
+                if long {
+                    // One segment has both times. The server believes in this clock after a day.
+                    fill(&engine, 30).await;
+                    pass(&world, &engine, HOUR * 26).await;
+                    assert!(fill_and_delete(&world, &engine, compress).await > 10, "{what}");
+                }
+                assert_eq!(asked.len(), 6, "{what}");
+                let passed = engine.clock().now().since(right.after(ahead));
+                world.clock.jump_to(right.after(passed).after(MINUTE));
+                assert!(fill_and_delete(&world, &engine, compress).await > 10, "{what}");
+                let (first, told) = deletions(&engine).await.pop().unwrap();
+                world.clock.advance(MINUTE);
+                assert!(fill_and_delete(&world, &engine, compress).await >= first, "{what}");
+                let (_, written_on) = deletions(&engine).await.pop().unwrap();
+                assert_eq!(told, written_on, "{what}");
+                engine.shutdown().await;
+                drop(engine);
+                world.clock.advance(stopped);
+                let engine = forgetful_on(Arc::new(FileSystem), &world, compress).await;
+                assert_right(&world, &engine, &asked, &what).await;
+            }
+        }
+    }
+}
+
+/// After the record, after the statement, and after the first file. It is recorded once.
+#[tokio::test]
+async fn a_crash_in_a_deletion_admits_nothing_again() {
+    for step in 0..3 {
+        let (world, disk) = (World::new(), Arc::new(Meddler::default()));
+        let engine = forgetful_on(disk.clone(), &world, false).await;
+        let mut asked = ask(&world, &engine, 3).await;
+        let right = engine.clock().now();
+        world.clock.jump_to(right.after(DAY * 400));
+        asked.extend(ask(&world, &engine, 3).await);
+        world.clock.jump_to(right.after(HOUR));
+        fill(&engine, 250).await;
+        disk.ask(move |deed, path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let refused = match step {
+                0 => name == "checkpoints.new",
+                1 => deed == Deed::Remove,
+                _ => deed == Deed::Remove && !name.starts_with("segment-00000000000000000001."),
+            };
+            if refused { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+        });
+        for _ in 0..3 {
+            engine.run_due_work().await.unwrap();
+            // What else is too much by then makes no other deletion of it.
+            fill(&engine, 30).await;
+        }
+        assert_eq!(deletions(&engine).await.len(), 1, "step {step}");
+        let segments = log::segments(&world.audit_directory());
+        assert_eq!(segments[0].to_str().unwrap().ends_with("01.jsonl"), step < 2);
+        engine.shutdown().await;
+        drop(engine);
+        disk.rest();
+        let engine = forgetful_on(disk.clone(), &world, false).await;
+        assert_right(&world, &engine, &asked, &format!("step {step}")).await;
+        world.clock.jump_to(right.after(HOUR * 2));
+        engine.run_due_work().await.unwrap();
+        let found = engine.execute(&root(&engine), VerifyAudit).await.unwrap();
+        assert!(found.ok && found.deleted_through > 100, "{found:?}");
+    }
 }
 
 /// A dead battery at the start: what is stored is of later, and no key is worn by that.

@@ -22,16 +22,18 @@ mod rke2;
 mod static_pod;
 mod systemd;
 #[cfg(test)]
+mod kubeadm_tests;
+#[cfg(test)]
 mod tests;
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use crate::socket::SocketAddress;
+use crate::{encryption_config::Finding, socket::SocketAddress};
 
 pub use encryption::{EncryptionConfig, KmsVersion};
 pub use helm::HelmValues;
 pub use k3s::K3sConfig;
-pub use kubeadm::ApiserverPatch;
+pub use kubeadm::{ApiserverPatch, KubeadmConfig};
 pub use rke2::Rke2Config;
 pub use static_pod::StaticPod;
 pub use systemd::SystemdUnits;
@@ -144,14 +146,9 @@ pub enum ConfigError {
     /// Nothing would be encrypted.
     #[error("no resource is named; secrets is the usual one")]
     NoResource,
-    /// The apiserver would refuse it, or never match it.
-    #[error("{resource:?} cannot be encrypted: {reason}")]
-    Resource {
-        /// As given.
-        resource: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
+    /// The apiserver would refuse it, never match a resource, or never reach the plugin.
+    #[error("the apiserver's configuration would not work: {}; {}", .0.message, .0.fix)]
+    Refused(Finding),
     /// The chart brings no secret to a node.
     #[error(
         "the chart's plugins get their identity by the kubelet's certificate: give --enrol CLUSTER_ID"
@@ -181,7 +178,9 @@ pub enum ConfigError {
 
 /// A YAML scalar: JSON's strings are YAML's double-quoted ones.
 fn quoted(text: &str) -> Result<String, ConfigError> {
-    match text.chars().any(char::is_control) {
+    // at the last two go-yaml ends a line, too
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    match text.chars().any(breaks) {
         true => Err(ConfigError::Control(text.to_owned())),
         false => Ok(serde_json::Value::from(text).to_string()),
     }

@@ -8,7 +8,7 @@ mod place;
 mod servers;
 
 pub use chain::{check_access, check_plugin};
-pub use place::{Flags, check_flags, check_sockets, flags_in_manifest, flags_of_process};
+pub use place::{Flags, check_flags, check_sockets, flag, flags_in_manifest, flags_of_process};
 pub use servers::check_servers;
 
 use crate::{

@@ -14,7 +14,8 @@
 //!    transaction.
 //!
 //! What is written under the old key id after step 1 does not exist: the list of step 2 begins
-//! later, so whatever changes meanwhile is under the new one already.
+//! later, so whatever changes meanwhile is under the new one already. Which kinds there are is asked
+//! after step 1, too, and once more before anything becomes free.
 
 mod by_cluster;
 mod change;
@@ -78,6 +79,8 @@ pub struct Options {
     pub resources: Vec<String>,
     /// Whether those are all that may be under the key: otherwise nothing becomes free.
     pub whole: bool,
+    /// Whether the configuration was read to know that. Otherwise etcd or the apiservers have to show it.
+    pub configured: bool,
     /// So many objects are written back at once.
     pub workers: usize,
     /// At most so many a second; `None` for as many as the apiserver takes.
@@ -265,6 +268,10 @@ impl Worker {
             match claim.rotation.phase {
                 RotationPhase::Converging => {
                     self.converge(claim).await?;
+                    // What came while it converged may have been written under the old key id.
+                    if self.look_again(claim).await? && by != By::Cluster {
+                        return self.begin_with_more(claim).await;
+                    }
                     claim.state.begin_pass();
                     self.save(claim, Some(RotationPhase::Rewriting), false).await?;
                 }
@@ -312,18 +319,19 @@ impl Worker {
         }
     }
 
-    /// The resources that are gone through, in a fixed order.
+    /// The resources that these names stand for, in a fixed order.
     fn resources(
         &self,
-        rotation: &native::Rotation,
-        served: &Discovery,
+        claim: &Claim,
+        (names, served): (&[String], &Discovery),
     ) -> Result<Vec<crate::cluster::Resource>, RotateError> {
-        let mut found = Vec::new();
-        for name in &self.options.resources {
+        let (mut found, rotation, state) = (Vec::new(), &claim.rotation, &claim.state);
+        for name in names {
             let mut matching = served.matching(name).filter(|found| found.updatable).peekable();
             // What a configuration names need not be served, as long as anything is; what somebody
-            // has chosen does.
-            let chosen = rotation.course.is_none() && !self.options.whole;
+            // has chosen does when it is.
+            let chosen =
+                rotation.course.is_none() && !self.options.whole && !state.names.contains(name);
             if matching.peek().is_none() && chosen {
                 if let Some(why) = served.left_out(std::slice::from_ref(name)).pop() {
                     return Err(RotateError::LeftOut(why));
@@ -337,11 +345,11 @@ impl Worker {
                 }
             }
         }
-        if found.is_empty() && rotation.course.is_none() {
-            if let Some(why) = served.left_out(&self.options.resources).pop() {
+        if found.is_empty() && rotation.course.is_none() && state.names.is_empty() {
+            if let Some(why) = served.left_out(names).pop() {
                 return Err(RotateError::LeftOut(why));
             }
-            return Err(RotateError::NoSuchResource(self.options.resources.join(", ")));
+            return Err(RotateError::NoSuchResource(names.join(", ")));
         }
         Ok(found)
     }
@@ -481,11 +489,15 @@ impl Worker {
 
     /// Reports, and with it frees the old versions.
     async fn finish(&self, claim: &mut Claim) -> Result<(), Stop> {
+        if claim.rotation.namespace.is_none() && !Self::is_seen(claim) {
+            self.is_nothing_new(claim).await?;
+            claim.state.not_known = self.why_not_known(claim).await;
+        }
         let content = self.report(claim);
         let versions = self.versions(claim).await?;
         let began = claim.state.pass_began.clone();
         let found = match claim.rotation.namespace {
-            None if self.frees(claim) => Some(FoundObjects { began, versions }),
+            None if Self::frees(claim) => Some(FoundObjects { began, versions }),
             _ => None,
         };
         let finish = FinishRotation { fence: claim.rotation.fence, content, found };
@@ -503,30 +515,56 @@ impl Worker {
         }
     }
 
+    /// Whether all of etcd was read, which shows whatever there is.
+    fn is_seen(claim: &Claim) -> bool {
+        let proof = &claim.state.proof;
+        !proof.partly && (claim.state.by == By::Cluster || proof.by_etcd)
+    }
+
     /// Whether what was gone through is all that may be under the key, so that versions become free.
     /// What a name stands for that is served by nobody just now is seen in etcd alone.
-    fn frees(&self, claim: &Claim) -> bool {
-        let (state, proof) = (&claim.state, &claim.state.proof);
-        let seen = !proof.partly && (state.by == By::Cluster || proof.by_etcd);
-        let all = state.left_out.is_empty() && self.unserved(claim).is_empty();
-        state.whole && !proof.unread && (seen || all)
+    fn frees(claim: &Claim) -> bool {
+        let state = &claim.state;
+        let all = state.not_known.is_none()
+            && state.all_left_out().is_empty()
+            && Self::unserved(claim).is_empty();
+        state.whole && !state.proof.unread && (Self::is_seen(claim) || all)
+    }
+
+    /// Why it is not known whether that is all: what was registered may be less than what is encrypted
+    /// by now. Where the configuration was not read, and etcd is not the proof, the apiservers may
+    /// tell.
+    async fn why_not_known(&self, claim: &Claim) -> Option<String> {
+        let state = &claim.state;
+        if !state.whole || state.configured || Self::is_seen(claim) {
+            return None;
+        }
+        let kinds = state.resources.iter().map(|one| one.full_name()).collect();
+        let why = convergence::why_there_may_be_more(&self.api, &kinds).await?;
+        Some(format!(
+            "the cluster's EncryptionConfiguration could not be read where this ran, etcd is not the \
+             proof, and {why}: whether more than {} is encrypted is not known, so nothing has become \
+             free. Run `lastkey cluster rotate NAME --keep-version` on a machine that has the file \
+             (`cluster add --encryption-config`), or register etcd (`cluster add --etcd`)",
+            state.names.join(", ")
+        ))
     }
 
     /// The names that stand for one resource and that nothing is gone through for, without any other
     /// reason.
-    fn unserved(&self, claim: &Claim) -> Vec<&str> {
+    fn unserved(claim: &Claim) -> Vec<&str> {
         let state = &claim.state;
         if claim.rotation.namespace.is_some() {
             // What is in no namespace is not gone through.
             return Vec::new();
         }
+        let left_out = state.all_left_out();
         let is_known = |name: &str| {
             name.contains('*')
                 || state.resources.iter().any(|one| one.full_name() == name)
-                || state.left_out.iter().any(|why| why.contains(name))
+                || left_out.iter().any(|why| why.contains(name))
         };
-        let names = self.options.resources.iter().map(String::as_str);
-        names.filter(|name| !is_known(name)).collect()
+        state.names.iter().map(String::as_str).filter(|name| !is_known(name)).collect()
     }
 
     /// How many objects are under each version. What refused to be written may be under any of the
@@ -561,10 +599,11 @@ impl Worker {
             "key_version": rotation.target,
             "plugin_key_id": rotation.plugin_key_id,
             "namespace": rotation.namespace,
-            "whole": self.frees(claim) && rotation.namespace.is_none(),
+            "whole": Self::frees(claim) && rotation.namespace.is_none(),
             "chosen": !state.whole || rotation.namespace.is_some(),
-            "unserved": self.unserved(claim),
-            "left_out": state.left_out,
+            "unserved": Self::unserved(claim),
+            "left_out": state.all_left_out(),
+            "not_known": state.not_known,
             "resources": state.resources.iter().map(|r| r.full_name()).collect::<Vec<_>>(),
             "apiservers": self.api.urls().map(ToString::to_string).collect::<Vec<_>>(),
             "started": rotation.started,
@@ -617,3 +656,6 @@ impl<E: Into<RotateError>> From<E> for Stop {
         Self::Failed(error.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

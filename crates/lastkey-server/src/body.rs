@@ -3,6 +3,7 @@
 
 use std::{
     future::{Future as _, poll_fn},
+    net::IpAddr,
     pin::Pin,
     task::Poll,
     time::Duration,
@@ -18,7 +19,7 @@ use crate::{
     alibaba::Refusal,
     limits::Limits,
     metrics::Metrics,
-    room::{Admission, BodyRoom},
+    room::{Admission, BodyRoom, ComingBody},
     stopping::Stopping,
 };
 
@@ -31,6 +32,8 @@ pub(crate) struct Bounds<'a> {
     pub(crate) admission: &'a Admission,
     pub(crate) metrics: &'a Metrics,
     pub(crate) stopping: &'a Stopping,
+    /// Where it comes from, unless its sender has proven who it is.
+    pub(crate) stranger: Option<IpAddr>,
 }
 
 /// Reads `body` whole.
@@ -85,6 +88,8 @@ struct Clock<'a> {
 }
 
 struct Waits {
+    /// Its place among those that are waited for.
+    _coming: Option<ComingBody>,
     started: Instant,
     stopping: Stopping,
     stopped: Option<Instant>,
@@ -104,11 +109,10 @@ impl<'a> Clock<'a> {
             return Ok(piece);
         }
         let bounds = self.bounds;
-        let waits = self.waits.get_or_insert_with(|| Waits {
-            started: Instant::now(),
-            stopping: bounds.stopping.clone(),
-            stopped: None,
-        });
+        let waits = match &mut self.waits {
+            Some(waits) => waits,
+            none => none.insert(Waits::begin(bounds)?),
+        };
         loop {
             let deadline = waits.deadline(bounds.limits, length);
             tokio::select! {
@@ -127,6 +131,18 @@ impl<'a> Clock<'a> {
 }
 
 impl Waits {
+    fn begin(bounds: &Bounds<'_>) -> Result<Self, Refusal> {
+        let _coming = match bounds.stranger {
+            None => None,
+            Some(address) => Some(bounds.admission.coming(address).ok_or_else(|| {
+                bounds.metrics.shed("coming");
+                Refusal::from(Error::Busy)
+            })?),
+        };
+        let (started, stopping) = (Instant::now(), bounds.stopping.clone());
+        Ok(Self { _coming, started, stopping, stopped: None })
+    }
+
     /// When the next piece must have come: at any moment, what has come so far must have come at
     /// the least rate, except for a first while.
     fn deadline(&self, limits: &Limits, length: usize) -> Instant {

@@ -1,6 +1,6 @@
 //! One request, read whole, and its reply.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -50,6 +50,15 @@ impl Peer {
             }
             Self::Tls { .. } => None,
             Self::Admin { uid, .. } => Some(Principal::Local { uid: *uid }),
+        }
+    }
+
+    /// Where it is, unless its connection proves who it is. A certificate that has ended meanwhile
+    /// is good enough for that.
+    pub(crate) fn stranger(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tls { shown: Shown::Plugin(_), .. } | Self::Admin { .. } => None,
+            Self::Tls { address, .. } => Some(address.ip()),
         }
     }
 

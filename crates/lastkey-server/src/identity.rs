@@ -1,7 +1,8 @@
 //! Who sent a request: one function for every wire.
 //!
 //! A signature goes first, so that a request never acts as more than what it was signed as; then
-//! the client certificate or the admin socket's peer. There is no anonymous caller. A certificate of
+//! the client certificate or the admin socket's peer. One of RPC v1 is none where path and body say
+//! what is wanted, as on the native wire: it covers neither. There is no anonymous caller. A certificate of
 //! a cluster's own CA makes its holder a kubelet that asks to enrol, and only where that is asked.
 
 use lastkey_engine::{Caller, Engine, Principal};

@@ -21,6 +21,14 @@ pub struct Limits {
     pub admin_connections: usize,
     /// Requests begun and not answered, of proven callers or not.
     pub under_way: usize,
+    /// Of those, requests whose body is still coming, of callers that have not proven who they are.
+    pub coming: usize,
+    /// Answers to callers that have not proven who they are, made and not taken (HTTP/2), beside
+    /// one of each connection.
+    pub untaken: usize,
+    /// Answers to proven callers, made and not taken (HTTP/2); beyond, who leaves them is let go
+    /// sooner.
+    pub untaken_proven: usize,
     /// Requests of proven callers that are worked on at one time, shared fairly.
     pub requests: usize,
     /// Requests of proven callers that wait for their turn.
@@ -37,7 +45,7 @@ pub struct Limits {
     pub bodies: usize,
     /// Bytes of all bodies at one time, of each what is beyond 64 KiB.
     pub large_bodies: usize,
-    /// Bytes of all answers of more than 64 KiB that were not sent yet.
+    /// Bytes of all answers of more than 16 KiB that were not sent yet.
     pub answers: usize,
     /// Bytes of one request's head; long encryption contexts travel in it.
     pub head: usize,
@@ -74,6 +82,9 @@ impl Default for Limits {
             lobby: 64,
             admin_connections: 256,
             under_way: 8192,
+            coming: 2048,
+            untaken: 1024,
+            untaken_proven: 4096,
             requests: 512,
             queue: 4096,
             patience: Duration::from_secs(2),
@@ -160,6 +171,9 @@ mod tests {
             ("… in the lobby, beyond all these", number(limits.lobby)),
             ("connections of the admin socket", number(limits.admin_connections)),
             ("requests begun and not answered", number(limits.under_way)),
+            ("… whose body is still coming, of strangers", number(limits.coming)),
+            ("answers to strangers that they do not take (HTTP/2)", number(limits.untaken)),
+            ("… to proven callers", number(limits.untaken_proven)),
             ("requests of proven callers worked on", number(limits.requests)),
             ("… waiting for their turn", number(limits.queue)),
             ("… for", seconds(limits.patience)),
@@ -168,7 +182,7 @@ mod tests {
             ("a body", bytes(limits.body)),
             ("all bodies, the first 64 KiB of each", bytes(limits.bodies)),
             ("all bodies, the rest", bytes(limits.large_bodies)),
-            ("all answers of more than 64 KiB", bytes(limits.answers)),
+            ("all answers of more than 16 KiB", bytes(limits.answers)),
             ("a head", format!("{}, {} headers", bytes(limits.head), limits.headers)),
             ("all heads, beyond 16 KiB of each", bytes(limits.heads)),
             ("TLS handshake", seconds(limits.handshake)),

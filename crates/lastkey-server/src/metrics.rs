@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use lastkey_engine::Action;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text},
     metrics::{MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge},
@@ -35,6 +36,7 @@ pub(crate) const SHED_REASONS: &[&str] = &[
     "address",
     "answers",
     "bodies",
+    "coming",
     "connections",
     "credentials",
     "descriptors",
@@ -51,7 +53,16 @@ pub(crate) const SHED_REASONS: &[&str] = &[
     "slow_body",
     "slow_head",
     "slow_reader",
+    "untaken",
     "waiting",
+];
+
+/// What the alert rules count the first of: an increase is seen only from a number that was there
+/// before. The actions are the engine's names.
+const COUNTED_FROM_THE_START: [RequestLabels; 3] = [
+    RequestLabels { action: Action::ScheduleKeyDeletion.name(), outcome: "ok" },
+    RequestLabels { action: Action::ConfirmOverride.name(), outcome: "ok" },
+    RequestLabels { action: "unknown", outcome: "SignatureDoesNotMatch" },
 ];
 
 /// The counters of the front end.
@@ -90,6 +101,9 @@ impl Metrics {
         };
         for &reason in SHED_REASONS {
             drop(metrics.shed.get_or_create(&ReasonLabels { reason }));
+        }
+        for labels in &COUNTED_FROM_THE_START {
+            drop(metrics.requests.get_or_create(labels));
         }
         registry.register(
             "lastkey_requests",
@@ -287,5 +301,24 @@ mod tests {
         assert!(text.contains("lastkey_connections 1"), "{text}");
         assert!(text.contains(r#"lastkey_shed_total{reason="requests"} 1"#), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    /// An increase from nothing to one is none, for Prometheus.
+    #[test]
+    fn what_alerts_count_the_first_of_is_there_before_it() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let text = render(&registry).unwrap();
+        for line in [
+            r#"lastkey_requests_total{action="ScheduleKeyDeletion",outcome="ok"} 0"#,
+            r#"lastkey_requests_total{action="ConfirmOverride",outcome="ok"} 0"#,
+            r#"lastkey_requests_total{action="unknown",outcome="SignatureDoesNotMatch"} 0"#,
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+        }
+        metrics.answered("ScheduleKeyDeletion", "ok", None);
+        let text = render(&registry).unwrap();
+        let line = r#"lastkey_requests_total{action="ScheduleKeyDeletion",outcome="ok"} 1"#;
+        assert!(text.contains(line), "{text}");
     }
 }

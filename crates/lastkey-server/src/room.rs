@@ -1,13 +1,18 @@
 //! Room for what requests bring along: counts and bytes, each with a bound of its own, so that
 //! one kind of excess leaves the others alone.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
 use lastkey_engine::{Error, Principal};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -23,8 +28,8 @@ const UNIT: usize = 1024;
 /// The first so many bytes of a body have a pool of their own: hardly any honest request has
 /// more, so nobody can keep those out by large ones.
 const SMALL_BODY: usize = 64 << 10;
-/// Answers up to this size are not counted; connections bound their number.
-const SMALL_ANSWER: usize = 64 << 10;
+/// Answers up to this size are not counted by their bytes, only by their number.
+const SMALL_ANSWER: usize = 16 << 10;
 
 /// All the room there is.
 #[derive(Clone, Debug)]
@@ -41,6 +46,12 @@ pub(crate) struct Admission {
     large_bodies: Pool,
     answers: Pool,
     under_way: Arc<Count>,
+    /// Answers to strangers that were not taken.
+    untaken: Arc<Count>,
+    /// Answers to proven callers that were not taken.
+    untaken_proven: Arc<Count>,
+    /// Strangers' requests whose body is still coming.
+    coming: Arc<Coming>,
 }
 
 impl Admission {
@@ -53,7 +64,10 @@ impl Admission {
             bodies: Pool::new(limits.bodies),
             large_bodies: Pool::new(limits.large_bodies),
             answers: Pool::new(limits.answers),
-            under_way: Arc::new(Count { taken: AtomicUsize::new(0), capacity: limits.under_way }),
+            under_way: Count::new(limits.under_way),
+            untaken: Count::new(limits.untaken),
+            untaken_proven: Count::new(limits.untaken_proven),
+            coming: Arc::new(Coming { capacity: limits.coming, book: Mutex::default() }),
         }
     }
 
@@ -62,10 +76,40 @@ impl Admission {
     /// A connection gets more only while it has less than a quarter of what is left, so that the
     /// streams of a few cannot take all of it.
     pub(crate) fn begin(&self, already: usize) -> Option<Begun> {
-        let count = &self.under_way;
-        let left = count.capacity.saturating_sub(count.taken.fetch_add(1, Ordering::SeqCst));
-        let begun = Begun(Arc::clone(count));
-        (left > 0 && (already == 0 || already < left / 4)).then_some(begun)
+        let (begun, left) = self.under_way.enter();
+        (left > 0 && has_share(already, left)).then_some(begun)
+    }
+
+    /// An answer to a proven caller, until it was taken. It is never refused; if there are too many,
+    /// those who leave theirs have less time for it.
+    pub(crate) fn untaken_proven(&self) -> Begun {
+        self.untaken_proven.enter().0
+    }
+
+    /// Whether there are too many of those.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.untaken_proven.taken.load(Ordering::Relaxed) > self.untaken_proven.capacity
+    }
+
+    /// Room for an answer to a stranger, until it was taken, on a connection that was given so many
+    /// already. There is always room for one.
+    pub(crate) fn untaken(&self, already: usize) -> Option<Begun> {
+        let (begun, left) = self.untaken.enter();
+        has_share(already, left).then_some(begun)
+    }
+
+    /// Room for a request of a stranger at `address` whose body is still coming.
+    pub(crate) fn coming(&self, address: IpAddr) -> Option<ComingBody> {
+        let place = neighbourhood(address);
+        let mut book = self.coming.book.lock();
+        let left = self.coming.capacity.saturating_sub(book.taken);
+        let already = book.of.get(&place).copied().unwrap_or_default();
+        if left == 0 || !has_share(already, left) {
+            return None;
+        }
+        book.taken += 1;
+        *book.of.entry(place).or_default() += 1;
+        Some(ComingBody { all: Arc::clone(&self.coming), place })
     }
 
     /// Requests under way.
@@ -88,11 +132,19 @@ impl Admission {
     }
 }
 
+/// Whether one that has `already` so many may have another: while it has less than a quarter of what
+/// is left, and always one.
+fn has_share(already: usize, left: usize) -> bool {
+    already == 0 || already < left / 4
+}
+
 /// Where a proven caller's request waits for its turn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gate<'a> {
     pub(crate) admission: &'a Admission,
     pub(crate) metrics: &'a Metrics,
+    /// Whether somebody proven came here.
+    pub(crate) is_proven: &'a AtomicBool,
 }
 
 /// What a request holds while it is worked on.
@@ -112,6 +164,7 @@ impl Gate<'_> {
     /// # Errors
     /// Others have had as much as it, or it took too long: it is to come back later.
     pub(crate) async fn turn(&self, principal: &Principal, path: &str) -> Result<Turn, Refusal> {
+        self.is_proven.store(true, Ordering::Relaxed);
         let Admission { places, waiting, long, .. } = self.admission;
         let share = places.share(principal);
         let turn = if path == "/" {
@@ -161,7 +214,60 @@ struct Count {
     capacity: usize,
 }
 
-/// A request under way, until this is dropped.
+impl Count {
+    fn new(capacity: usize) -> Arc<Self> {
+        Arc::new(Self { taken: AtomicUsize::new(0), capacity })
+    }
+
+    /// Counts one more, and says how much was left.
+    fn enter(self: &Arc<Self>) -> (Begun, usize) {
+        let left = self.capacity.saturating_sub(self.taken.fetch_add(1, Ordering::SeqCst));
+        (Begun(Arc::clone(self)), left)
+    }
+}
+
+/// Requests whose body is still coming, by where they come from.
+#[derive(Debug)]
+struct Coming {
+    capacity: usize,
+    book: Mutex<ComingBook>,
+}
+
+#[derive(Debug, Default)]
+struct ComingBook {
+    taken: usize,
+    of: HashMap<IpAddr, usize>,
+}
+
+/// A request whose body is still coming, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct ComingBody {
+    all: Arc<Coming>,
+    place: IpAddr,
+}
+
+impl Drop for ComingBody {
+    fn drop(&mut self) {
+        let mut book = self.all.book.lock();
+        book.taken -= 1;
+        if let Some(count) = book.of.get_mut(&self.place) {
+            *count -= 1;
+            if *count == 0 {
+                book.of.remove(&self.place);
+            }
+        }
+    }
+}
+
+/// An address, or all that its holder has beside it: of IPv6, one host is given 2⁶⁴.
+fn neighbourhood(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !0 << 64).into(),
+        address => address,
+    }
+}
+
+/// One of those that are counted, such as a request under way, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Begun(Arc<Count>);
 
@@ -176,7 +282,7 @@ impl Drop for Begun {
 pub(crate) struct Pool(Arc<Semaphore>);
 
 impl Pool {
-    fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         Self(Arc::new(Semaphore::new((bytes / UNIT).min(Semaphore::MAX_PERMITS))))
     }
 
@@ -211,12 +317,6 @@ impl Held {
         }
         self.units = units;
         true
-    }
-
-    /// Gives everything back.
-    pub(crate) fn clear(&mut self) {
-        self.permit = None;
-        self.units = 0;
     }
 }
 
@@ -289,5 +389,38 @@ mod tests {
         assert_eq!(admission.under_way(), 100);
         drop((greedy, others));
         assert_eq!(admission.under_way(), 0);
+    }
+
+    #[test]
+    fn an_address_cannot_take_all_bodies_that_are_coming() {
+        let admission = Admission::new(&Limits { coming: 100, ..Limits::default() });
+        let from = |address: &str| admission.coming(address.parse().unwrap());
+        let all_from = |address| std::iter::from_fn(|| from(address)).collect::<Vec<_>>();
+        let greedy = all_from("192.0.2.1");
+        assert_eq!(greedy.len(), 20);
+        assert!(from("::ffff:192.0.2.1").is_none(), "it is the same one");
+        let second = all_from("2001:db8::1");
+        assert_eq!(second.len(), 16);
+        assert!(from("2001:db8::ffff:1").is_none(), "it is beside the other");
+        let others: Vec<_> =
+            (0..).map_while(|n| from(&format!("2001:db8:0:{:x}::1", n + 1))).collect();
+        assert_eq!(others.len(), 64);
+        assert!(from("192.0.2.2").is_none());
+        drop((greedy, second, others));
+        let book = admission.coming.book.lock();
+        assert!(book.of.is_empty() && book.taken == 0);
+    }
+
+    #[test]
+    fn a_connection_always_has_room_for_one_answer() {
+        let admission = Admission::new(&Limits { untaken: 10, ..Limits::default() });
+        let mut greedy = Vec::new();
+        while let Some(begun) = admission.untaken(greedy.len()) {
+            greedy.push(begun);
+        }
+        assert_eq!(greedy.len(), 2);
+        let others: Vec<_> = (0..20).filter_map(|_| admission.untaken(0)).collect();
+        assert_eq!(others.len(), 20);
+        assert!(admission.untaken(1).is_none());
     }
 }

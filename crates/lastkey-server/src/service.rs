@@ -2,7 +2,10 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -107,31 +110,42 @@ impl Service {
         }
     }
 
-    /// Answers one request.
+    /// Answers one request, and says whether its caller has proven who it is.
     pub(crate) async fn answer(
         &self,
         peer: &Peer,
         request: Request<Incoming>,
-    ) -> Response<Full<Bytes>> {
+    ) -> (Response<Full<Bytes>>, bool) {
         let started = Instant::now();
         let waits = native::may_wait(request.uri().path());
         let wire = Wire::of(request.uri().path());
-        let (mut reply, headers) = self.reply(peer, request).await;
-        match sized(std::mem::take(&mut reply.body), &self.admission) {
-            Ok(body) => reply.body = body,
-            Err(_) => {
-                self.metrics.shed("answers");
-                reply = refused(wire, self.sealing.instance.new_request_id(), &Error::Busy.into());
+        let is_health = Self::is_health(request.uri().path());
+        let is_proven = AtomicBool::new(peer.stranger().is_none());
+        let (mut reply, headers) = self.reply(peer, request, &is_proven).await;
+        // Health needs no room.
+        if !is_health {
+            match sized(std::mem::take(&mut reply.body), &self.admission) {
+                Ok(body) => reply.body = body,
+                Err(_) => {
+                    self.metrics.shed("answers");
+                    let id = self.sealing.instance.new_request_id();
+                    reply = refused(wire, id, &Error::Busy.into());
+                }
             }
         }
         // How long somebody chose to wait says nothing about how fast we are.
         let took = (!waits).then(|| started.elapsed());
         self.metrics.answered(reply.action, reply.outcome, took);
-        reply.into_response(headers)
+        (reply.into_response(headers), is_proven.into_inner())
     }
 
     /// The reply, and the request's headers, which nobody needs any more.
-    async fn reply(&self, peer: &Peer, request: Request<Incoming>) -> (Reply, HeaderMap) {
+    async fn reply(
+        &self,
+        peer: &Peer,
+        request: Request<Incoming>,
+        is_proven: &AtomicBool,
+    ) -> (Reply, HeaderMap) {
         let (head, body) = request.into_parts();
         let wire = match head.uri.path() {
             "/healthz" => return (self.healthz(), head.headers),
@@ -141,12 +155,12 @@ impl Service {
         };
         let request_id = self.sealing.instance.new_request_id();
         let refuse = |refusal: Refusal| refused(wire, request_id, &refusal);
-        let (body, body_room) = match body::read(body, &self.body_bounds()).await {
+        let (body, body_room) = match body::read(body, &self.body_bounds(peer)).await {
             Ok(read) => read,
             Err(refusal) => return (refuse(refusal), head.headers),
         };
         let path_limit = self.time_for(head.uri.path());
-        let gate = Gate { admission: &self.admission, metrics: &self.metrics };
+        let gate = Gate { admission: &self.admission, metrics: &self.metrics, is_proven };
         let is_polled = head.version < http::Version::HTTP_2;
         let exchange = Exchange { head, body, peer, request_id, gate };
         let reply = {
@@ -157,7 +171,8 @@ impl Service {
         drop(body_room);
         let reply = reply.unwrap_or_else(|| {
             tracing::warn!(%request_id, "a request took too long");
-            refuse(Error::Unavailable("the request took too long".to_owned()).into())
+            // What it began may be finished after all.
+            refuse(Error::Uncertain("the request took too long".to_owned()).into())
         });
         (reply, exchange.head.headers)
     }
@@ -195,9 +210,9 @@ impl Service {
         let _ = self.sinks.set(status);
     }
 
-    fn body_bounds(&self) -> body::Bounds<'_> {
+    fn body_bounds(&self, peer: &Peer) -> body::Bounds<'_> {
         let Self { limits, admission, metrics, stopping, .. } = self;
-        body::Bounds { limits, admission, metrics, stopping }
+        body::Bounds { limits, admission, metrics, stopping, stranger: peer.stranger() }
     }
 
     /// Whether a path is answered whatever else goes on.

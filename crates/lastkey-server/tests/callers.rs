@@ -5,9 +5,10 @@ mod support;
 
 use std::time::Duration;
 
+use http_body_util::BodyExt as _;
 use lastkey_engine::Clock as _;
 use serde_json::{Value, json};
-use support::{Identity, Running, Signer, json_request, start};
+use support::{Identity, Running, Signer, json_request, rpc, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_gets_in_without_a_signature() {
@@ -76,6 +77,63 @@ async fn signatures_open_the_native_wire_too() {
     let mut moved = Signer::new(&server, "").sign(("GET", "/v1/status"), &[], b"");
     *moved.uri_mut() = "/v1/clusters".parse().unwrap();
     assert_eq!(server.send(moved).await.error(), (400, "SignatureDoesNotMatch".to_owned()));
+}
+
+/// The query of a request that was signed for `POST /`, as whoever sees it on its way has it.
+async fn seen_on_its_way(server: &Running) -> String {
+    let form = rpc(server, "POST", "ListKeys", &[]).into_body().collect().await.unwrap();
+    String::from_utf8(form.to_bytes().to_vec()).unwrap()
+}
+
+/// RPC v1 signs neither path nor JSON: who has seen one request must not make another of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_signature_opens_the_alibaba_wire_alone() {
+    let server = start().await;
+    let created = server.call("CreateKey", &[]).await.ok();
+    let key = created["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned();
+    let (cluster, _) = add_cluster(&server, "one", &key).await;
+    let incomplete = (400, "IncompleteSignature".to_owned());
+
+    let seen = seen_on_its_way(&server).await;
+    let (_, csr) = csr();
+    let plugin = json!({ "name": "mine", "csr_pem": csr });
+    for (path, body) in [
+        (format!("/v1/clusters/{cluster}/plugins"), plugin),
+        ("/v1/clusters".to_owned(), json!({ "name": "two", "key": key })),
+        ("/v1/audit/verify".to_owned(), json!({})),
+        ("/v1/operator/seal".to_owned(), json!({})),
+        // Nor is it one of any body at its own path.
+        ("/".to_owned(), json!({ "KeyId": key })),
+    ] {
+        let moved = json_request("POST", &format!("{path}?{seen}"), &body);
+        let answer = server.send(moved).await;
+        assert_eq!(answer.error(), incomplete, "{path}: {}", answer.text);
+        let moved = json_request("POST", &format!("{path}?{seen}"), &body);
+        assert_eq!(server.send_admin(moved).await.error(), incomplete, "{path}");
+    }
+    let mut get = rpc(&server, "GET", "ListKeys", &[]);
+    let query = get.uri().query().unwrap().to_owned();
+    for path in ["/v1/status", "/v1/ca", "/v1/clusters", "/v1/audit", "/v1/nothing"] {
+        *get.uri_mut() = format!("{path}?{query}").parse().unwrap();
+        let answer = server.send(get.clone()).await;
+        assert_eq!(answer.error(), incomplete, "{path}");
+        assert!(answer.text.contains("ACS3-HMAC-SHA256"), "it says what to do: {}", answer.text);
+    }
+    // Whoever signed it can still send it: what was refused has not used its nonce up.
+    let meant = json_request("POST", &format!("/?{seen}"), &Value::Null);
+    assert_eq!(server.send(meant).await.ok()["TotalCount"], 1);
+    let clusters = server.native("GET", "/v1/clusters", &Value::Null).await.ok();
+    assert_eq!(clusters["items"].as_array().unwrap().len(), 1);
+    assert_eq!(server.native("GET", "/v1/status", &Value::Null).await.ok()["ready"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_whose_content_type_is_not_signed_is_refused() {
+    let server = start().await;
+    let mut request = Signer::new(&server, "CreateKey").sign(("POST", "/"), &[], b"DryRun=true");
+    let form = "application/x-www-form-urlencoded".parse().unwrap();
+    request.headers_mut().insert("content-type", form);
+    assert_eq!(server.send(request).await.error(), (400, "IncompleteSignature".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,6 +222,80 @@ async fn a_plugin_works_for_its_cluster_alone() {
     let ask = json!({ "key": key, "known": "", "wait_seconds": 0 });
     let answer = server.send_as(Some(&neighbour), post("/v1/plugin/status", ask)).await;
     assert_eq!(answer.error(), (400, "MissingParameter".to_owned()));
+}
+
+/// A node's kubelet, and the CA that vouches for it.
+fn kubelet(node: &str) -> (Identity, String) {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+    params.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{node}"));
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.signed_by(&key, &rcgen::Issuer::new(ca, ca_key)).unwrap();
+    (Identity { certificate_pem: certificate.pem(), key }, ca_pem)
+}
+
+/// It is heard before anybody has let it in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_not_let_in_fills_no_disk() {
+    let server = start().await;
+    let created = server.call("CreateKey", &[]).await.ok();
+    let key = created["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned();
+    let (cluster, _) = add_cluster(&server, "one", &key).await;
+    let (node, ca_pem) = kubelet("cp-1");
+    let nodes = format!("/v1/clusters/{cluster}/nodes");
+    server.native("POST", &format!("{nodes}/trust"), &json!({ "ca_pem": ca_pem })).await.ok();
+
+    let stream = server.tls(server.client_config(Some(&node))).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let (_, csr) = csr();
+    let enrol = format!("{nodes}/enrol");
+    for _ in 0..1000 {
+        for body in [json!("junk"), json!({ "csr_pem": "junk" }), json!({ "csr_pem": csr })] {
+            sender.ready().await.unwrap();
+            let answer = sender.send_request(json_request("POST", &enrol, &body)).await.unwrap();
+            assert!(answer.status() == 400 || answer.status() == 200, "{}", answer.status());
+            answer.into_body().collect().await.unwrap();
+        }
+    }
+    server.native("POST", &format!("{nodes}/approve"), &json!({ "node": "cp-1" })).await.ok();
+    let enrolled = json_request("POST", &enrol, &json!({ "csr_pem": csr }));
+    assert_eq!(server.send_as(Some(&node), enrolled).await.ok()["state"], "enrolled");
+    server.engine.shutdown().await;
+
+    let text = server.audit_text();
+    let records: Vec<Value> =
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let by_kubelet = format!("kubelet/{cluster}/cp-1");
+    let about = |outcome: &str, principal: &str| -> Vec<&Value> {
+        let is_it = |record: &&Value| {
+            record["principal"] == principal
+                && record["action"] == "EnrolNode"
+                && record["outcome"] == outcome
+        };
+        records.iter().filter(is_it).collect()
+    };
+    // It asked, was told to wait once more, and was let in.
+    let decisions: Vec<_> = about("ok", &by_kubelet).iter().map(|it| &it["decision"]).collect();
+    assert_eq!(decisions, ["waiting", "waiting", "enrolled"]);
+    for (outcome, counted) in
+        [("ok", 998), ("InvalidParameter", 999), ("ParseRequestParameterException", 999)]
+    {
+        assert_eq!(about(outcome, &by_kubelet).len(), if counted == 998 { 3 } else { 1 });
+        let [summary] = about(outcome, "system")[..] else { panic!("{outcome}: {text}") };
+        assert_eq!(summary["count"], counted, "{summary}");
+        assert_eq!(summary["kubelets"], by_kubelet.as_str());
+        assert_eq!(summary["sources"].as_str().unwrap().split(' ').count(), 1, "{summary}");
+    }
+    assert!(records.iter().any(|record| record["action"] == "ApproveNode"));
+    assert!(records.len() < 30, "{}", records.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::StatusCode;
 use lastkey_engine::audit::{Follower, Lot};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -24,8 +25,10 @@ use crate::{
     tls::{self, TrustError},
 };
 
-/// Lines of one lot.
+/// Lines of one lot at most.
 const LINES: usize = 1000;
+/// How long a smaller lot has to arrive until a larger one is tried.
+const GROW_AFTER: Duration = Duration::from_secs(60);
 /// Bytes of one lot, give or take a line.
 const BYTES: usize = 1 << 20;
 /// How often a reader that has read everything looks again.
@@ -219,6 +222,7 @@ impl Sinks {
                 is_checked: false,
                 log_is_whole: Arc::clone(&log_is_whole),
                 target,
+                portion: Portion::new(),
                 memory: Memory::new(places, begin.is_kept),
                 stop: stopped.clone(),
             });
@@ -228,7 +232,7 @@ impl Sinks {
     }
 
     /// The log was opened: what a crash kept from its segments is there again, and a log that ends
-    /// before what a sink has is not the one that it was carried from.
+    /// before what a sink has is not the one that it was carried from. Nothing is carried before.
     pub fn log_is_open(&self) {
         self.log_is_whole.store(true, Ordering::Release);
     }
@@ -313,6 +317,38 @@ impl Memory {
     }
 }
 
+/// How many lines go together: fewer to a receiver that cannot take as many.
+struct Portion {
+    lines: usize,
+    /// What the receiver takes, by its own word.
+    most: usize,
+    since: Instant,
+}
+
+impl Portion {
+    fn new() -> Self {
+        Self { lines: LINES, most: LINES, since: Instant::now() }
+    }
+
+    fn arrived(&mut self) {
+        if self.lines < self.most && self.since.elapsed() >= GROW_AFTER {
+            (self.lines, self.since) = ((self.lines * 2).min(self.most), Instant::now());
+        }
+    }
+
+    /// So many lines failed together.
+    fn failed(&mut self, lines: usize, error: &DeliveryError) {
+        let half = (lines / 2).max(1);
+        match error {
+            DeliveryError::Refused { status, .. } if *status == StatusCode::PAYLOAD_TOO_LARGE => {
+                (self.lines, self.most) = (half, half);
+            }
+            DeliveryError::Late => (self.lines, self.since) = (half, Instant::now()),
+            _ => {}
+        }
+    }
+}
+
 /// One sink's work.
 struct Round {
     carrier: Arc<Carrier>,
@@ -324,6 +360,7 @@ struct Round {
     is_checked: bool,
     log_is_whole: Arc<AtomicBool>,
     target: Target,
+    portion: Portion,
     memory: Memory,
     stop: watch::Receiver<bool>,
 }
@@ -346,6 +383,10 @@ impl Round {
                 Ok((lag, lot)) => {
                     self.carrier.lag.store(lag, Ordering::Relaxed);
                     let delivered = self.deliver(&lot.lines).await;
+                    match &delivered {
+                        Ok(()) => self.portion.arrived(),
+                        Err(error) => self.portion.failed(lot.lines.len(), error),
+                    }
                     delivered.map(|()| lot)
                 }
                 Err(error) => Err(error.into()),
@@ -405,12 +446,8 @@ impl Round {
             return Ok(());
         }
         let seq = self.follower.place().seq;
-        // Asked before the log is looked at.
-        let is_whole = self.log_is_whole.load(Ordering::Acquire);
         if self.follower.is_ahead()? {
-            if is_whole {
-                self.begin_again(&format!("the audit log ends before record {seq}, which arrived"));
-            }
+            self.begin_again(&format!("the audit log ends before record {seq}, which arrived"));
             return Ok(());
         }
         if let (Some(hash), Some(found)) = (self.hash, self.follower.hash()?)
@@ -442,13 +479,18 @@ impl Round {
         }
     }
 
+    /// Nothing is read before the log was opened: what a crash left of its last segment may have
+    /// holes, which the journal fills then.
     fn next(&mut self) -> io::Result<(u64, Lot)> {
+        if !self.log_is_whole.load(Ordering::Acquire) {
+            return Ok((0, Lot { place: self.follower.place(), ..Lot::default() }));
+        }
         match self.look_back() {
             // The directory of a log that was never written.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             looked => looked?,
         }
-        let lot = self.follower.next(LINES, BYTES)?;
+        let lot = self.follower.next(self.portion.lines, BYTES)?;
         let lag = if lot.lines.is_empty() { 0 } else { self.follower.lag()? };
         Ok((lag, lot))
     }
@@ -488,5 +530,35 @@ async fn count(carrier: &Carrier, follower: &mut Follower) -> Infallible {
         if let Ok(lag) = follower.lag() {
             carrier.lag.store(lag, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_gets_as_many_lines_as_it_takes() {
+        let too_large =
+            DeliveryError::Refused { status: StatusCode::PAYLOAD_TOO_LARGE, retry_after: None };
+        let away = io::Error::from(io::ErrorKind::ConnectionRefused).into();
+        let mut portion = Portion::new();
+        portion.failed(1000, &away);
+        assert_eq!(portion.lines, 1000, "who is away says nothing about the size");
+        // Slow today: more is tried again.
+        portion.failed(1000, &DeliveryError::Late);
+        portion.failed(500, &DeliveryError::Late);
+        portion.arrived();
+        assert_eq!(portion.lines, 250, "a while has to pass");
+        portion.since -= GROW_AFTER;
+        portion.arrived();
+        assert_eq!(portion.lines, 500);
+        // A limit of the receiver's own stays.
+        portion.failed(300, &too_large);
+        portion.since -= GROW_AFTER;
+        portion.arrived();
+        assert_eq!(portion.lines, 150);
+        portion.failed(1, &too_large);
+        assert_eq!(portion.lines, 1);
     }
 }

@@ -214,6 +214,65 @@ async fn what_was_not_answered_comes_again() {
     assert!(first >= 4, "it came {first} times");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_no_large_lots_gets_small_ones() {
+    let world = World::new();
+    // As a proxy with a limit of 20 kB: some forty records.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/in", listener.local_addr().unwrap());
+    let received = Received::default();
+    let kept = Arc::clone(&received);
+    tokio::spawn(async move {
+        loop {
+            let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+            while let Some((_, body)) = request(&mut stream).await {
+                let status = if body.len() > 20_000 { 413 } else { 204 };
+                if status == 204 {
+                    kept.lock().extend(body.lines().map(str::to_owned));
+                }
+                let reply =
+                    format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\nretry-after: 0\r\n\r\n");
+                stream.write_all(reply.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    let sinks = start(&world.config(&[&url]));
+    world.write(2000).await;
+    until("all of them", || status(&sinks, 0).seq == 2000 && status(&sinks, 0).ok).await;
+    let numbers: Vec<u64> = received.lock().iter().map(|line| seq(line)).collect();
+    assert!(numbers == (1..=2000).collect::<Vec<_>>(), "once each, in order");
+}
+
+/// A server that starts sealed has a log whose last segment the journal has yet to mend.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_carried_before_the_log_is_whole() {
+    let world = World::new();
+    let (url, received) = receiver(|_| Some(200)).await;
+    let config = world.config(&[&url]);
+    start(&config).stop(Duration::from_secs(1)).await;
+    world.write(3).await;
+    until("they are in the file", || Follower::end(&config.audit).unwrap().seq == 3).await;
+    // A block that a power cut took: the second record of three.
+    let segment = std::fs::read_dir(&config.audit)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("segment-"))
+        .unwrap();
+    let whole = std::fs::read(&segment).unwrap();
+    let line = whole.split(|byte| *byte == b'\n').next().unwrap().len() + 1;
+    let mut holed = whole.clone();
+    holed[line..2 * line - 1].fill(0);
+    std::fs::write(&segment, holed).unwrap();
+    let mut sinks = Sinks::prepare(&config).unwrap();
+    sinks.start();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(received.lock().len(), 0);
+    std::fs::write(&segment, whole).unwrap();
+    sinks.log_is_open();
+    until("all", || status(&sinks, 0).seq == 3).await;
+    assert_eq!((received.lock().len(), status(&sinks, 0).missed), (3, 0));
+}
+
 /// One sink accepts and never reads, one is not there at all, one refuses: the log and a fourth
 /// sink go on as if they were not.
 #[tokio::test(flavor = "multi_thread")]

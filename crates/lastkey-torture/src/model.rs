@@ -400,7 +400,11 @@ impl Model {
                 Some(Err("AliasAlreadyExists"))
             }
             Op::Create { .. } | Op::Keys { .. } | Op::Aliases { .. } | Op::Verify => Some(Ok(())),
-            Op::Mutate { key: id, by } => Some(key(id)?.judge(by)),
+            Op::Mutate { key: id, by } => {
+                let told = key(id)?.judge(by);
+                let ends = matches!(by, Mutation::Disable | Mutation::Schedule(_));
+                (told.is_err() || !ends || !self.may_be_granted(id)).then_some(told)
+            }
             Op::CreateAlias { name, key: id } => Some(key(id)?.named().and_then(|()| {
                 if self.aliases.contains_key(name) { Err("AliasAlreadyExists") } else { Ok(()) }
             })),
@@ -437,10 +441,12 @@ impl Model {
 
     /// Whether a plugin may reach its key by this name: then the guard may refuse to take it away.
     fn may_be_reached_by(&self, name: &AliasName) -> bool {
-        let granted = |key: &KeyId| {
-            self.adding.is_some() || self.cluster.as_ref().is_some_and(|it| it.keys.contains(key))
-        };
-        self.aliases.get(name).is_some_and(granted)
+        self.aliases.get(name).is_some_and(|key| self.may_be_granted(key))
+    }
+
+    /// Whether a plugin may have used the key: then the guard may refuse to take it away.
+    fn may_be_granted(&self, key: &KeyId) -> bool {
+        self.adding.is_some() || self.cluster.as_ref().is_some_and(|it| it.keys.contains(key))
     }
 
     fn is_alias(&self, name: &AliasName) -> Result<(), &'static str> {

@@ -541,7 +541,8 @@ pub(crate) enum ClusterAction {
     Set(SetOptions),
     /// Forget how a cluster is reached; what it needs stays guarded as it was seen last.
     RemoveAccess(RemoveAccessOptions),
-    /// Forget a cluster: its plugins may nothing any more. Refused while its objects need its keys.
+    /// Forget a cluster: nobody opens again what was encrypted for it, in its backups neither.
+    /// Refused while there is, or may be, anything of it.
     Forget(ForgetOptions),
     /// Give its key a new version, and bring every object under it: waits until every apiserver
     /// uses it, writes everything anew, looks that nothing is left, and reports. The same command

@@ -251,6 +251,45 @@ fn a_table_for_people_and_nothing_to_look_at() {
     assert!(text.starts_with("SEVERITY") && text.contains("manifest-unreadable"), "{text}");
 }
 
+/// Metrics of audit sinks (`lastkey-sinks`, `metrics.rs`) and of rotations (`lastkey-server`,
+/// `rotation_gauges.rs`), which this server has none of.
+const SHOWN_ONCE_THERE_IS_ONE: [&str; 3] =
+    ["lastkey_audit_sink_up", "lastkey_audit_sink_missed", "lastkey_rotation_failures"];
+
+/// What `cluster config` prints is what the doctor calls fine; that others than Secrets are meant is
+/// taken, and said.
+#[test]
+fn a_printed_configuration_encrypts_what_it_is_for() {
+    let lab = Lab::new();
+    let print = |resources: &[&str]| {
+        let mut command = Command::new(lab.lastkey.binary());
+        command.args(["cluster", "config", "encryption", "--server", "https://kms:7343"]);
+        command.args(resources.iter().flat_map(|name| ["--resource", name]));
+        let output = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    for (resources, warned) in [(&[][..], false), (&["*.*"], false), (&["configmaps"], true)] {
+        let (code, file, said) = print(resources);
+        assert_eq!((code, said.contains("leaves Secrets in clear")), (Some(0), warned), "{said}");
+        let path = lab.path("printed.yaml");
+        fs::write(&path, file).unwrap();
+        let words = ["cluster", "doctor", "--encryption-config", path.to_str().unwrap()];
+        let outcome = lab.lastkey.cli(None, &words).unwrap();
+        let json = outcome.json();
+        let uncovered = with_code(json["items"].as_array().unwrap(), "secrets-uncovered");
+        assert_eq!((outcome.code, uncovered.is_some()), (i32::from(warned), warned), "{outcome:?}");
+    }
+    for (resources, fix) in [
+        (&["secret"][..], "write `secrets`"),
+        (&["secrets", "deployments"], "write `deployments.apps`"),
+        (&["serviceipallocations"], "remove it"),
+    ] {
+        let (code, file, said) = print(resources);
+        assert!(code == Some(2) && file.is_empty() && said.contains(fix), "{resources:?}: {said}");
+    }
+}
+
 /// Every metric of ours that an alert or a panel names is one that server or plugin has.
 #[test]
 fn alerts_and_board_name_metrics_that_exist() {
@@ -270,6 +309,7 @@ fn alerts_and_board_name_metrics_that_exist() {
         .filter_map(|line| line.strip_prefix("# TYPE "))
         .filter_map(|line| line.split(' ').next())
         .map(|name| name.trim_end_matches("_total"))
+        .chain(SHOWN_ONCE_THERE_IS_ONE.iter().copied())
         .collect();
     for piece in ["alerts", "dashboard"] {
         let output = Command::new(lab.lastkey.binary())

@@ -137,6 +137,16 @@ async fn thirteen_hundred_clients_at_once_are_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_connections_keeps_nobody_out_and_delays_no_stop() {
+    flood_of_connections(b"", 64).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_handshakes_that_stop_keeps_nobody_out_and_delays_no_stop() {
+    flood_of_connections(b"\x16", 96).await;
+}
+
+/// Each of them says `first`, and then nothing; together they may take so many MiB.
+async fn flood_of_connections(first: &'static [u8], memory: u64) {
     let mut house = House::open_with_another().await;
     let target = house.target.clone();
     let calm = target.memory();
@@ -147,7 +157,8 @@ async fn a_flood_of_connections_keeps_nobody_out_and_delays_no_stop() {
         tokio::spawn(async move {
             let mut open = std::collections::VecDeque::new();
             while !stop.load(Ordering::SeqCst) {
-                if let Ok(stream) = TcpStream::connect(address).await {
+                if let Ok(mut stream) = TcpStream::connect(address).await {
+                    let _ = stream.write_all(first).await;
                     open.push_back(stream);
                     count.fetch_add(1, Ordering::SeqCst);
                 }
@@ -176,7 +187,7 @@ async fn a_flood_of_connections_keeps_nobody_out_and_delays_no_stop() {
     assert_eq!((tally.failed, tally.other, tally.busy), (0, 0, 0), "{tally:?}");
     assert!(tally.ok > 100, "{tally:?}");
     assert!(descriptors < 2048 + 600, "{descriptors} descriptors");
-    assert!(grown < 64, "a flood of silent connections takes {grown} MiB");
+    assert!(grown < memory, "a flood of connections takes {grown} MiB");
     house.is_at_full_speed("a flood of connections").await;
     let took = house.stops();
     eprintln!("the stop took {took:?} with {} silent connections", silent.len());

@@ -7,7 +7,7 @@ mod support;
 use std::{
     ffi::OsStr,
     fs,
-    io::Write as _,
+    io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -279,6 +279,71 @@ fn a_share_is_asked_for_without_echo() {
     let (well, said) = typed(&site, &format!("{}\u{3}", &shares[1]));
     assert!(!well && !said.contains("unsealed") && !said.contains(&shares[1][10..30]), "{said}");
     assert_eq!(site.status()["progress"]["entered"], 1);
+}
+
+impl Site {
+    /// Runs the operator's command into a pipe that nobody reads any more; what it said.
+    fn unread(&self, args: &[&str], input: &str) -> String {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut child = Command::new(self.lab.lastkey.binary())
+            .args([&["operator"], args].concat())
+            .arg("--admin-socket")
+            .arg(self.data().join("admin.sock"))
+            .stdin(Stdio::piped())
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(!said.contains("lks1-"), "{said}");
+        said
+    }
+}
+
+#[test]
+fn shares_that_nobody_got_are_told_and_there_is_a_way_on() {
+    let mut site = Site::start("server", &["--seal", "shamir"]);
+    let init = ["init", "--shares", "3", "--threshold", "2"];
+    let said = site.unread(&init, "");
+    assert!(said.contains("move its data directory away"), "{said}");
+    // Whoever missed that is told again.
+    let again = site.operator(&init, "");
+    assert_eq!(again.code, 1);
+    assert!(again.stderr.contains("never unsealed"), "{}", again.stderr);
+    drop(site.running.take().map(|mut running| running.stop()));
+    fs::rename(site.data(), site.lab.path("away")).unwrap();
+    site.restart("server", &["--seal", "shamir"]);
+    let old = shares(&site.ok(&init, ""));
+    site.unseal(&old[..2]);
+    let sealed = site.encrypt();
+    let again = site.operator(&init, "");
+    assert!(again.stderr.contains("with their keepers"), "{}", again.stderr);
+
+    // New shares that nobody got take nothing from the old ones.
+    site.ok(&["rekey", "--shares", "3", "--threshold", "2"], &old[0]);
+    let said = site.unread(&["rekey"], &old[1]);
+    assert!(said.contains("operator cancel"), "{said}");
+    site.ok(&["cancel"], "");
+    site.restart("server", &["--seal", "shamir"]);
+    site.unseal(&old[1..]);
+    site.assert_decrypts(&sealed);
+    assert!(!site.logs().contains("--seal"), "{}", site.logs());
+}
+
+#[test]
+fn a_seal_that_was_asked_for_in_vain_is_told() {
+    let mut site = Site::start("server", &[]);
+    site.restart("server", &["--seal", "shamir"]);
+    let log = site.log_with("--seal shamir is for a new data directory alone");
+    assert!(log.contains("migrate --to shamir"), "{log}");
+    let init = site.operator(&["init", "--shares", "3", "--threshold", "2"], "");
+    assert_eq!(init.code, 1);
+    assert!(init.stderr.contains("no shares of it"), "{}", init.stderr);
+    assert!(init.stderr.contains("migrate --to shamir"), "{}", init.stderr);
 }
 
 #[test]

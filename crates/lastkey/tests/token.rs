@@ -10,6 +10,8 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::Duration,
 };
 
 use lastkey_testbed::{Error, Lastkey, Outcome, Peers, Running, eventually};
@@ -201,6 +203,55 @@ fn a_token_unseals_by_itself_and_a_missing_one_is_waited_for() {
     let log = site.running.as_ref().unwrap().process.log();
     assert!(!log.contains(PIN), "the PIN is in the log");
     assert!(!log.contains("Mechanism type"), "no error at all: {log}");
+}
+
+#[test]
+fn a_token_that_comes_back_with_another_pin_is_asked_once() {
+    let Some(mut site) = Site::new("a PIN that is wrong in the end") else { return };
+    site.start(&["--seal", "pkcs11"]);
+    let sealed = site.encrypt();
+    site.running = None;
+    site.token(false);
+    site.start(&[]);
+    assert_eq!(site.status()["state"], "sealed");
+    site.write_pin("000000", 0o600);
+    site.put_back();
+    eventually("the PIN to be refused", SOON, || match &site.status()["waiting"] {
+        Value::String(why) if why.contains("PIN") => Ok(()),
+        other => Err(Error::ReadyLine { line: other.to_string(), cause: "not yet".into() }),
+    })
+    .unwrap();
+    // The right one is of no use to who does not ask, for longer than two more would take.
+    site.write_pin(PIN, 0o600);
+    thread::sleep(Duration::from_secs(12));
+    let status = site.status();
+    assert_eq!(status["state"], "sealed");
+    assert!(status["waiting"].as_str().unwrap().contains("operator unseal"), "{status}");
+    site.operator(&["unseal"]).expect_ok("unseal").unwrap();
+    assert!(site.status()["waiting"].is_null());
+    site.assert_decrypts(&sealed);
+}
+
+#[test]
+fn a_migration_that_fails_leaves_the_token_that_is_used() {
+    let Some(mut site) = Site::new("migrations that fail") else { return };
+    site.start(&["--seal", "pkcs11"]);
+    let sealed = site.encrypt();
+    let options = site.token_options();
+    let wrong_pin = site.dir.path().join("wrong-pin");
+    fs::write(&wrong_pin, "000000\n").unwrap();
+    fs::set_permissions(&wrong_pin, fs::Permissions::from_mode(0o600)).unwrap();
+    let wrong = [(1, "/nonexistent/module.so"), (3, "nobody"), (5, wrong_pin.to_str().unwrap())];
+    for (at, value) in wrong {
+        let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
+        options[at] = value;
+        let migrate = site.operator(&[&["migrate", "--to", "pkcs11"], &options[..]].concat());
+        assert_ne!(migrate.code, 0, "{value}");
+        site.operator(&["seal"]).expect_ok("seal").unwrap();
+        site.operator(&["unseal"]).expect_ok("unseal").unwrap();
+        site.operator(&["rotate", "root"]).expect_ok("rotate").unwrap();
+        site.assert_decrypts(&sealed);
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Reason {
     VersionMissing,
+    VersionRetired,
     ClusterUnknown,
     KeyUnusable,
     KeyNotGranted,
@@ -44,6 +45,13 @@ impl Reason {
                 "the backup does not have the key version",
                 "use a backup of Lastkey that was made after that version was; from now on, back \
                  Lastkey up after each rotation, and after each snapshot of etcd",
+            ),
+            Self::VersionRetired => (
+                "key-version-retired",
+                "the key version is retired in the backup: it decrypts no more",
+                "its material is still there, and is destroyed in the end: lastkey key versions \
+                 reinstate KEY VERSION --reason TEXT, on the server that is in use as well, or drop \
+                 the snapshot",
             ),
             Self::ClusterUnknown => (
                 "cluster-unknown",
@@ -86,28 +94,37 @@ impl Reason {
             Self::NotServed => (
                 "not-served",
                 "no resource that the scratch apiserver serves has it",
-                "use the kube-apiserver of the cluster's release; for custom resources, see \
-                 whether their definition can be read",
+                "use the kube-apiserver of the cluster's release, with its flags; for custom \
+                 resources, see whether their definition can be read; what an older release left \
+                 behind and nobody misses: --leftover KIND",
             ),
             Self::Damaged => (
                 "damaged",
-                "the key version is there and does not open it",
-                "the value is damaged, or was put where it does not belong",
+                "the key version is there, and the apiserver cannot read it",
+                "the value is damaged, or was put where it does not belong; if it is a custom \
+                 resource, its definition may convert it by a webhook, and a drill asks none",
             ),
             Self::NotReadable => (
                 "not-readable",
-                "the apiserver cannot read it although it is in clear",
-                "use the kube-apiserver of the cluster's release",
+                "the apiserver cannot read it, and no key is the reason",
+                "use the kube-apiserver of the cluster's release; a custom resource may need a \
+                 conversion webhook, and a drill asks none",
             ),
         }
     }
 }
+
+/// What apiservers keep in etcd beside objects: which of them there are, and which addresses and
+/// ports of Services are taken.
+const BOOKKEEPING: [&str; 3] = ["masterleases", "peerserverleases", "ranges"];
 
 /// What was found so far.
 pub(super) struct Findings<'a> {
     contents: &'a Contents,
     known: &'a Known,
     local: &'a LocalProviders,
+    /// Kinds that nobody misses.
+    leftovers: &'a [String],
     outcomes: Vec<Option<(String, Outcome)>>,
     /// Namespace and name where the API has the object.
     addresses: BTreeMap<usize, (String, String)>,
@@ -115,10 +132,14 @@ pub(super) struct Findings<'a> {
 }
 
 impl<'a> Findings<'a> {
-    pub(super) fn new(contents: &'a Contents, known: &'a Known, local: &'a LocalProviders) -> Self {
+    pub(super) fn new(
+        contents: &'a Contents,
+        known: &'a Known,
+        (local, leftovers): (&'a LocalProviders, &'a [String]),
+    ) -> Self {
         let outcomes = vec![None; contents.items.len()];
         let (addresses, remarks) = (BTreeMap::new(), BTreeSet::new());
-        Self { contents, known, local, outcomes, addresses, remarks }
+        Self { contents, known, local, leftovers, outcomes, addresses, remarks }
     }
 
     pub(super) fn contents(&self) -> &'a Contents {
@@ -207,8 +228,7 @@ impl<'a> Findings<'a> {
                     sums.gone += 1;
                     continue;
                 }
-                // the apiserver's own bookkeeping, and what rests for nobody
-                Outcome::NotServed if *origin == Origin::Clear => {
+                Outcome::NotServed if *origin == Origin::Clear && self.is_nothing(resource) => {
                     *sums.not_objects.entry(resource.clone()).or_default() += 1;
                     continue;
                 }
@@ -225,6 +245,12 @@ impl<'a> Findings<'a> {
             }
         }
         self.assemble(sums, snapshot, state)
+    }
+
+    /// Whether a kind that is not served is no object at all: the apiserver's own bookkeeping, or
+    /// what rests for nobody, as was said.
+    fn is_nothing(&self, kind: &str) -> bool {
+        BOOKKEEPING.contains(&kind) || self.leftovers.iter().any(|leftover| leftover == kind)
     }
 
     fn assemble(mut self, sums: Sums, snapshot: Snapshot, state: State) -> RestoreReport {
@@ -288,6 +314,14 @@ impl<'a> Findings<'a> {
 
     fn verdict(&self, total: Counts, reasons: &[ReasonRow], missing: &[MissingVersion]) -> String {
         let all = total.all();
+        let has_ours =
+            self.contents.origins.iter().any(|origin| matches!(origin, Origin::Ours { .. }));
+        if total.unreadable == 0 && !has_ours {
+            return format!(
+                "all {all} objects can be read, and none of them is encrypted by Lastkey: is this \
+                 the etcd that was meant?"
+            );
+        }
         if total.unreadable == 0 {
             return format!("all {all} objects can be read");
         }
@@ -344,7 +378,10 @@ impl<'a> Findings<'a> {
                 if !self.known.keys.get(&version.key).is_some_and(Key::is_usable) {
                     return Some(Reason::KeyUnusable);
                 }
-                (!of.keys.contains(&version.key)).then_some(Reason::KeyNotGranted)
+                if !of.keys.contains(&version.key) {
+                    return Some(Reason::KeyNotGranted);
+                }
+                version.is_retired.then_some(Reason::VersionRetired)
             }
         }
     }
@@ -352,10 +389,12 @@ impl<'a> Findings<'a> {
     /// Why a read failed.
     fn reason(&self, origin: &Origin, error: &ApiError) -> Reason {
         tracing::debug!(%error, "an object could not be read");
+        // What cannot be decrypted is answered with a failure of the apiserver's own.
+        let own = matches!(error, ApiError::Failed { status: 500, .. });
         self.reason_of(origin).unwrap_or(match origin {
-            Origin::Clear => Reason::NotReadable,
-            Origin::Local { .. } => Reason::LocalKeyWrong,
-            _ => Reason::Damaged,
+            Origin::Local { .. } if own => Reason::LocalKeyWrong,
+            Origin::Ours { .. } if own => Reason::Damaged,
+            _ => Reason::NotReadable,
         })
     }
 

@@ -41,7 +41,7 @@ pub(crate) struct Reading<'a> {
     etcd: &'a Etcd,
     workers: usize,
     pub(super) map: Map,
-    /// Further versions in which a custom resource can be read.
+    /// The versions in which a custom resource can be read.
     versions: HashMap<usize, Vec<Resource>>,
     pub(super) unavailable: Vec<String>,
 }
@@ -78,7 +78,8 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// The versions of custom resources: one may need a webhook that is not there.
+    /// The versions of custom resources, the stored one first: another may need a webhook that is
+    /// not asked.
     async fn find_versions(&mut self) {
         let definitions = "customresourcedefinitions.apiextensions.k8s.io";
         let named = |resource: &&Resource| resource.full_name() == definitions;
@@ -90,9 +91,8 @@ impl<'a> Reading<'a> {
                 continue;
             };
             let names = served_versions(&found.raw());
-            let others = names.into_iter().filter(|name| *name != resource.version);
-            let others = others.map(|version| Resource { version, ..resource.clone() });
-            self.versions.insert(index, others.collect());
+            let all = names.into_iter().map(|version| Resource { version, ..resource.clone() });
+            self.versions.insert(index, all.collect());
         }
     }
 
@@ -142,10 +142,15 @@ impl<'a> Reading<'a> {
 
     async fn read(&self, key: &str, attempts: u32) -> Outcome {
         let Some(address) = self.map.find(key) else { return Outcome::NotServed };
-        let resource = &self.map.resources[address.resource];
+        let served = &self.map.resources[address.resource];
+        let versions = self.versions.get(&address.resource).filter(|versions| !versions.is_empty());
+        let (first, others) = match versions.and_then(|versions| versions.split_first()) {
+            Some((stored, others)) => (stored, others),
+            None => (served, &[][..]),
+        };
         let mut attempt = 1;
         let error = loop {
-            match self.read_as(resource, &address).await {
+            match self.read_as(first, &address).await {
                 Ok(()) => return Outcome::Read,
                 Err(error) if attempt >= attempts || !is_worth_repeating(&error) => break error,
                 Err(_) => tokio::time::sleep(Duration::from_millis(200) * attempt).await,
@@ -155,7 +160,7 @@ impl<'a> Reading<'a> {
         if error == ApiError::NotFound {
             return self.is_gone(key).await;
         }
-        for other in self.versions.get(&address.resource).into_iter().flatten() {
+        for other in others {
             if self.read_as(other, &address).await.is_ok() {
                 return Outcome::Read;
             }

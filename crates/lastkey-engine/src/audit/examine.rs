@@ -43,6 +43,8 @@ pub(super) fn examine(name: &str, bytes: &[u8], trust: Trust<'_>) -> Examined {
     let mut log = trust.log;
     let mut before: Option<(u64, [u8; 32])> = None;
     let mut foreign = 0u64;
+    // The deletion that goes furthest of those that only another key vouches for.
+    let mut stated: Option<(u64, String)> = None;
     for (index, (line, verdict)) in lines.iter().zip(judged).enumerate() {
         let mut report = |seq: u64, kind, what: String| {
             if examined.problems.len() < MAX_PROBLEMS {
@@ -68,6 +70,9 @@ pub(super) fn examine(name: &str, bytes: &[u8], trust: Trust<'_>) -> Examined {
                 let (seq, number) = (found.statement.head.seq, found.statement.number);
                 if trust.tolerates_other_keys {
                     foreign += 1;
+                    if found.statement.kind == CheckpointKind::Retention {
+                        stated = stated.max(Some((seq, found.key)));
+                    }
                 } else {
                     let what =
                         format!("checkpoint {number} is signed by another key, {}", found.key);
@@ -100,6 +105,14 @@ pub(super) fn examine(name: &str, bytes: &[u8], trust: Trust<'_>) -> Examined {
     }
     if foreign > 0 {
         examined.warnings.push(format!("{foreign} checkpoints are signed by another key"));
+    }
+    let own = examined.deleted.iter().map(|head| head.seq).max().unwrap_or(0);
+    if let Some((seq, key)) = stated.filter(|(seq, _)| *seq > own) {
+        examined.warnings.push(format!(
+            "another key, {key}, states that records 1 to {seq} were deleted, and this server \
+             cannot tell whose it is: if they are missing, verify with its public half as well \
+             (`lastkey audit verify --offline DIR --public-key OLD --public-key NEW`)"
+        ));
     }
     examined
 }
@@ -209,6 +222,36 @@ mod tests {
         assert!(one.problems[0].what.contains("line 2 "), "{:?}", one.problems);
         let many = found(&vec!["no checkpoint".to_owned(); 3 * MAX_PROBLEMS], false);
         assert_eq!(many.problems.len(), MAX_PROBLEMS);
+    }
+
+    /// Whoever has the disk can replace the key and state anything: it excuses nothing, but it is
+    /// said what would tell.
+    #[test]
+    fn a_deletion_that_another_key_states_is_named_and_not_believed() {
+        let stated = |seed, seq| {
+            let (kind, time) = (CheckpointKind::Retention, Timestamp::from_millis(0));
+            let head = Head { seq, hash: [3; 32] };
+            let statement = Statement { log: [1; 16], number: 1, prev: [0; 32], kind, head, time };
+            statement.sign(&key(seed)).to_line()
+        };
+        let by_another = stated(1, 70);
+        let ours = line(2, link(&by_another), 2);
+        let live = found(&[by_another, ours], true);
+        assert_eq!((live.problems, live.deleted), (vec![], vec![]));
+        let said = &live.warnings[1];
+        assert!(
+            said.contains("records 1 to 70 were deleted") && said.contains("--offline"),
+            "{said}"
+        );
+        // One of our own that goes further says it all.
+        let by_another = stated(1, 70);
+        let mut own = Statement {
+            number: 2,
+            ..checkpoint::read(stated(2, 90).as_bytes()).unwrap().statement
+        };
+        own.prev = link(&by_another);
+        let live = found(&[by_another, own.sign(&key(2)).to_line()], true);
+        assert_eq!((live.deleted.len(), live.warnings.len()), (1, 1));
     }
 
     #[test]

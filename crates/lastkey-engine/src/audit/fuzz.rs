@@ -9,10 +9,13 @@ use super::{
     files::Line,
     index::{Builder, Field, Index},
     query,
+    retain::Told,
     scan::Matcher,
+    seconds::Seconds,
     segment,
     walk::{MAX_PROBLEMS, Walk},
 };
+use crate::Timestamp;
 
 /// No more is decompressed of one input.
 const LIMIT: u64 = 1 << 20;
@@ -33,7 +36,8 @@ pub(crate) fn parse_segment(bytes: &[u8]) {
     let mut lines = open().expect("it was opened before");
     while let Ok(Some(Line::Whole(line))) = lines.next() {
         builder.line(line);
-        let _ = (query::nonce(line), query::signed_until(line));
+        let _ = query::nonce(line);
+        told(line);
         whole.extend_from_slice(line);
         whole.push(b'\n');
     }
@@ -42,6 +46,20 @@ pub(crate) fn parse_segment(bytes: &[u8]) {
     let key = KeyMaterial::from_slice(&[0; 32]);
     assert_eq!(Index::decode(1, &key, &index.encode(1, &key)).as_ref(), Some(&index));
     search(&whole, &index);
+}
+
+/// What a deletion's record tells of lost nonces, and any line as such a text.
+fn told(line: &[u8]) {
+    let told = serde_json::from_slice(line).ok().and_then(|record| Told::read(&record));
+    if let Some(told) = told {
+        let (from, now) = (Timestamp::from_millis(0), Timestamp::from_millis(3_600_000));
+        let _ = told.at_start(from, now);
+    }
+    if let Some((text, set)) =
+        std::str::from_utf8(line).ok().and_then(|text| Some((text, Seconds::parse(text)?)))
+    {
+        assert_eq!(set.to_string(), text, "it is written as it was read");
+    }
 }
 
 /// Every search finds what lies there, in order, and nothing that the index denies.

@@ -20,7 +20,7 @@ use lastkey_store::disk::{Disk, FileSystem};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::{
-    AuditError, AuditSink, Head, Nonces, Query, QueryPage, Ticket, Verification,
+    AuditError, AuditSink, Head, Nonces, Query, QueryPage, Ticket, Verification, ballast,
     batch::{Answers, BATCH_BYTES, Batch, LINE_OVERHEAD, Pending, Waiting},
     checkpoint::LogId,
     files,
@@ -378,6 +378,16 @@ impl AuditSink for AuditLog {
         };
         signer.retire(deletion.through)?;
         retain::remove(&self.shelf, deletion.through.seq)
+    }
+
+    fn give_room(&self) -> io::Result<bool> {
+        ballast::give(&self.shelf)
+    }
+
+    fn keep_room(&self, again: bool) -> io::Result<bool> {
+        // Without checkpoints nothing is deleted.
+        let retention = if self.signer.is_some() { self.retention } else { Retention::default() };
+        ballast::keep(&self.shelf, retention, again)
     }
 
     fn newest_checkpoint(&self) -> Option<(u64, Timestamp)> {

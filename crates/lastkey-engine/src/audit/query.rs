@@ -25,6 +25,7 @@ use super::{
     index::Block,
     keeper::{self, Shelf},
     scan::Matcher,
+    seconds::Seconds,
     segment,
 };
 use crate::Timestamp;
@@ -75,7 +76,7 @@ pub struct QueryPage {
 /// What was made of lines that matched.
 struct Found<T> {
     hits: Hits<T>,
-    /// Whether there is more.
+    /// Whether more was found than asked for; of the newest, whether not all was looked through.
     more: bool,
 }
 
@@ -83,12 +84,13 @@ struct Found<T> {
 type Hits<T> = VecDeque<(u64, T)>;
 
 /// What is to be kept of a line.
-type Extract<T> = dyn Fn(&[u8]) -> Option<T> + Sync;
+type Extract<'a, T> = dyn Fn(&[u8]) -> Option<T> + Sync + 'a;
 
 /// Searches up to record `last`.
 pub(super) fn run(shelf: &Shelf, query: &Query, last: u64) -> io::Result<QueryPage> {
     let found = find(shelf, query, last, &|line| serde_json::from_slice(line).ok())?;
-    let next = found.more.then(|| found.hits.back().map(|(seq, _)| *seq)).flatten();
+    let more = found.more && !query.newest;
+    let next = more.then(|| found.hits.back().map(|(seq, _)| *seq)).flatten();
     Ok(QueryPage { records: found.hits.into_iter().map(|(_, record)| record).collect(), next })
 }
 
@@ -97,17 +99,12 @@ pub(super) fn run(shelf: &Shelf, query: &Query, last: u64) -> io::Result<QueryPa
 pub struct Nonces {
     /// Their prints, and the seconds that they were signed for.
     pub seen: Vec<(u64, i64)>,
-    /// Some that were signed for this second, or before it, went with old segments.
-    pub lost_until: Option<i64>,
+    /// The seconds that others were signed for, which were too many or went with old segments.
+    pub lost: Seconds,
 }
 
-/// What a line tells of that.
-enum Told {
-    Nonce(u64, i64),
-    Lost(i64),
-}
-
-/// The newest nonces of records that are not older than `from`.
+/// The newest nonces of records that are not older than `from`, and the seconds of those that are
+/// more than `limit`.
 pub(super) fn nonces(
     shelf: &Shelf,
     from: Timestamp,
@@ -115,30 +112,25 @@ pub(super) fn nonces(
     last: u64,
 ) -> io::Result<Nonces> {
     let query = Query { from: Some(from), newest: true, limit, ..Query::default() };
-    let told = |line: &[u8]| {
-        let nonce = nonce(line).map(|(print, signed)| Told::Nonce(print, signed));
-        nonce.or_else(|| signed_until(line).map(Told::Lost))
+    let found = find(shelf, &query, last, &nonce)?;
+    let lost = match found.hits.front() {
+        Some((oldest, _)) if found.more => seconds(shelf, from, oldest - 1)?,
+        _ => Seconds::default(),
     };
-    let found = find(shelf, &query, last, &told)?;
-    let mut nonces = Nonces::default();
-    for (_, told) in found.hits {
-        match told {
-            Told::Nonce(print, signed) => nonces.seen.push((print, signed)),
-            Told::Lost(until) => nonces.lost_until = nonces.lost_until.max(Some(until)),
-        }
-    }
-    Ok(nonces)
+    Ok(Nonces { seen: found.hits.into_iter().map(|(_, nonce)| nonce).collect(), lost })
 }
 
-/// What a deletion's record calls the latest second that a lost nonce was signed for.
-pub(crate) const SIGNED_UNTIL: &str = "signed_until";
-
-/// The same, out of such a record. It cannot stand in a value: quotes are escaped there.
-pub(super) fn signed_until(line: &[u8]) -> Option<i64> {
-    let name = format!(",\"{SIGNED_UNTIL}\":");
-    let rest = line.get(memchr::memmem::find(line, name.as_bytes())? + name.len()..)?;
-    let end = rest.iter().position(|byte| !byte.is_ascii_digit())?;
-    std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
+/// The seconds that requests were signed for, of records up to `through` that are not older than
+/// `from`. None of them is held, however many there are.
+fn seconds(shelf: &Shelf, from: Timestamp, through: u64) -> io::Result<Seconds> {
+    let found = Mutex::new(Seconds::default());
+    let query = Query { from: Some(from), ..Query::default() };
+    find::<()>(shelf, &query, through, &|line| {
+        let (_, signed) = nonce(line)?;
+        found.lock().add(signed, signed);
+        None
+    })?;
+    Ok(found.into_inner())
 }
 
 /// `"nonce":"<16 hex>","signed":<seconds>`, as a record has it. Neither can stand in a value:
@@ -158,7 +150,7 @@ fn find<T: Send>(
     shelf: &Shelf,
     query: &Query,
     last: u64,
-    extract: &Extract<T>,
+    extract: &Extract<'_, T>,
 ) -> io::Result<Found<T>> {
     let (matcher, limit) = (Matcher::new(query, last), query.limit.max(1));
     let search = Search { shelf, matcher, query, limit, extract };
@@ -186,7 +178,7 @@ fn find<T: Send>(
             search.add(&mut found, piece);
         }
     }
-    found.more = !query.newest;
+    found.more = true;
     while found.hits.len() > search.limit {
         if query.newest {
             found.hits.pop_front()
@@ -213,7 +205,7 @@ struct Search<'a, T> {
     matcher: Matcher<'a>,
     query: &'a Query,
     limit: usize,
-    extract: &'a Extract<T>,
+    extract: &'a Extract<'a, T>,
 }
 
 impl<T: Send> Search<'_, T> {
@@ -457,10 +449,6 @@ mod tests {
         assert_eq!(nonce(br#"{"target":"\",\"nonce\":\"00","outcome":"ok"}"#), None);
         assert_eq!(nonce(br#"{"a":1,"nonce":"00"#), None);
         assert_eq!(nonce(b""), None);
-        let line =
-            br#"{"seq":1,"action":"DeleteAudit","bytes":7,"signed_until":12,"outcome":"ok"}"#;
-        assert_eq!((signed_until(line), nonce(line)), (Some(12), None));
-        assert_eq!(signed_until(br#"{"target":",\"signed_until\":12,","outcome":"ok"}"#), None);
     }
 
     #[test]

@@ -218,6 +218,10 @@ impl Book {
 
     fn sign_line(&mut self, kind: CheckpointKind, head: Head) -> io::Result<()> {
         let (line, checkpoint) = self.next(kind, head);
+        if self.failing {
+            // A longer line may lie there, whose end would stay behind this one.
+            self.file.set_length(self.length)?;
+        }
         self.file.write_at(&line, self.length)?;
         self.file.sync()?;
         self.turn_to(&line, checkpoint);

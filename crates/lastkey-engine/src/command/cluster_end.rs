@@ -4,8 +4,8 @@
 use lastkey_crypto::ClusterId;
 
 use super::{
-    Command, Done, Scope, cluster_access::path as access_path, guard::MAX_REASON, rotations,
-    second_person,
+    Command, Done, Scope, cluster_access::path as access_path, guard::MAX_REASON, retire,
+    rotations, second_person,
 };
 use crate::{
     Error,
@@ -72,12 +72,13 @@ impl Command for RemoveClusterAccess {
 }
 
 /// Forgets a cluster: its plugins' identities, how it is reached, its rotations, and that it needs
-/// its keys. Its backups need them until they end.
+/// its keys. What was encrypted for it, its backups too, is bound to its id, which no other cluster
+/// ever has: nobody opens that any more.
 #[derive(Clone, Debug)]
 pub struct ForgetCluster {
     /// The cluster.
     pub cluster: ClusterId,
-    /// Its name or id once more, although its objects need its keys.
+    /// Its name or id once more, although something of it needs its keys.
     pub overriding: Option<String>,
     /// Why, for the audit log.
     pub reason: String,
@@ -99,12 +100,7 @@ impl Command for ForgetCluster {
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
         scope.record.field("reason", &self.reason);
         let known = core.records.cluster(self.cluster).ok_or(Error::NotFound("cluster"))?;
-        let now = core.clock.now();
-        let needing: Vec<Dependant> = own_dependants(core, &known.value)
-            .into_iter()
-            .map(|(_, stored)| stored.value.clone())
-            .filter(|dependant| dependant.is_live(now))
-            .collect();
+        let needing = needing(core, &known.value).await?;
         if !needing.is_empty() {
             scope.record.number("dependants", needing.len() as u64);
             match &self.overriding {
@@ -126,6 +122,35 @@ impl Command for ForgetCluster {
 fn names(cluster: &Cluster, named: &str) -> bool {
     let name = cluster.name.as_ref().map(|name| name.as_str());
     name == Some(named) || cluster.id.to_string() == named
+}
+
+/// What could not be read any more without the cluster:
+///
+/// 1. what it has, or may have, under its keys, as it is written down;
+/// 2. whatever it has under a key that was used before that was written down for it;
+/// 3. its backups, until they end.
+async fn needing(core: &Core, cluster: &Cluster) -> Result<Vec<Dependant>, Error> {
+    let now = core.clock.now();
+    let mut needing = Vec::new();
+    for id in &cluster.keys {
+        let key = match core.records.key(*id).await {
+            Err(Error::KeyNotFound) => continue,
+            other => other?,
+        };
+        // From the store: what its plugin did first may not be in the index yet.
+        let known = core.records.stored_dependants(*id).await?;
+        let own = known.iter().map(|stored| &stored.value).filter(|one| {
+            let of = one.cluster().or_else(|| one.backup_of());
+            of == Some(cluster.id) && one.is_live(now)
+        });
+        needing.extend(own.cloned());
+        let mut unlooked = retire::unlooked(core, *id, &known);
+        unlooked.retain(|one| one.cluster() == Some(cluster.id));
+        if !unlooked.is_empty() && retire::is_used(core, &key.value).await? {
+            needing.extend(unlooked);
+        }
+    }
+    Ok(needing)
 }
 
 type Own = (lastkey_crypto::KeyId, std::sync::Arc<Stored<Dependant>>);

@@ -8,7 +8,7 @@ use std::{
 
 use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};
 
-use super::{Command, Done, Scope, guard::MAX_REASON, rotations, second_person};
+use super::{Command, Done, Scope, guard::MAX_REASON, retire, rotations, second_person};
 use crate::{
     Error, Timestamp,
     action::Action,
@@ -23,8 +23,12 @@ use crate::{
     second_person::Proposed,
 };
 
-/// At most this many dependants of one key.
+/// At most this many dependants of one key that have not ended.
 const MAX_DEPENDANTS: usize = 10_000;
+/// What ended longer ago than this is forgotten with the next that is written down,
+const KEPT_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+/// so many in one transaction, each with a head.
+const FORGOTTEN: usize = 20;
 
 /// Writes down what needs a key, in place of what was known of the same kind and id.
 #[derive(Clone, Debug)]
@@ -59,8 +63,9 @@ impl Command for PutDependant {
         if new.versions.keys().any(|version| !key.value.versions.contains(version)) {
             return Err(Error::KeyVersionNotFound);
         }
+        let now = core.clock.now();
         let old = core.records.dependants.find(id, new.kind.as_str(), new.id.as_str());
-        if old.is_none() && core.records.dependants.count(id) >= MAX_DEPENDANTS {
+        if old.is_none() && core.records.dependants.count(id, now) >= MAX_DEPENDANTS {
             return Err(Error::LimitExceeded { what: "dependants", limit: MAX_DEPENDANTS });
         }
         new.used = match (old.as_deref(), new.seen_at) {
@@ -74,7 +79,7 @@ impl Command for PutDependant {
             && rotations::is_enabling(core, cluster, id).await?
         {
             // Whatever was seen: it is about to be written under.
-            new.used.insert(key.value.primary.version, core.clock.now());
+            new.used.insert(key.value.primary.version, now);
         }
         if let Some(cluster) = new.backup_of() {
             new.used = used_until_the_snapshot(core, &key, cluster);
@@ -82,8 +87,27 @@ impl Command for PutDependant {
         if let Some(objects) = new.objects() {
             scope.record.number("objects", objects);
         }
-        Ok(Done::write((), write_down(core, &key, old.as_deref(), new)))
+        let forgotten = ended(core, id, old.as_deref()).await;
+        let change = write_down(core, &key, old.as_deref(), new);
+        let forget = |change: Change, gone: &Arc<_>| change.delete_dependant(id, gone);
+        Ok(Done::write((), forgotten.iter().fold(change, forget)))
     }
+}
+
+/// Some of those that ended long ago, but the one that is written anew: nobody takes a backup's
+/// record away. A clock that jumped has ended nothing.
+async fn ended(
+    core: &Core,
+    key: KeyId,
+    written: Option<&Stored<Dependant>>,
+) -> Vec<Arc<Stored<Dependant>>> {
+    let long_ago = (core.clock.now(), KEPT_AFTER);
+    let mut ended = core.records.dependants.ended(key, long_ago, FORGOTTEN);
+    ended.retain(|one| written.is_none_or(|old| old.value != one.value));
+    if ended.is_empty() || !core.may_destroy().await {
+        return Vec::new();
+    }
+    ended
 }
 
 /// The versions that something may be written under between the count for a backup and its snapshot,
@@ -129,7 +153,8 @@ pub(super) fn write_down(
 }
 
 /// What has to be written because a plugin of `cluster` encrypts under `version`; nothing if that
-/// is written down already, or nobody looks at what this cluster has.
+/// is written down already. With the first use the cluster begins to be a dependant, whether
+/// anybody can look at it or not.
 pub(super) fn mark_use(
     core: &Core,
     key: &Stored<Key>,
@@ -137,10 +162,22 @@ pub(super) fn mark_use(
     version: KeyVersionId,
 ) -> Option<Change> {
     let now = core.clock.now();
-    let old = core.records.dependants.unmarked((key.value.id, version), cluster, now)?;
-    let mut new = old.value.clone();
+    let old = core.records.dependants.find(key.value.id, CLUSTER_KIND, &cluster.to_string());
+    if old.as_ref().is_some_and(|old| old.value.is_marked(version, now)) {
+        return None;
+    }
+    let known = core.records.cluster(cluster)?;
+    let mut new = match &old {
+        Some(old) => old.value.clone(),
+        None => Dependant::unseen(&known.value)?,
+    };
+    let is_live = old.as_ref().is_some_and(|old| old.value.is_live(now));
     new.used.insert(version, now);
-    let change = write_down(core, key, Some(&old), new);
+    let mut change = write_down(core, key, old.as_deref(), new);
+    if !is_live {
+        // Who forgets the cluster meanwhile loses the race, and sees it; or we do.
+        change = change.update_cluster(&known, known.value.clone());
+    }
     let all = core.records.dependants.of(key.value.id);
     let taken_now = all.iter().filter(|one| {
         let is_new = one.value.seen_at.is_some_and(|at| now.since(at) < SNAPSHOT_WITHIN);
@@ -153,6 +190,30 @@ pub(super) fn mark_use(
     }))
 }
 
+/// What has to be written because a plugin of `cluster` has decrypted, at `at` by its own clock,
+/// what was encrypted under `version`; nothing while the cluster is known to need that. Where a look
+/// has found nothing under it there is something now: etcd was brought back from a snapshot, say.
+/// The next look tells.
+pub(super) fn mark_found(
+    core: &Core,
+    key: &Stored<Key>,
+    cluster: ClusterId,
+    (version, at): (KeyVersionId, Timestamp),
+) -> Option<Change> {
+    let now = core.clock.now();
+    let known = core.records.dependants.find(key.value.id, CLUSTER_KIND, &cluster.to_string());
+    if let Some(known) = &known {
+        let looked_since = known.value.seen_at.is_some_and(|began| at.after(CLOCKS_DIFFER) < began);
+        if looked_since || known.value.needs(version, now) {
+            return None;
+        }
+    }
+    mark_use(core, key, cluster, version)
+}
+
+/// A plugin's clock and the server's differ by less than this.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
+
 /// A snapshot is taken within this after what is in it was counted: what is used until then may be in it.
 const SNAPSHOT_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -162,25 +223,17 @@ const LOOKED_FOR: usize = 24;
 /// What has to be written so that a cluster counts as a dependant of its keys until somebody has
 /// looked: nothing where it is known already.
 pub(super) async fn expect_a_look(core: &Core, cluster: &Cluster) -> Result<Change, Error> {
-    let (kind, id) = (Label::parse(CLUSTER_KIND)?, Label::parse(&cluster.id.to_string())?);
+    let id = cluster.id.to_string();
+    let unseen = Dependant::unseen(cluster).ok_or(Error::Internal)?;
     let mut change = Change::new();
     for key in cluster.keys.iter().take(LOOKED_FOR) {
-        let known = core.records.dependants.find(*key, kind.as_str(), id.as_str());
+        let known = core.records.dependants.find(*key, CLUSTER_KIND, &id);
         let key = match core.records.key(*key).await {
             Ok(key) if known.is_none() => key,
             Ok(_) | Err(Error::KeyNotFound) => continue,
             Err(error) => return Err(error),
         };
-        let unseen = Dependant {
-            kind: kind.clone(),
-            id: id.clone(),
-            name: cluster.name.clone().map(String::from).unwrap_or_default(),
-            versions: BTreeMap::new(),
-            until: None,
-            seen_at: None,
-            used: BTreeMap::new(),
-        };
-        change = change.put_dependant(key.value.id, None, unseen);
+        change = change.put_dependant(key.value.id, None, unseen.clone());
         change = change.update_key(&key, key.value.clone());
     }
     Ok(change)
@@ -278,8 +331,13 @@ pub struct Impact {
     pub key: Arc<Key>,
     /// Its versions, or the one that was asked for.
     pub versions: Vec<KeyVersion>,
-    /// What needs any of these now.
+    /// What needs any of these now, as it is written down.
     pub dependants: Vec<Dependant>,
+    /// What else needs them, of which nothing is written down: clusters of which nobody knows what
+    /// they have used, and callers who encrypted by themselves.
+    pub unwritten: Vec<Dependant>,
+    /// What each version needs to stay for, of both.
+    pub needing: BTreeMap<KeyVersionId, Vec<Dependant>>,
     /// When this is true.
     pub now: Timestamp,
 }
@@ -312,19 +370,29 @@ impl Command for DescribeImpact {
             Some(version) => vec![version],
             None => key.versions.clone(),
         };
+        let now = core.clock.now();
+        let known = core.records.dependants.of(key.id);
         let mut versions = Vec::with_capacity(wanted.len());
+        let (mut unwritten, mut by_version) = (Vec::new(), BTreeMap::new());
         for version in wanted {
             let version = core.records.version(version).await?;
+            let needing = retire::needing(core, key.id, &version, &known);
+            for one in &needing {
+                let is_written = known.iter().any(|known| known.value == *one);
+                if !is_written && !unwritten.contains(one) {
+                    unwritten.push(one.clone());
+                }
+            }
+            by_version.insert(version.id, needing);
             let retirement = key.retirements.get(&version.id).cloned();
             let described = core.records.describe(&version).await?;
             versions.push(KeyVersion { retirement, ..described });
         }
-        let now = core.clock.now();
-        let mut dependants = all_of(core, key.id);
+        let mut dependants: Vec<_> = known.iter().map(|stored| stored.value.clone()).collect();
         dependants.retain(|dependant| match self.version {
             Some(version) => dependant.needs(version, now),
             None => dependant.is_live(now),
         });
-        Ok(Done::read(Impact { key, versions, dependants, now }))
+        Ok(Done::read(Impact { key, versions, dependants, unwritten, needing: by_version, now }))
     }
 }

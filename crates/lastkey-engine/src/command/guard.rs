@@ -3,12 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Command, Done, Scope, second_person};
+use super::{Command, Done, Scope, retire, second_person};
 use crate::{
     Error,
     action::Action,
     audit::Record,
     barrier::Stored,
+    dependants::Dependant,
     engine::Core,
     key::{Key, KeyEvent, KeyRef, KeyState},
     policy::Resource,
@@ -56,18 +57,19 @@ impl Override {
 
 /// Lets a change pass that makes `key` unusable. Answers whether that needed an override.
 ///
-/// 1. What is live is looked up in the index.
+/// 1. What is live is read from the store, after the key's record: what comes to need the key later
+///    writes that record, so that this change loses the race.
 /// 2. Without an override, anything live refuses the change, with the whole list.
 /// 3. An override has to name this very key; it goes into the audit record with its reason and the
 ///    number of those who are passed over.
 /// 4. Where that is set, a second person has to confirm it ([`second_person`]).
-fn guard(
+async fn guard(
     core: &Core,
     scope: &mut Scope<'_>,
     key: &Key,
     overriding: Option<&Override>,
 ) -> Result<bool, Error> {
-    let live = core.records.dependants.live(key.id, core.clock.now());
+    let live = live(core, key).await?;
     let Some(overriding) = overriding else {
         if live.is_empty() {
             return Ok(false);
@@ -82,6 +84,12 @@ fn guard(
         tracing::warn!(key = %key.id, dependants = live.len(), "a key that is needed is taken away");
     }
     Ok(!live.is_empty())
+}
+
+/// What needs a key, whose record was read before.
+async fn live(core: &Core, key: &Key) -> Result<Vec<Dependant>, Error> {
+    let known = core.records.stored_dependants(key.id).await?;
+    retire::needing_key(core, key, &known).await
 }
 
 /// Stops the use of a key.
@@ -113,7 +121,7 @@ impl Command for DisableKey {
         if new == old.value {
             return Ok(Done::read(()));
         }
-        let forced = guard(core, scope, &old.value, self.overriding.as_ref())?;
+        let forced = guard(core, scope, &old.value, self.overriding.as_ref()).await?;
         if let Some(overriding) = self.overriding.as_ref().filter(|_| forced)
             && second_person::is_needed(core).await?
         {
@@ -132,11 +140,15 @@ pub(super) fn disable(old: &Stored<Key>) -> Result<Change, Error> {
 }
 
 /// Notes what a second person passes over. Answers whether that is anything.
-pub(super) fn note_forced(core: &Core, scope: &mut Scope<'_>, key: &Key) -> bool {
+pub(super) async fn note_forced(
+    core: &Core,
+    scope: &mut Scope<'_>,
+    key: &Key,
+) -> Result<bool, Error> {
     scope.used(key.id, None);
-    let live = core.records.dependants.live(key.id, core.clock.now());
+    let live = live(core, key).await?;
     scope.record.number("dependants", live.len() as u64);
-    !live.is_empty()
+    Ok(!live.is_empty())
 }
 
 /// Begins the deletion window of a key.
@@ -170,7 +182,7 @@ impl Command for ScheduleKeyDeletion {
         scope.used(old.value.id, None);
         // What cannot be done at all is said before anybody is asked.
         let possible = schedule_deletion(core, &old, (self.window_days, false))?;
-        let forced = guard(core, scope, &old.value, self.overriding.as_ref())?;
+        let forced = guard(core, scope, &old.value, self.overriding.as_ref()).await?;
         let Some(overriding) = self.overriding.as_ref().filter(|_| forced) else {
             return Ok(Done::write((), possible));
         };
@@ -203,9 +215,8 @@ pub(super) fn schedule_deletion(
 
 impl Core {
     /// Why a key whose deletion is due is not destroyed yet: something came to need it since.
-    pub(super) fn must_wait(&self, key: &Key) -> bool {
+    pub(super) async fn must_wait(&self, key: &Key) -> Result<bool, Error> {
         let begins = key.state == KeyState::PendingDeletion && !key.destroying;
-        let now = self.clock.now();
-        begins && !key.deletion_overrides && !self.records.dependants.live(key.id, now).is_empty()
+        Ok(begins && !key.deletion_overrides && !live(self, key).await?.is_empty())
     }
 }

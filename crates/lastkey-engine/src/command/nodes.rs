@@ -1,9 +1,12 @@
 //! Nodes: which CA vouches for their names, who is let in, who asks, and who is turned out.
 
+mod vain;
+
 use std::time::Duration;
 
 use lastkey_crypto::ClusterId;
 
+pub(crate) use self::vain::{SUM_UP_EVERY, VainRequests};
 use super::{
     Command, Done, Scope,
     clusters::{AddCluster, AddedCluster, replace_plugin},
@@ -32,6 +35,14 @@ const MAX_NODES: usize = 1_000;
 /// At most this many nodes of one cluster that wait; the one that has waited longest gives way,
 /// and comes back with its next request.
 const MAX_WAITING: usize = 256;
+/// A node's request that waits gives way to one by another key after so long; plugins ask every 15
+/// seconds.
+const SAME_NODE: Duration = Duration::from_secs(15);
+/// At most this many requests of one cluster are noted within [`NOTED_WITHIN`]: each is a change, with
+/// a record, and a CA can name any number of nodes. Who is not noted waits, and asks again.
+const MAX_NOTED: usize = 64;
+/// See [`MAX_NOTED`].
+const NOTED_WITHIN: Duration = Duration::from_secs(60);
 /// An approval by name alone is good for this long at most.
 const MAX_WITHIN: Duration = Duration::from_secs(30 * 86_400);
 
@@ -388,7 +399,9 @@ impl Command for EnrolNode {
                 scope.record.field("decision", "waiting");
                 let answer = Enrolment::Waiting { node: node.clone(), key: key.clone() };
                 let request = known.and_then(|node| node.request.as_ref());
-                if request.is_some_and(|one| one.key == *key && one.certificate == *certificate) {
+                let is_same =
+                    |one: &NodeRequest| one.key == *key && one.certificate == *certificate;
+                if request.is_some_and(is_same) || is_too_soon(&old.value, node, now) {
                     return Ok(Done::read(answer));
                 }
                 let mut new = old.value.clone();
@@ -417,6 +430,17 @@ impl Command for EnrolNode {
             }
         }
     }
+}
+
+/// Whether a request of that node has to come again to be noted.
+fn is_too_soon(cluster: &Cluster, name: &NodeName, now: Timestamp) -> bool {
+    // One that was noted under a clock ahead of this one keeps nobody out.
+    let is_noted = |node: &Node, within: Duration| {
+        let since = node.request.as_ref().map(|request| request.since);
+        since.is_some_and(|since| since <= now && now.since(since) < within)
+    };
+    let lately = cluster.nodes.iter().filter(|node| is_noted(node, NOTED_WITHIN)).count();
+    lately >= MAX_NOTED || cluster.node(name).is_some_and(|node| is_noted(node, SAME_NODE))
 }
 
 /// Notes a request that waits; what an enrolled node has stays good.

@@ -278,6 +278,10 @@ impl Command for PluginEncrypt {
         core: &Core,
         scope: &mut Scope<'_>,
     ) -> Result<Done<PluginEncrypted>, Error> {
+        // What is encrypted for a cluster that was forgotten meanwhile, nobody could decrypt.
+        if core.records.cluster(self.cluster).is_none() {
+            return Err(Error::NotFound("cluster"));
+        }
         let stored = core.records.key(core.require(&self.key)?).await?;
         let key = &stored.value;
         let (version, epoch) = pinned(key, self.pin, core.clock.now())?;
@@ -357,7 +361,12 @@ impl Command for PluginDecrypt {
         if !core.policy.allows(&scope.caller.principal, Self::ACTION, made_by) {
             return Err(Error::Denied);
         }
-        Ok(Done::read(opened.plaintext))
+        let key = core.records.key(opened.key_id).await?;
+        let found = (opened.key_version, core.clock.now());
+        Ok(match dependants::mark_found(core, &key, self.cluster, found) {
+            Some(change) => Done::write(opened.plaintext, change),
+            None => Done::read(opened.plaintext),
+        })
     }
 }
 

@@ -5,10 +5,10 @@
 //! one that arrived is kept in the store; it changes in the transaction that holds the batch's
 //! audit record, so that a batch is recorded exactly once, whatever breaks in between.
 
-use lastkey_crypto::{ClusterId, KeyVersionId, SpoolId};
+use lastkey_crypto::{ClusterId, KeyId, KeyVersionId, SpoolId};
 use serde::{Deserialize, Serialize};
 
-use super::{Command, Done, Scope};
+use super::{Command, Done, Scope, dependants};
 use crate::{
     Error, Principal, Timestamp,
     action::Action,
@@ -100,20 +100,31 @@ impl Command for DeliverPluginRecord {
             scope.record.number("recorded_up_to", delivered);
             return Ok(Done::read(delivered));
         }
-        self.write(core, scope).await?;
+        let change = self.write(core, scope).await?;
         spools.insert(0, Delivered { spool: self.spool, sequence: self.sequence });
         spools.truncate(MAX_SPOOLS);
         let expect = old.as_ref().map_or(Expect::Absent, Stored::expect);
-        let change = Change::new().put(path, to_json(&spools)?, expect);
+        let change = change.put(path, to_json(&spools)?, expect);
         Ok(Done::write(self.sequence, change))
     }
 }
 
 impl DeliverPluginRecord {
-    async fn write(&self, core: &Core, scope: &mut Scope<'_>) -> Result<(), Error> {
+    /// Fills the record. Answers what has to be written besides, because something is there that was
+    /// encrypted under the version.
+    async fn write(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Change, Error> {
         let CachedAnswers { api, key_version, count, first, last, uids } = &self.answers;
+        let mut change = Change::new();
         match core.records.version(*key_version).await {
-            Ok(version) => scope.used(version.key_id, Some(*key_version)),
+            Ok(version) => {
+                scope.used(version.key_id, Some(*key_version));
+                if may_be_of(core, self.cluster, version.key_id) {
+                    let key = core.records.key(version.key_id).await?;
+                    let found = (*key_version, *last);
+                    let mark = dependants::mark_found(core, &key, self.cluster, found);
+                    change = mark.unwrap_or(change);
+                }
+            }
             // It may be destroyed by now.
             Err(Error::KeyVersionNotFound) => scope.record.field("key_version", key_version),
             Err(error) => return Err(error),
@@ -125,8 +136,15 @@ impl DeliverPluginRecord {
         if !uids.is_empty() {
             scope.record.field("uids", uids.join(" "));
         }
-        Ok(())
+        Ok(change)
     }
+}
+
+/// Whether the cluster was given that key, and it is there: a plugin tells what it likes.
+fn may_be_of(core: &Core, cluster: ClusterId, key: KeyId) -> bool {
+    let granted =
+        core.records.cluster(cluster).is_some_and(|known| known.value.keys.contains(&key));
+    granted && core.records.key_exists(key)
 }
 
 /// Where it is remembered how far a plugin's spools were delivered.

@@ -17,7 +17,8 @@ use crate::{
     action::Action,
     audit::Record,
     barrier::Stored,
-    dependants::{CLUSTER_KIND, Dependant, Label},
+    cluster::Cluster,
+    dependants::{Dependant, Label},
     engine::Core,
     key::{Key, KeyRef, KeyState},
     policy::Resource,
@@ -108,7 +109,8 @@ impl RetireKeyVersion {
         (old, version): (&Stored<Key>, &Version),
     ) -> Result<Done<Retiring>, Error> {
         let key = &old.value;
-        let needing = needing(core, key, version);
+        let known = core.records.stored_dependants(key.id).await?;
+        let needing = needing(core, key.id, version, &known);
         let by = scope.caller.principal.to_string();
         let new = |event| enter(core, (key, version.id), (event, &by, self.window_days));
         if let Some(overriding) = &self.overriding {
@@ -188,7 +190,9 @@ pub(super) async fn retire_now(
     check(&old.value, id)?;
     let version = core.records.version(id).await?;
     version.uses.shut(true);
-    scope.record.number("dependants", needing(core, &old.value, &version).len() as u64);
+    let known = core.records.stored_dependants(old.value.id).await?;
+    let needing = needing(core, old.value.id, &version, &known);
+    scope.record.number("dependants", needing.len() as u64);
     let by = scope.caller.principal.to_string();
     let new = enter(core, (&old.value, id), (VersionEvent::Retire, &by, window_days))?;
     Ok(Change::new().update_key(old, new))
@@ -219,40 +223,81 @@ pub(super) async fn schedule_others(
 
 /// What needs a version now, as far as anybody knows:
 ///
-/// 1. what is written down, and what nobody has looked at yet;
-/// 2. the clusters that were given the key and that nobody can look at, if it was ever used;
+/// 1. what is written down (`known`), and what nobody has looked at yet;
+/// 2. the clusters of which nobody knows what they have used, if the version was ever used;
 /// 3. callers who encrypted by themselves: files, SDKs.
-pub(super) fn needing(core: &Core, key: &Key, version: &Version) -> Vec<Dependant> {
+///
+/// Of a key that is taken away, or comes to its end, `known` has to be read from the store after
+/// the key's record.
+pub(super) fn needing(
+    core: &Core,
+    key: KeyId,
+    version: &Version,
+    known: &[Arc<Stored<Dependant>>],
+) -> Vec<Dependant> {
     let now = core.clock.now();
-    let known = core.records.dependants.of(key.id);
     let needs = known.iter().filter(|stored| stored.value.needs(version.id, now));
     let mut needing: Vec<Dependant> = needs.map(|stored| stored.value.clone()).collect();
     if version.uses.used() > 0 {
-        for cluster in core.records.clusters() {
-            let cluster = &cluster.value;
-            let id = cluster.id.to_string();
-            let looked_at = known
-                .iter()
-                .any(|one| one.value.kind.as_str() == CLUSTER_KIND && one.value.id.as_str() == id);
-            if cluster.keys.contains(&key.id) && !looked_at {
-                let name = cluster.name.clone().map(String::from).unwrap_or_default();
-                needing.extend(unknown(CLUSTER_KIND, &id, name));
-            }
-        }
+        needing.extend(unlooked(core, key, known));
     }
-    if version.uses.is_direct() {
-        let name = "who encrypted by themselves: files, SDKs".to_owned();
-        needing.extend(unknown(CALLERS, "direct", name));
-    }
+    needing.extend(callers(version));
     needing
 }
 
-/// Something that nobody has looked at.
-fn unknown(kind: &str, id: &str, name: String) -> Option<Dependant> {
+/// What needs a key now, by the same rules but for callers: of what those have encrypted by
+/// themselves nobody would ever know that it is gone.
+pub(super) async fn needing_key(
+    core: &Core,
+    key: &Key,
+    known: &[Arc<Stored<Dependant>>],
+) -> Result<Vec<Dependant>, Error> {
+    let now = core.clock.now();
+    let live = known.iter().filter(|stored| stored.value.is_live(now));
+    let mut needing: Vec<Dependant> = live.map(|stored| stored.value.clone()).collect();
+    let unlooked = unlooked(core, key.id, known);
+    if !unlooked.is_empty() && is_used(core, key).await? {
+        needing.extend(unlooked);
+    }
+    Ok(needing)
+}
+
+/// The clusters that were given the key by a release before their uses were written down, and that
+/// nobody has looked at.
+pub(super) fn unlooked(
+    core: &Core,
+    key: KeyId,
+    known: &[Arc<Stored<Dependant>>],
+) -> Vec<Dependant> {
+    let clusters = core.records.clusters();
+    let unlooked = clusters.iter().filter(|stored| is_unlooked(&stored.value, key, known));
+    unlooked.filter_map(|stored| Dependant::unseen(&stored.value)).collect()
+}
+
+fn is_unlooked(cluster: &Cluster, key: KeyId, known: &[Arc<Stored<Dependant>>]) -> bool {
+    let is_known = || known.iter().any(|one| one.value.cluster() == Some(cluster.id));
+    !cluster.uses_noted && cluster.keys.contains(&key) && !is_known()
+}
+
+/// Whether any version of a key has ever encrypted.
+pub(super) async fn is_used(core: &Core, key: &Key) -> Result<bool, Error> {
+    for version in key.versions.iter().rev() {
+        if core.records.version(*version).await?.uses.used() > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Who encrypted under a version by themselves, if anybody did.
+fn callers(version: &Version) -> Option<Dependant> {
+    if !version.uses.is_direct() {
+        return None;
+    }
     Some(Dependant {
-        kind: Label::parse(kind).ok()?,
-        id: Label::parse(id).ok()?,
-        name,
+        kind: Label::parse(CALLERS).ok()?,
+        id: Label::parse("direct").ok()?,
+        name: "who encrypted by themselves: files, SDKs".to_owned(),
         versions: BTreeMap::new(),
         until: None,
         seen_at: None,
@@ -312,13 +357,14 @@ impl Command for AdvanceRetirement {
     async fn act(&self, core: &Core, scope: &mut Scope<'_>) -> Result<Done<()>, Error> {
         let old = core.records.key(self.key).await?;
         scope.used(self.key, None);
+        let known_needs = core.records.stored_dependants(self.key).await?;
         let (mut new, mut change) = (old.value.clone(), Change::new());
         let (mut retired, mut destroyed) = (Vec::new(), Vec::new());
         for id in &self.ready {
             let Some(known) = new.retirements.get(id).cloned() else { continue };
             let version = core.records.version(*id).await?;
             version.uses.shut(true);
-            if !needing(core, &new, &version).is_empty() {
+            if !needing(core, self.key, &version, &known_needs).is_empty() {
                 version.uses.shut(known.state == VersionState::Retired);
                 continue;
             }
@@ -356,6 +402,7 @@ impl Core {
             return Ok(());
         }
         let now = self.clock.now();
+        let needs = self.records.dependants.of(key.id);
         let mut ready = Vec::new();
         for (id, known) in &key.retirements {
             let due = match known.destroy_at {
@@ -366,7 +413,7 @@ impl Core {
                 continue;
             }
             let version = self.records.version(*id).await?;
-            if needing(self, key, &version).is_empty() {
+            if needing(self, key.id, &version, &needs).is_empty() {
                 ready.push(*id);
             } else if known.state == VersionState::Retired {
                 tracing::warn!(
@@ -381,5 +428,33 @@ impl Core {
         ready.truncate(STEP);
         let caller = Caller::system(&*self.entropy);
         self.execute(&caller, AdvanceRetirement { key: key.id, ready }).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lastkey_crypto::ClusterId;
+
+    use super::*;
+
+    /// Of a cluster that an older release registered nobody knows what it has used; of any other it
+    /// is written down.
+    #[test]
+    fn clusters_of_which_nobody_knows() {
+        let (key, other) = (KeyId::from_bytes([1; 16]), KeyId::from_bytes([2; 16]));
+        let (id, now) = (ClusterId::from_bytes([3; 16]), Timestamp::from_millis(0));
+        let new = Cluster { keys: vec![key], ..Cluster::new(id, now) };
+        let mut older = serde_json::to_value(&new).unwrap();
+        older.as_object_mut().unwrap().remove("uses_noted").unwrap();
+        let older: Cluster = serde_json::from_value(older).unwrap();
+        assert!(!is_unlooked(&new, key, &[]));
+        assert!(is_unlooked(&older, key, &[]) && !is_unlooked(&older, other, &[]));
+        let known = Arc::new(Stored {
+            value: Dependant::unseen(&older).unwrap(),
+            counter: 1,
+            revision: lastkey_store::Revision::default(),
+            code: crate::heads::Sum::default(),
+        });
+        assert!(!is_unlooked(&older, key, &[known]), "what is written down says more");
     }
 }

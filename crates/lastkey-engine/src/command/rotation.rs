@@ -221,7 +221,7 @@ impl Command for DestroyKey {
         if key.state != KeyState::PendingDeletion || !(due || key.destroying) {
             return Ok(Done::read(true));
         }
-        if core.must_wait(key) {
+        if core.must_wait(key).await? {
             return Ok(Done::read(true));
         }
         let mut new = key.clone();
@@ -268,7 +268,7 @@ impl Core {
     /// Rotates what has fallen due and destroys what has waited long enough.
     ///
     /// # Errors
-    /// The first one; the others are tried again later.
+    /// The first one, after everything else was done; what failed is tried again later.
     pub(crate) async fn run_due_work(
         self: &Arc<Self>,
         may_rotate: bool,
@@ -276,17 +276,19 @@ impl Core {
     ) -> Result<(), Error> {
         let now = self.clock.now();
         let due = &self.records.due;
-        let looked = match due.needs_look(now) {
+        let mut outcome = match due.needs_look(now) {
             true => self.look_at_keys(now).await,
             false => Ok(()),
         };
         for id in due.take(now) {
+            // One key that cannot be helped keeps no other one waiting.
             if let Err(error) = self.do_what_is_due(id, may_rotate, may_destroy).await {
+                tracing::warn!(key = %id, %error, "what is due about a key could not be done");
                 due.suspect(id);
-                return Err(error);
+                outcome = outcome.and(Err(error));
             }
         }
-        looked
+        outcome
     }
 
     /// Goes through all keys, for those that can fall due soon. Not through the cache, which has
@@ -323,18 +325,19 @@ impl Core {
         };
         // What cannot be done yet stays known; what is done is learnt with its change.
         self.records.due.learn(&key.value);
-        if may_rotate && key.value.rotation_due(now) {
-            self.execute(&caller(), RotateDueKey { key: id }).await?;
-        }
+        let rotated = match may_rotate && key.value.rotation_due(now) {
+            true => self.execute(&caller(), RotateDueKey { key: id }).await,
+            false => Ok(()),
+        };
         let due = may_destroy && key.value.deletion_at.is_some_and(|at| at <= now);
-        if due && self.must_wait(&key.value) {
+        if due && self.must_wait(&key.value).await? {
             tracing::warn!(key = %id, "a key is not destroyed yet: something came to need it");
-            return Ok(());
+            return rotated;
         }
         self.advance_retirements(&key.value, (may_rotate, may_destroy)).await?;
         if key.value.destroying || due {
             while !self.execute(&caller(), DestroyKey { key: id }).await? {}
         }
-        Ok(())
+        rotated
     }
 }

@@ -218,13 +218,13 @@ async fn perform(core: &Core, scope: &mut Scope<'_>, proposed: &Proposed) -> Res
         Proposed::DisableKey { key } => {
             scope.record.field("proposed", "DisableKey");
             let old = core.records.key(*key).await?;
-            guard::note_forced(core, scope, &old.value);
+            guard::note_forced(core, scope, &old.value).await?;
             guard::disable(&old)
         }
         Proposed::ScheduleKeyDeletion { key, window_days } => {
             scope.record.field("proposed", "ScheduleKeyDeletion");
             let old = core.records.key(*key).await?;
-            let forced = guard::note_forced(core, scope, &old.value);
+            let forced = guard::note_forced(core, scope, &old.value).await?;
             guard::schedule_deletion(core, &old, (*window_days, forced))
         }
         Proposed::RetireKeyVersion { key, version, window_days } => {

@@ -1,6 +1,7 @@
 //! What the engine does by itself while it runs.
 
 use super::*;
+use crate::command::SUM_UP_EVERY;
 
 /// Delivered outbox parcels wait at most this long for their deletion.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -61,6 +62,7 @@ impl Core {
             self.every(DUE_EVERY, |core| Box::pin(async { core.look_for_due_work().await })),
             self.every(HEARTBEAT_EVERY, |core| Box::pin(async { core.heartbeat().await })),
             self.every(REFUSALS_EVERY, |core| Box::pin(async { core.flush_refusals().await })),
+            self.every(SUM_UP_EVERY, |core| Box::pin(async { core.sum_up_kubelets().await })),
             self.every(ANCHOR_EVERY, |core| Box::pin(async { core.anchor().await })),
             self.every(RESEAL_EVERY, |core| Box::pin(async { core.reseal().await })),
         ];

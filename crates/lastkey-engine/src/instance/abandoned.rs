@@ -22,7 +22,7 @@ impl Work {
     /// What shares are being entered for, and how many were.
     fn waiting(&self) -> Option<(&'static str, usize)> {
         match &self.order {
-            Some((order, gathering)) => Some((order.name(), gathering.held())),
+            Some(begun) => Some((begun.order.name(), begun.gathering.held())),
             None => Some(("unseal", self.unsealing.held())).filter(|(_, shares)| *shares > 0),
         }
     }

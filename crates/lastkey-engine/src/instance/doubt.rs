@@ -12,7 +12,7 @@ use lastkey_crypto::KeyMaterial;
 
 use super::{Instance, OperatorError, Work};
 use crate::{
-    Engine, Parts, StartError,
+    Engine, Parts, Seal, StartError,
     seal::{Kept, RootPrint, SealRecord},
 };
 
@@ -23,6 +23,8 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Doubt {
     pub(super) next: SealRecord,
     pub(super) root: Option<Arc<KeyMaterial>>,
+    /// The token that the root key is under then, where it is another one.
+    pub(super) token: Option<Arc<dyn Seal>>,
 }
 
 impl Instance {
@@ -77,8 +79,11 @@ pub(super) async fn settled(
 
 /// The store tells what it holds: goes on with the change if that is it, or without.
 async fn end_doubt(work: &mut Work, kept: &Kept, (engine, parts): (&Engine, &Parts)) {
-    let Some(Doubt { next, root }) = work.doubt.take() else { return };
+    let Some(Doubt { next, root, token }) = work.doubt.take() else { return };
     if kept.record == next {
+        if let Some(token) = token {
+            parts.seal.use_token(token);
+        }
         engine.sealed_anew(&next, root, parts).await;
         tracing::warn!("the change of the seal that was in doubt was made");
     } else {

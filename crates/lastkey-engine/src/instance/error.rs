@@ -15,13 +15,21 @@ pub enum OperatorError {
     /// There is a root key already.
     #[error("this server was initialised before; its shares are with their keepers")]
     Initialised,
+    /// There is a root key, which nobody has proven to have shares of.
+    #[error(
+        "this server was initialised before, and never unsealed; if nobody has its shares, because \
+         the answer of `lastkey operator init` was lost, nothing is lost with them: stop it, move \
+         its data directory away, start it again with --seal shamir, and run `lastkey operator init`"
+    )]
+    NeverUnsealed,
     /// There is no root key yet.
     #[error("this server has no root key yet: run `lastkey operator init` first")]
     Uninitialised,
-    /// A new store gets another seal.
+    /// There is a root key, which shares do not give back.
     #[error(
-        "this server makes its root key by itself, under a {0} seal; start it with --seal shamir \
-         to make shares"
+        "the root key of this server is kept by a {0} seal, and there are no shares of it; `lastkey \
+         operator migrate --to shamir --shares N --threshold K` makes them (--seal is for a new data \
+         directory alone)"
     )]
     NoShares(SealKind),
     /// The seal takes no shares.
@@ -85,7 +93,7 @@ impl OperatorError {
             Self::Share(ShareRefused::Duplicate { .. }) => "InvalidShare.Duplicate",
             Self::Share(ShareRefused::DoNotCombine) => "InvalidShare.NotGenuine",
             Self::Share(_) => "InvalidShare.OtherSet",
-            Self::Initialised => "Rejected.Initialised",
+            Self::Initialised | Self::NeverUnsealed => "Rejected.Initialised",
             Self::Uninitialised => "Rejected.Uninitialised",
             Self::NoShares(_) | Self::TakesNoShares(_) | Self::SameSeal(_) => "Rejected.SealKind",
             Self::Splitting => "InvalidParameter",

@@ -47,12 +47,22 @@ pub enum Order {
     RotateRoot,
 }
 
+/// A change of the seal that shares are entered for.
+pub(super) struct Begun {
+    pub(super) order: Order,
+    pub(super) gathering: Gathering,
+    /// The token that was named for it.
+    token: Option<Arc<dyn Seal>>,
+}
+
 /// What comes with an order.
 #[derive(Default)]
 pub struct With {
     /// One more share.
     pub share: Option<Share>,
-    /// The token to migrate to, where it is not the one that this process knows.
+    /// The token to migrate to, where it is not the one that this process uses. Where shares are
+    /// entered one call after the other, it is the first that was named. It is used from then on,
+    /// if the order was carried out.
     pub token: Option<Arc<dyn Seal>>,
 }
 
@@ -129,14 +139,28 @@ fn check_splitting(splitting: Option<(u8, u8)>) -> Result<(), OperatorError> {
 struct Plan {
     change: SealChange,
     shares: Option<NewShares>,
+    /// The token to use from then on.
+    token: Option<Arc<dyn Seal>>,
+}
+
+impl Plan {
+    fn new(change: SealChange) -> Self {
+        Self { change, shares: None, token: None }
+    }
 }
 
 /// Whether there are enough shares for an order.
 enum Gathered {
     /// There are, or none are needed.
-    Enough(Option<Given>),
+    Enough(Means),
     /// More are needed, or this one was refused.
     Not(Result<(), ShareRefused>),
+}
+
+/// What an order is carried out with.
+struct Means {
+    given: Option<Given>,
+    token: Option<Arc<dyn Seal>>,
 }
 
 impl Work {
@@ -144,22 +168,24 @@ impl Work {
     fn gather(
         &mut self,
         order: Order,
-        share: Option<Share>,
+        With { share, token }: With,
         (sets, print): (&[ShamirEntry], Option<RootPrint>),
     ) -> Gathered {
         if sets.is_empty() {
             self.order = None;
-            return Gathered::Enough(None);
+            return Gathered::Enough(Means { given: None, token });
         }
-        let (_, gathering) = self.order.get_or_insert_with(|| (order, Gathering::default()));
+        let begin = || Begun { order, gathering: Gathering::default(), token: None };
+        let begun = self.order.get_or_insert_with(begin);
+        begun.token = begun.token.take().or(token);
         let entered = match share {
-            Some(share) => gathering.enter(share, (sets, print)),
+            Some(share) => begun.gathering.enter(share, (sets, print)),
             None => Ok(None),
         };
         match entered {
             Ok(Some(given)) => {
-                self.order = None;
-                Gathered::Enough(Some(given))
+                let token = self.order.take().and_then(|begun| begun.token);
+                Gathered::Enough(Means { given: Some(given), token })
             }
             Ok(None) => Gathered::Not(Ok(())),
             Err(refused) => Gathered::Not(Err(refused)),
@@ -176,19 +202,21 @@ impl Instance {
         &self,
         caller: &Caller,
         order: Order,
-        With { share, token }: With,
+        with: With,
     ) -> Result<Outcome, OperatorError> {
         let parts = self.parts()?;
         let engine = self.engine()?;
-        let index = share.as_ref().map(|share| share.head().index);
+        let index = with.share.as_ref().map(|share| share.head().index);
         engine.execute(caller, ManageSeal { order: order.name(), share: index }).await?;
         let mut work = self.work().await;
         self.forget_abandoned(&mut work).await;
-        let kept = Kept::load(&*parts.store).await?;
+        let mut kept = Kept::load(&*parts.store).await?;
         settled(&mut work, &kept, (&engine, parts)).await?;
+        // Stores of releases before 0.2 do not name the one that their file holds.
+        kept.record.root.get_or_insert_with(|| RootPrint::of(&engine.root_key()));
         // What the first caller asked for is what the others give their shares for.
         let order = match &work.order {
-            Some((under_way, _)) if order != Order::Cancel => {
+            Some(Begun { order: under_way, .. }) if order != Order::Cancel => {
                 if std::mem::discriminant(under_way) != std::mem::discriminant(&order) {
                     return Err(OperatorError::OtherOrder(under_way.name()));
                 }
@@ -197,13 +225,10 @@ impl Instance {
             _ => order,
         };
         order.check(&kept.record)?;
-        if let Some(token) = token {
-            parts.seal.use_token(token);
-        }
         let sets = order.takes(Some(&kept.record));
         let begun = work.order.is_none();
-        let given = match work.gather(order, share, (&sets, kept.record.root)) {
-            Gathered::Enough(given) => given,
+        let means = match work.gather(order, with, (&sets, kept.record.root)) {
+            Gathered::Enough(means) => means,
             Gathered::Not(entered) => {
                 if begun || entered.is_ok() {
                     self.progressed(&mut work);
@@ -213,7 +238,7 @@ impl Instance {
                 return Ok(Outcome::Status(Box::new(self.status())));
             }
         };
-        let plan = plan(order, given, &kept, (parts, &engine)).await;
+        let plan = plan(order, means, &kept, (parts, &engine)).await;
         let outcome = match plan {
             Ok(Some(plan)) => self.carry_out((order, plan), &mut work, (caller, &engine)).await,
             Ok(None) => Ok(None),
@@ -238,7 +263,7 @@ impl Instance {
         work: &mut Work,
         (caller, engine): (&Caller, &Engine),
     ) -> Result<Option<NewShares>, OperatorError> {
-        let Plan { change, shares } = plan;
+        let Plan { change, shares, token } = plan;
         let parts = self.parts()?;
         let (next, root) = (change.next.clone(), change.root.clone());
         let committed = match order {
@@ -251,13 +276,16 @@ impl Instance {
         if let Err(error) = committed {
             // It may have been made all the same: what the store says counts.
             let Ok(kept) = Kept::load(&*parts.store).await else {
-                self.doubt(work, Doubt { next, root });
+                self.doubt(work, Doubt { next, root, token });
                 return Err(error.into());
             };
             if kept.record != next {
                 return Err(error.into());
             }
             tracing::warn!(%error, "the change of the seal was made, but its record is late");
+        }
+        if let Some(token) = token {
+            parts.seal.use_token(token);
         }
         engine.sealed_anew(&next, root, parts).await;
         Ok(shares)
@@ -285,7 +313,7 @@ impl Instance {
 /// What to write. `None` if there is nothing.
 async fn plan(
     order: Order,
-    given: Option<Given>,
+    Means { given, token }: Means,
     kept: &Kept,
     (parts, engine): (&Parts, &Engine),
 ) -> Result<Option<Plan>, OperatorError> {
@@ -299,43 +327,55 @@ async fn plan(
     Ok(Some(match (order, given) {
         (Order::Cancel, _) => match record.pending() {
             None => return Ok(None),
-            Some(_) => Plan { change: same_root(vec![main.clone()]), shares: None },
+            Some(_) => Plan::new(same_root(vec![main.clone()])),
         },
         (Order::Rekey { splitting: Some((shares, threshold)) }, Some(_)) => {
             let splitting = next_set(record, (shares, threshold), entropy);
             let (made, entry) = share_out(splitting, &engine.root_key(), parts)?;
             let seal = super::SealSummary::of(&entry);
             let change = same_root(vec![main.clone(), entry]);
-            Plan { change, shares: Some(NewShares { shares: made, seal }) }
+            Plan { shares: Some(NewShares { shares: made, seal }), ..Plan::new(change) }
         }
         (Order::Migrate { to: SealKind::Shamir, splitting: Some((shares, threshold)) }, _) => {
             let splitting = next_set(record, (shares, threshold), entropy);
             let (made, entry) = share_out(splitting, &engine.root_key(), parts)?;
             let seal = super::SealSummary::of(&entry);
             let change = same_root(vec![main.clone(), entry]);
-            Plan { change, shares: Some(NewShares { shares: made, seal }) }
+            Plan { shares: Some(NewShares { shares: made, seal }), ..Plan::new(change) }
         }
-        (Order::Migrate { to, .. }, _) => under_new_root(to, kept, parts).await?,
+        (Order::Migrate { to: SealKind::Pkcs11, .. }, _) if token.is_some() => {
+            let seal = token.as_deref().unwrap_or(&*parts.seal);
+            let change = under_new_root((SealKind::Pkcs11, seal), kept, parts).await?;
+            Plan { token, ..Plan::new(change) }
+        }
+        (Order::Migrate { to, .. }, _) => {
+            Plan::new(under_new_root((to, &*parts.seal), kept, parts).await?)
+        }
         (Order::RotateRoot | Order::Confirm, Some(given)) => {
             confirm((&given.entry, &given.unseal_key), kept, parts)
         }
-        (Order::RotateRoot, None) => under_new_root(record.kind(), kept, parts).await?,
+        (Order::RotateRoot, None) => {
+            Plan::new(under_new_root((record.kind(), &*parts.seal), kept, parts).await?)
+        }
         (Order::Rekey { .. } | Order::Confirm, _) => return Ok(None),
     }))
 }
 
 /// A new root key under a seal that opens by itself; tried before anything depends on it.
-async fn under_new_root(kind: SealKind, kept: &Kept, parts: &Parts) -> Result<Plan, OperatorError> {
+async fn under_new_root(
+    (kind, seal): (SealKind, &dyn Seal),
+    kept: &Kept,
+    parts: &Parts,
+) -> Result<SealChange, OperatorError> {
     let root = KeyMaterial::generate(ROOT_KEY_BYTES, &*parts.entropy);
     let print = RootPrint::of(&root);
-    let entry = parts.seal.wrap(kind, (&root, &kept.record), &*parts.entropy).await?;
-    let again = parts.seal.unwrap(&entry, Some(print)).await?;
+    let entry = seal.wrap(kind, (&root, &kept.record), &*parts.entropy).await?;
+    let again = seal.unwrap(&entry, Some(print)).await?;
     if !again.equals(&root) {
         return Err(crate::SealError::WrongRoot(kind).into());
     }
     let next = kept.record.next(print, vec![entry]);
-    let change = SealChange { next, expect: kept.revision, root: Some(Arc::new(root)) };
-    Ok(Plan { change, shares: None })
+    Ok(SealChange { next, expect: kept.revision, root: Some(Arc::new(root)) })
 }
 
 /// A new root key under the key that these shares gave, and under nothing else.
@@ -343,8 +383,7 @@ fn confirm((entry, unseal_key): (&ShamirEntry, &KeyMaterial), kept: &Kept, parts
     let root = KeyMaterial::generate(ROOT_KEY_BYTES, &*parts.entropy);
     let entry = entry.rewrap(unseal_key, &root, &*parts.entropy);
     let next = kept.record.next(RootPrint::of(&root), vec![SealEntry::Shamir(entry)]);
-    let change = SealChange { next, expect: kept.revision, root: Some(Arc::new(root)) };
-    Plan { change, shares: None }
+    Plan::new(SealChange { next, expect: kept.revision, root: Some(Arc::new(root)) })
 }
 
 /// The next generation of the set, or a set of its own.

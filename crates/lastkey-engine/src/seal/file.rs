@@ -144,8 +144,8 @@ impl FileSeal {
             // Another store's root key is not ours to remove.
             tracing::warn!(
                 path = %path.display(),
-                "a root key lies here, and this store knows neither it nor uses the file: if it is \
-                 an earlier one of this store, copies of the store from that time open with it; \
+                "a root key lies here that is not known to this store, whose seal is no file: if it \
+                 is an earlier one of this store, copies of the store from that time open with it; \
                  move it to a safe place, or destroy it"
             );
             return Ok(());
@@ -307,6 +307,7 @@ mod tests {
     struct Ailing {
         no_open: AtomicBool,
         no_rename: AtomicBool,
+        no_remove: AtomicBool,
     }
 
     impl Ailing {
@@ -342,6 +343,7 @@ mod tests {
         }
 
         fn remove(&self, path: &Path) -> io::Result<()> {
+            Self::refuse(&self.no_remove)?;
             FileSystem.remove(path)
         }
 
@@ -410,25 +412,54 @@ mod tests {
         assert!(seal.unwrap(&FILE, after.root).await.unwrap().equals(&new));
     }
 
-    #[tokio::test]
-    async fn a_file_goes_once_its_root_key_is_under_another_seal_and_no_other_does() {
-        let directory = tempfile::tempdir().unwrap();
-        let seal = FileSeal::new(directory.path().join("root.key"));
-        let (old, _) = seal.begin(&SystemEntropy).await.unwrap();
-        let token = SealEntry::Pkcs11(crate::seal::TokenEntry {
+    fn token() -> SealEntry {
+        SealEntry::Pkcs11(crate::seal::TokenEntry {
             mechanism: crate::seal::TokenMechanism::default(),
             token: "t".into(),
             serial: "1".into(),
             key: "k".into(),
             wrapped: Vec::new(),
-        });
+        })
+    }
+
+    /// The second one never got its place; then both lay there for longer than the record's
+    /// `previous` tells of them.
+    #[tokio::test]
+    async fn what_could_not_be_removed_goes_whenever_it_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(Ailing::default());
+        let seal = FileSeal::on(disk.clone(), directory.path().join("root.key"));
+        let (first, _) = seal.begin(&SystemEntropy).await.unwrap();
+        let record = SealRecord::first(RootPrint::of(&first), FILE);
+        let second = drawn();
+        seal.wrap(SealKind::File, (&second, &record), &SystemEntropy).await.unwrap();
+        let mut record = record.next(RootPrint::of(&second), vec![FILE]);
+        disk.no_rename.store(true, Ordering::Relaxed);
+        seal.settle(&record).await;
+        assert!(seal.read(seal.path()).unwrap().equals(&first));
+        disk.no_remove.store(true, Ordering::Relaxed);
+        for _ in 0..3 {
+            record = record.next(RootPrint::of(&drawn()), vec![token()]);
+            seal.settle(&record).await;
+            assert!(seal.path().exists() && seal.next().exists());
+        }
+        disk.no_remove.store(false, Ordering::Relaxed);
+        seal.settle(&record).await;
+        assert!(!seal.path().exists() && !seal.next().exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_once_its_root_key_is_under_another_seal_and_no_other_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let seal = FileSeal::new(directory.path().join("root.key"));
+        let (old, _) = seal.begin(&SystemEntropy).await.unwrap();
         let new = KeyMaterial::generate(ROOT_KEY_BYTES, &SystemEntropy);
         let foreign = KeyMaterial::generate(ROOT_KEY_BYTES, &SystemEntropy);
-        let of_others = SealRecord::first(RootPrint::of(&foreign), token.clone());
+        let of_others = SealRecord::first(RootPrint::of(&foreign), token());
         seal.settle(&of_others).await;
         assert!(seal.path().exists());
         let record = SealRecord::first(RootPrint::of(&old), FILE);
-        seal.settle(&record.next(RootPrint::of(&new), vec![token])).await;
+        seal.settle(&record.next(RootPrint::of(&new), vec![token()])).await;
         assert!(!seal.path().exists());
     }
 }

@@ -525,6 +525,55 @@ mod tests {
     }
 
     #[test]
+    fn the_root_keys_that_were_kept_in_a_file_are_remembered() {
+        let print = |byte| RootPrint([byte; 16]);
+        let token = || {
+            vec![SealEntry::Pkcs11(TokenEntry {
+                token: "t".into(),
+                serial: "1".into(),
+                key: "k".into(),
+                mechanism: TokenMechanism::default(),
+                wrapped: Vec::new(),
+            })]
+        };
+        let mut record = SealRecord::first(print(1), SealEntry::File {});
+        assert!(!String::from_utf8(record.encode()).unwrap().contains("filed"));
+        record = record.next(print(1), vec![SealEntry::File {}]);
+        assert_eq!(record.filed, []);
+        record = record.next(print(2), vec![SealEntry::File {}]).next(print(3), token());
+        assert_eq!(record.filed, [print(1), print(2)]);
+        // What was never in a file puts none of them out.
+        for other in 4..40 {
+            record = record.next(print(other), token());
+        }
+        assert_eq!(record.filed, [print(1), print(2)]);
+        assert!(record.has_kept(print(1)) && record.has_kept(print(39)));
+        assert!(!record.has_kept(print(20)));
+        let text = String::from_utf8(record.encode()).unwrap();
+        let filed = format!(r#","filed":["{}","{}"],"seals""#, "01".repeat(16), "02".repeat(16));
+        assert!(text.contains(&filed), "{text}");
+        assert_eq!(parse(text.as_bytes()).unwrap(), record);
+        // The newest of many.
+        for other in 100..110 {
+            record = record.next(print(other), vec![SealEntry::File {}]);
+        }
+        assert_eq!(record.filed.len(), MAX_FILED);
+        assert_eq!(
+            (record.filed.first(), record.filed.last()),
+            (Some(&print(101)), Some(&print(108)))
+        );
+        assert!(parse(&record.encode()).is_ok());
+
+        // A record from before there were any may have had one.
+        let before = concat!(
+            r#"{"format":1,"generation":4,"root":"000102030405060708090a0b0c0d0e0f","#,
+            r#""previous":"02020202020202020202020202020202","seals":[{"kind":"file"}]}"#,
+        );
+        let before = SealRecord { seals: token(), ..parse(before.as_bytes()).unwrap() };
+        assert_eq!(before.next(print(9), token()).next(print(10), token()).filed, [print(2)]);
+    }
+
+    #[test]
     fn prints_tell_keys_apart() {
         let (a, b) = (KeyMaterial::from_slice(&[1; 32]), KeyMaterial::from_slice(&[2; 32]));
         assert_eq!(RootPrint::of(&a), RootPrint::of(&a));

@@ -1,9 +1,10 @@
 //! The apiserver's `EncryptionConfiguration`.
 
-use std::collections::HashSet;
-
 use super::{ConfigError, quoted};
-use crate::socket::SocketAddress;
+use crate::{
+    encryption_config::{Finding, Severity, examine},
+    socket::SocketAddress,
+};
 
 /// Which protocol the apiserver speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,6 +29,9 @@ pub struct EncryptionConfig {
     pub version: KmsVersion,
 }
 
+/// What the doctor calls a file that Secrets are not in.
+const UNCOVERED: &str = "secrets-uncovered";
+
 impl EncryptionConfig {
     /// Secrets, over KMS v2, by a provider named `lastkey`.
     pub fn new(socket: SocketAddress) -> Self {
@@ -39,13 +43,15 @@ impl EncryptionConfig {
         }
     }
 
-    /// The file's content.
+    /// The file's content. What the doctor calls an error in it is not answered.
     ///
     /// `identity` comes last, so that what was stored in clear before can still be read; were it
     /// first, every write would go on in clear, without a word from the apiserver.
     pub fn yaml(&self) -> Result<String, ConfigError> {
         check_provider(&self.provider)?;
-        check_resources(&self.resources)?;
+        if self.resources.is_empty() {
+            return Err(ConfigError::NoResource);
+        }
         self.socket.check().map_err(|error| ConfigError::Socket(error.to_string()))?;
         let mut resources = String::new();
         for resource in &self.resources {
@@ -55,7 +61,7 @@ impl EncryptionConfig {
             KmsVersion::V2 => "v2",
             KmsVersion::V1 => "v1",
         };
-        Ok(format!(
+        let yaml = format!(
             "\
 apiVersion: apiserver.config.k8s.io/v1
 kind: EncryptionConfiguration
@@ -72,7 +78,27 @@ resources:
 ",
             name = quoted(&self.provider)?,
             endpoint = quoted(&self.socket.endpoint())?,
-        ))
+        );
+        match examine(&yaml).findings.into_iter().find(|finding| self.is_against(finding)) {
+            Some(finding) => Err(ConfigError::Refused(finding)),
+            None => Ok(yaml),
+        }
+    }
+
+    /// Whether what the doctor finds speaks against the file: not that it has what was asked for, KMS
+    /// v1 or only resources that were named. Of Secrets without a rule, [`Self::leaves_secrets`] tells.
+    fn is_against(&self, finding: &Finding) -> bool {
+        let asked = match finding.code {
+            "kms-v1" => self.version == KmsVersion::V1,
+            code => code == UNCOVERED,
+        };
+        finding.severity == Severity::Error && !asked
+    }
+
+    /// Whether new Secrets would be written in clear by this file.
+    pub fn leaves_secrets(&self) -> bool {
+        let told = |yaml: String| examine(&yaml).findings.iter().any(|it| it.code == UNCOVERED);
+        self.yaml().is_ok_and(told)
     }
 }
 
@@ -82,47 +108,4 @@ fn check_provider(name: &str) -> Result<(), ConfigError> {
         true => Ok(()),
         false => Err(ConfigError::Provider(name.to_owned())),
     }
-}
-
-/// What an apiserver refuses at its start (1.37), and what it would never match.
-fn check_resources(resources: &[String]) -> Result<(), ConfigError> {
-    if resources.is_empty() {
-        return Err(ConfigError::NoResource);
-    }
-    let mut seen = HashSet::new();
-    for resource in resources {
-        let refuse = |reason| Err(ConfigError::Resource { resource: resource.clone(), reason });
-        let (name, group) = resource.split_once('.').unwrap_or((resource, ""));
-        if resource.is_empty() || !resource.bytes().all(is_name) {
-            return refuse("names are lower-case letters, digits, dots and -");
-        }
-        if name.contains('*') && (name != "*" || group.is_empty()) {
-            return refuse("a wildcard is *.GROUP or *.*");
-        }
-        if group.contains('*') && group != "*" {
-            return refuse("a wildcard is *.GROUP or *.*");
-        }
-        if group == "events.k8s.io" {
-            return refuse("name events without a group");
-        }
-        if group == "extensions" {
-            return refuse("the group extensions is gone; name the group that took it over");
-        }
-        if !seen.insert(resource) {
-            return refuse("it is named twice");
-        }
-    }
-    for resource in resources {
-        let group = resource.split_once('.').map_or("", |(_, group)| group);
-        let masks = |other: &str| other != resource && seen.contains(&other.to_owned());
-        if masks("*.*") || !group.is_empty() && masks(&format!("*.{group}")) {
-            let reason = "a wildcard in the same list covers it already";
-            return Err(ConfigError::Resource { resource: resource.clone(), reason });
-        }
-    }
-    Ok(())
-}
-
-fn is_name(byte: u8) -> bool {
-    byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'*')
 }

@@ -105,18 +105,49 @@ fn what_an_apiserver_refuses_is_refused_here() {
         &["ingresses.extensions"],
         &["deployments.apps", "*.apps"],
         &["secrets", "*.*"],
+        // taken by an apiserver, and never matched
+        &["secret"],
+        &["deployments"],
+        &["secrets.v1"],
+        &["secrets", "deployment.apps"],
+        // refused when it starts
+        &["widgets.*"],
+        &["serviceipallocations"],
+        &["secrets", "secrets."],
+        &["secrets", "*."],
+        &["secrets\u{2028}"],
     ] {
         let set = |config: &mut EncryptionConfig| {
             config.resources = resources.iter().map(|&it| it.into()).collect();
         };
-        assert!(with(&set).is_err(), "{resources:?}");
+        for version in [KmsVersion::V2, KmsVersion::V1] {
+            let printed = with(&|config| {
+                set(config);
+                config.version = version;
+            });
+            assert!(printed.is_err(), "{resources:?}");
+        }
     }
-    for resources in [&["*.*"][..], &["*.apps", "secrets"], &["events"]] {
-        let set = |config: &mut EncryptionConfig| {
-            config.resources = resources.iter().map(|&it| it.into()).collect();
-        };
-        assert!(with(&set).is_ok(), "{resources:?}");
+    for (resources, leaves) in [
+        (&["*.*"][..], false),
+        (&["*."], false),
+        (&["*.apps", "secrets"], false),
+        (&["secrets."], false),
+        (&["events"], true),
+        (&["*.apps", "widgets.example.org"], true),
+    ] {
+        for version in [KmsVersion::V2, KmsVersion::V1] {
+            let config = EncryptionConfig {
+                resources: resources.iter().map(|&it| it.into()).collect(),
+                version,
+                ..EncryptionConfig::new(path_socket())
+            };
+            assert!(config.yaml().is_ok(), "{resources:?}: {:?}", config.yaml());
+            assert_eq!(config.leaves_secrets(), leaves, "{resources:?}");
+        }
     }
+    let said = with(&|config| config.resources = vec!["deployment.apps".into()]).unwrap_err();
+    assert!(said.to_string().contains("write `deployments.apps`"), "{said}");
     assert!(with(&|config| config.socket = SocketAddress::Path("relative".into())).is_err());
     assert!(with(&|config| config.socket = SocketAddress::Path("/@a".into())).is_err());
 }

@@ -52,10 +52,17 @@ pub fn check_access(access: &Access, now: i64) -> Vec<Finding> {
     findings
 }
 
-/// A plugin's certificate, by when it ends (seconds since 1970).
-pub fn check_plugin(name: &str, ends: Option<i64>, now: i64) -> Option<Finding> {
-    let left = ends? - now;
-    if left < SOON {
+/// A plugin's certificate, by when it was registered and when it ends (seconds since 1970). It is told
+/// once a quarter of its life is left, as it should have been renewed at a third.
+pub fn check_plugin(
+    name: &str,
+    (registered, ends): (Option<i64>, Option<i64>),
+    now: i64,
+) -> Option<Finding> {
+    let ends = ends?;
+    let left = ends.saturating_sub(now);
+    let soon = registered.map_or(SOON, |since| ends.saturating_sub(since) / 4);
+    if left < soon || left < 0 {
         let message = format!("the certificate of the plugin {name} {}", left_of(left));
         let fix = "look that the plugin runs and reaches the server; it renews by itself";
         let finding = if left < 0 { Finding::error } else { Finding::warning };
@@ -113,10 +120,23 @@ mod tests {
         assert_eq!(severity(end - 15 * DAY), None);
         assert_eq!(severity(end - 3 * DAY), Some((Warning, "it ends in 3 days".to_owned())));
         assert_eq!(severity(end + 2 * DAY), Some((Error, "it ended 2 days ago".to_owned())));
-        let plugin = |left: i64| check_plugin("p", Some(left * DAY), 0).map(|finding| finding.code);
+    }
+
+    #[test]
+    fn a_plugins_certificate_is_judged_by_its_own_life() {
+        let plugin = |life: Option<i64>, left: i64| {
+            let registered = life.map(|life| (left - life) * DAY);
+            check_plugin("p", (registered, Some(left * DAY)), 0).map(|finding| finding.code)
+        };
+        let (late, fixed) = (Some("plugin-certificate"), Some("plugin-static"));
+        assert_eq!([plugin(None, 365), plugin(None, 30), plugin(None, 3)], [fixed, None, late]);
+        assert_eq!([plugin(Some(365), 340), plugin(Some(365), 90)], [fixed, late]);
+        // renewed at ten days, and told two and a half days later
+        assert_eq!([plugin(Some(30), 9), plugin(Some(30), 7)], [None, late]);
         assert_eq!(
-            [plugin(365), plugin(30), plugin(3)],
-            [Some("plugin-static"), None, Some("plugin-certificate")]
+            [plugin(Some(4), 4), plugin(Some(4), 0), plugin(Some(4), -1)],
+            [None, late, late]
         );
+        assert_eq!(check_plugin("p", (Some(0), None), 0), None);
     }
 }

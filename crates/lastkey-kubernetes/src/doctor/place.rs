@@ -16,19 +16,40 @@ use crate::encryption_config::{EncryptionConfiguration, Finding};
 pub struct Flags {
     /// A process or a file.
     pub seen_in: String,
-    /// As they are given, `--name=value`.
+    /// Its words, as they are given.
     pub flags: Vec<String>,
 }
 
 impl Flags {
     /// The value of a flag.
     pub fn get(&self, name: &str) -> Option<&str> {
-        // the last one counts
-        self.flags.iter().rev().find_map(|flag| {
-            let flag = flag.trim_start_matches('-');
-            flag.strip_prefix(name)?.strip_prefix('=')
-        })
+        flag(&self.flags, name)
     }
+}
+
+/// The value of an apiserver's flag, the last one of that name: `--name=value`, `--name value`, or
+/// inside k3s's `--kube-apiserver-arg`; `true` where there is none. `_` stands for `-`, as there.
+pub fn flag<'w>(words: &'w [String], name: &str) -> Option<&'w str> {
+    let mut found = None;
+    let mut words = words.iter().map(String::as_str).peekable();
+    while let Some(word) = words.next() {
+        let word = word.strip_prefix("--kube-apiserver-arg=").unwrap_or(word);
+        let word = word.trim_start_matches('-');
+        let (own, value) = match word.split_once('=') {
+            Some((own, value)) => (own, Some(value)),
+            None => (word, None),
+        };
+        if own.replace('_', "-") == name {
+            let next = words.peek().filter(|next| !next.starts_with("--"));
+            found = value.or(next.copied()).or(Some("true"));
+        }
+    }
+    found
+}
+
+/// Whether a flag's value is what Go takes for yes.
+fn is_yes(value: Option<&str>) -> bool {
+    matches!(value, Some("1" | "t" | "T" | "true" | "True" | "TRUE"))
 }
 
 /// The flags in a static pod's manifest, if it runs an apiserver.
@@ -84,11 +105,13 @@ pub fn flags_of_process(port: u16) -> Option<Flags> {
 pub fn check_flags(flags: &Flags, registered: Option<&Path>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let place = &flags.seen_in;
-    let Some(config) = flags.get("encryption-provider-config") else {
+    // an empty one is none to the apiserver
+    let config = flags.get("encryption-provider-config").filter(|path| !path.is_empty());
+    let Some(config) = config else {
         let message = format!(
             "{place}: the apiserver runs without --encryption-provider-config: everything is written in clear"
         );
-        let fix = "`lastkey cluster config kubeadm` prints what has to be added";
+        let fix = "`lastkey cluster config kubeadm-config` (or k3s, rke2) prints what has to be added";
         return vec![Finding::error("flag-no-encryption", message).fix(fix)];
     };
     if registered.is_some_and(|registered| registered != Path::new(config)) {
@@ -100,7 +123,7 @@ pub fn check_flags(flags: &Flags, registered: Option<&Path>) -> Vec<Finding> {
         );
         findings.push(Finding::info("flag-other-config", message).fix(fix));
     }
-    if flags.get("encryption-provider-config-automatic-reload") != Some("true") {
+    if !is_yes(flags.get("encryption-provider-config-automatic-reload")) {
         let message =
             format!("{place}: the apiserver reads its EncryptionConfiguration only when it starts");
         let fix = "add --encryption-provider-config-automatic-reload=true";
@@ -192,8 +215,24 @@ mod tests {
             codes(&found),
             ["flag-other-config", "flag-no-reload", "flag-kms-v1", "flag-etcd-without-tls"]
         );
-        let none = Flags { seen_in: String::new(), flags: vec!["--secure-port=1".to_owned()] };
-        assert_eq!(codes(&check_flags(&none, None)), ["flag-no-encryption"]);
+        let of = |line: &str| Flags {
+            seen_in: String::new(),
+            flags: line.split(' ').map(str::to_owned).collect(),
+        };
+        for none in ["--secure-port=1", "--encryption-provider-config= --secure-port=1"] {
+            assert_eq!(codes(&check_flags(&of(none), None)), ["flag-no-encryption"], "{none}");
+        }
+        let reload = "--encryption-provider-config-automatic-reload";
+        for well in [
+            &format!("--encryption-provider-config /etc/e.yaml {reload} --v 2"),
+            &format!("-v 2 {reload}=1 --encryption-provider-config /etc/e.yaml"),
+            &format!("--encryption_provider_config=/etc/e.yaml {reload}=false {reload}=true"),
+        ] {
+            let flags = of(well);
+            assert_eq!(codes(&check_flags(&flags, Some(Path::new("/etc/e.yaml")))), [""; 0]);
+        }
+        let less = of(&format!("{reload} --encryption-provider-config /a {reload}=false"));
+        assert_eq!(codes(&check_flags(&less, None)), ["flag-no-reload"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::chain::check_certificate;
 use crate::{
     cluster::{ApiError, ApiServer},
     coverage::samples,
-    encryption_config::Finding,
+    encryption_config::{Finding, examine_bytes},
 };
 
 const KEY_IDS: &str = "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds";
@@ -48,7 +48,11 @@ pub async fn check_servers(api: &ApiServer, config: Option<&[u8]>, now: i64) -> 
             Err(error) => findings.push(unreachable(url, &error)),
         }
     }
-    findings.extend(skew(&told));
+    let configured = config.map(|config| {
+        let providers = examine_bytes(config).config;
+        providers.kms().map(|kms| kms.name.clone()).collect::<BTreeSet<_>>()
+    });
+    findings.extend(skew(&told, configured.as_ref()));
     findings
 }
 
@@ -72,21 +76,20 @@ fn check_metrics(url: &str, metrics: &str, config: Option<&[u8]>, findings: &mut
     let loaded: Vec<String> = samples(metrics, &[LOADED])
         .filter_map(|sample| sample.label("hash").map(str::to_owned))
         .collect();
-    if let (Some(config), false) = (config, loaded.is_empty()) {
-        let here = format!("sha256:{}", hex::encode(sha256(&[config])));
-        if !loaded.contains(&here) {
-            let message = format!(
-                "{url} works by another EncryptionConfiguration than the one that lies here"
-            );
-            let fix = "copy the file there; without --encryption-provider-config-automatic-reload=true restart the apiserver, too";
-            findings.push(Finding::warning("config-not-loaded", message).fix(fix));
-        }
+    let here = config.map(|config| format!("sha256:{}", hex::encode(sha256(&[config]))));
+    let works_by_it = here.as_ref().is_some_and(|here| loaded.contains(here));
+    if here.is_some() && !loaded.is_empty() && !works_by_it {
+        let message =
+            format!("{url} works by another EncryptionConfiguration than the one that lies here");
+        let fix = "copy the file there; without --encryption-provider-config-automatic-reload=true restart the apiserver, too";
+        findings.push(Finding::warning("config-not-loaded", message).fix(fix));
     }
     let last = |status: &str| {
         let own = samples(metrics, &[RELOADS]).filter(|s| s.label("status") == Some(status));
         own.map(|sample| sample.value).fold(0.0, f64::max)
     };
-    if last("failure") > last("success") {
+    // a file that was put back is not loaded anew, and no success is told of it
+    if last("failure") > last("success") && !works_by_it {
         let message = format!(
             "{url} could not load its EncryptionConfiguration anew, and goes on by the old one"
         );
@@ -129,9 +132,16 @@ fn key_ids(metrics: &str) -> BTreeMap<String, String> {
     newest.into_iter().map(|(provider, (_, hash))| (provider, hash)).collect()
 }
 
-/// Apiservers that write under different keys, by the same provider.
-fn skew(told: &[(&str, BTreeMap<String, String>)]) -> Vec<Finding> {
-    let providers: BTreeSet<&String> = told.iter().flat_map(|(_, ids)| ids.keys()).collect();
+/// Apiservers that write under different keys, by the same provider. Their metrics name providers
+/// until they restart, even those that no file has any more: of these nothing is said, and less where
+/// nobody knows which are `configured`.
+fn skew(
+    told: &[(&str, BTreeMap<String, String>)],
+    configured: Option<&BTreeSet<String>>,
+) -> Vec<Finding> {
+    let is_configured = |provider: &&String| configured.is_none_or(|all| all.contains(*provider));
+    let providers: BTreeSet<&String> =
+        told.iter().flat_map(|(_, ids)| ids.keys()).filter(is_configured).collect();
     let mut findings = Vec::new();
     for provider in providers {
         let hashes: BTreeSet<&String> =
@@ -155,8 +165,18 @@ fn skew(told: &[(&str, BTreeMap<String, String>)]) -> Vec<Finding> {
                 "{} has never heard of a key by the provider {provider}",
                 without.join(" and ")
             );
-            let fix = "give every apiserver the same EncryptionConfiguration and a plugin";
-            findings.push(Finding::error("apiserver-without-provider", message).fix(fix));
+            let (finding, fix): (fn(_, String) -> _, _) = match configured {
+                Some(_) => (
+                    Finding::error,
+                    "give every apiserver the same EncryptionConfiguration and a plugin",
+                ),
+                None => (
+                    Finding::warning,
+                    "if it is configured still, give every apiserver the same EncryptionConfiguration \
+                     and a plugin",
+                ),
+            };
+            findings.push(finding("apiserver-without-provider", message).fix(fix));
         }
     }
     findings
@@ -165,6 +185,7 @@ fn skew(told: &[(&str, BTreeMap<String, String>)]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encryption_config::Severity::{Error, Warning};
 
     fn line(provider: &str, hash: &str, at: u32) -> String {
         format!(
@@ -175,13 +196,22 @@ mod tests {
     #[test]
     fn apiservers_that_differ_are_told() {
         let (old, new) = (line("a", "1", 10), line("a", "1", 10) + &line("a", "2", 20));
-        let codes = |metrics: &[(&'static str, &String)]| -> Vec<&str> {
+        let said = |metrics: &[(&'static str, &String)], file: Option<&[&str]>| -> Vec<_> {
             let told: Vec<_> = metrics.iter().map(|(url, text)| (*url, key_ids(text))).collect();
-            skew(&told).iter().map(|finding| finding.code).collect()
+            let file = file.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+            let findings = skew(&told, file.as_ref());
+            findings.iter().map(|finding| (finding.severity, finding.code)).collect()
         };
-        assert_eq!(codes(&[("x", &new), ("y", &new)]), [""; 0]);
-        assert_eq!(codes(&[("x", &old), ("y", &new)]), ["apiserver-skew"]);
-        assert_eq!(codes(&[("x", &old), ("y", &String::new())]), ["apiserver-without-provider"]);
+        let (none, file) = (String::new(), Some(&["a"][..]));
+        assert_eq!(said(&[("x", &new), ("y", &new)], file), []);
+        assert_eq!(said(&[("x", &old), ("y", &new)], file), [(Warning, "apiserver-skew")]);
+        let without = "apiserver-without-provider";
+        assert_eq!(said(&[("x", &old), ("y", &none)], file), [(Error, without)]);
+        // 1. One that is configured no more, as `disable` leaves it.
+        assert_eq!(said(&[("x", &old), ("y", &none)], Some(&["b"])), []);
+        assert_eq!(said(&[("x", &old), ("y", &new)], Some(&[])), []);
+        // 2. Where nobody knows.
+        assert_eq!(said(&[("x", &old), ("y", &none)], None), [(Warning, without)]);
     }
 
     #[test]
@@ -199,6 +229,13 @@ mod tests {
                 "{RELOADS}{{status=\"failure\"}} 2\n{RELOADS}{{status=\"success\"}} 1\n"
             )),
             ["config-reload-failed"]
+        );
+        // a bad file was there for a while, and the one that is loaded was put back
+        let failed = format!("{RELOADS}{{status=\"failure\"}} 2\n");
+        assert_eq!(codes(&format!("{LOADED}{{hash=\"sha256:{hash}\"}} 1\n{failed}")), [""; 0]);
+        assert_eq!(
+            codes(&format!("{LOADED}{{hash=\"sha256:0\"}} 1\n{failed}")),
+            ["config-not-loaded", "config-reload-failed"]
         );
         assert_eq!(
             codes(&format!("{FEATURES}{{name=\"KMSv1\",stage=\"DEPRECATED\"}} 1\n")),

@@ -61,7 +61,11 @@ fn about_order(rule: &Rule, (earlier, later): (&[Rule], &[Rule]), findings: &mut
             names()
         );
         let fix = match only {
-            true => "put a provider that encrypts before it: `lastkey cluster config encryption`",
+            true => {
+                "put a provider that encrypts before it: `lastkey cluster enable NAME` does that at \
+                 all apiservers in the right order; `lastkey cluster config encryption` prints a file \
+                 for a new cluster"
+            }
             false => {
                 "move `- identity: {}` to the end of the list, restart the apiserver, then \
                       `lastkey cluster rotate` to encrypt what is stored"

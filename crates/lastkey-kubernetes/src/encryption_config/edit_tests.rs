@@ -120,6 +120,40 @@ fn what_has_no_lines_to_move_is_written_anew() {
     }
 }
 
+/// A file may be for others only: `enable --resource configmaps` makes one, and leaves Secrets alone.
+#[test]
+fn a_part_without_secrets_is_brought_under_the_key() {
+    let text = "\
+apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+- resources:
+  - configmaps
+  providers:
+  - identity: {}
+";
+    let draft = |providers: Vec<Item>, from: Option<usize>| Draft {
+        rules: vec![DraftRule { from, resources: vec!["configmaps".to_owned()], providers }],
+    };
+    let kms = Item::Kms { name: "lastkey".into(), endpoint: "unix:///run/kms.sock".into() };
+    let uncovered = |text: &str| {
+        let findings = examine(text).findings;
+        findings.iter().any(|f| (f.severity, f.code) == (Severity::Error, "secrets-uncovered"))
+    };
+    assert!(uncovered(text) && readable(Some(text)).is_ok());
+    let kept = Item::Kept { rule: 0, provider: 0 };
+    for (text, draft) in [
+        (Some(text), draft(vec![kms.clone(), kept], Some(0))),
+        (None, draft(vec![kms, Item::Identity], None)),
+    ] {
+        let new = apply(text, &draft, FRESH).unwrap().text;
+        assert!(uncovered(&new), "{}", *new);
+        let config = examine(&new).config;
+        let prefix = config.providers_of("configmaps")[0].prefix();
+        assert_eq!(prefix.as_deref(), Some("k8s:enc:kms:v2:lastkey:"));
+    }
+}
+
 /// As an editor on Windows saves them; a last line without its end.
 #[test]
 fn carriage_returns_and_missing_ends_stay_out_of_the_way() {

@@ -20,7 +20,8 @@ pub(super) fn is_not_rest(name: &str) -> bool {
 pub(super) fn check(config: &EncryptionConfiguration, findings: &mut Vec<Finding>) {
     if config.rules.is_empty() {
         let message = "there is no rule: `resources` is missing or empty";
-        let fix = "add a rule; `lastkey cluster config encryption` prints one";
+        let fix = "add a rule: `lastkey cluster enable NAME` does, at all apiservers in the right order; \
+                   `lastkey cluster config encryption` prints a file for a new cluster";
         findings.push(Finding::error("no-rules", message).fix(fix));
     }
     let mut names = HashSet::new();

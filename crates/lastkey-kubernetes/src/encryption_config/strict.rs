@@ -51,7 +51,7 @@ pub(super) fn hidden_break(text: &str) -> Option<Finding> {
         u32::from(found)
     );
     let fix = "remove this character; where a line is to end, end it as the others";
-    Some(Finding::error("syntax", message).fix(fix).at(Some(lines(&text[..at]).count().max(1))))
+    Some(Finding::error("syntax", message).fix(fix).at(Some(lines(&text[..at]).count())))
 }
 
 /// Lines as YAML counts them: after LF, CR, or both.

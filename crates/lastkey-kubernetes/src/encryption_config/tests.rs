@@ -98,6 +98,8 @@ fn what_is_refused_is_an_error() {
         (list("[secret]"), "resource-unknown"),
         (list("[secrets]"), "identity-first"),
         (format!("{}---\n{}", kms(""), kms("")), "second-document"),
+        (kms("").replace("[secrets]", "[configmaps]"), "secrets-uncovered"),
+        (kms("").replace("[secrets]", "['*.apps', secrets.example.org]"), "secrets-uncovered"),
     ] {
         assert!(errors(&text).contains(&code), "{code}: {:?}\n{text}", examine(&text).findings);
     }
@@ -116,7 +118,6 @@ fn what_works_is_no_error() {
             secrets(&format!("  - secretbox: {{keys: [{{name: a, secret: {KEY}}}]}}\n")),
             "provider-local",
         ),
-        (kms("").replace("[secrets]", "[configmaps]"), "secrets-uncovered"),
         (
             kms("")
                 + "  - identity: {}\n  - kms: {apiVersion: v2, name: b, endpoint: 'unix:///b'}\n",
@@ -160,7 +161,7 @@ fn rules_follow_each_other() {
     assert_eq!(errors(&both(&rule("['*.*']", "a"), &rule("[secrets]", "b"))), ["resource-masked"]);
     assert_eq!(errors(&both(&rule("['*.']", "a"), &rule("[secrets]", "b"))), ["resource-masked"]);
     assert_eq!(
-        errors(&both(&rule("['*.apps']", "a"), &rule("['*.apps']", "b"))),
+        errors(&both(&rule("['*.apps', secrets]", "a"), &rule("['*.apps']", "b"))),
         ["resource-masked"]
     );
     assert_eq!(
@@ -261,6 +262,71 @@ fn go_yaml_is_stricter_than_yaml() {
     assert_eq!(findings[0].line, Some(1 + plain.lines().count()));
 }
 
+/// go-yaml ends a line, and with it a comment, where an editor shows none: what seems to be a comment
+/// is read, and what seems to be read is none.
+#[test]
+fn what_ends_a_line_unseen_is_refused() {
+    let hidden = kms("").replace("providers:", "providers:\n  # keep|  - identity: {}");
+    assert_eq!(errors(&hidden), [""; 0]);
+    for (unseen, shown) in [('\u{85}', "U+0085"), ('\u{2028}', "U+2028"), ('\u{2029}', "U+2029")] {
+        let text = hidden.replace('|', &unseen.to_string());
+        for (text, line) in [
+            (text.clone(), 6),
+            (text.replace('\n', "\r\n"), 6),
+            (format!("\u{feff}{text}"), 6),
+            (kms("").replace("name: a", &format!("name: a{unseen}b")), 6),
+            (format!("{unseen}{}", kms("")), 1),
+            (format!("{}# {unseen}", kms("")), 7),
+        ] {
+            let found = examine(&text).findings;
+            let [only] = &found[..] else { panic!("{found:?}") };
+            assert_eq!((only.severity, only.code), (Severity::Error, "syntax"), "{text:?}");
+            assert_eq!(only.line, Some(line), "{text:?}");
+            assert!(only.message.contains(shown), "{only:?}");
+        }
+        let edited = readable(Some(&text)).map(drop);
+        assert!(matches!(edited, Err(EditError::Refused(_))), "`enable` reads by the same rules");
+    }
+    // JSON ends no line there, and a name may have it
+    let json = format!(
+        "{{\"apiVersion\":\"apiserver.config.k8s.io/v1\",\"kind\":\"EncryptionConfiguration\",\
+         \"resources\":[{{\"resources\":[\"secrets\"],\"providers\":[{{\"secretbox\":\
+         {{\"keys\":[{{\"name\":\"\u{2028}\",\"secret\":\"{KEY}\"}}]}}}}]}}]}}"
+    );
+    assert_eq!(errors(&json), [""; 0]);
+}
+
+/// A carriage return alone ends a line, too, for what is told by lines.
+#[test]
+fn carriage_returns_end_lines() {
+    let old = kms("").replace('\n', "\r");
+    assert_eq!(errors(&old), [""; 0]);
+    assert_eq!(errors(&old.replace("kind:", "\t# c\rkind:")), ["syntax"]);
+    assert_eq!(errors(&format!("# c\r%YAML 1.2\r---\r{old}")), ["syntax"]);
+}
+
+#[test]
+fn numbers_are_gos() {
+    let named = |name: &str| kms("").replace("name: a", &format!("name: {name}"));
+    for number in [
+        "0xdeadbeefdeadbeef",
+        "0xffff_ffff_ffff_ffff",
+        "0o1777777777777777777777",
+        "18446744073709551615",
+        "-0x8000000000000000",
+        "1e308",
+        "-1e-9999",
+        "99999999999999999999",
+    ] {
+        assert!(errors(&named(number)).contains(&"wrong-type"), "{number}");
+    }
+    for text in
+        ["12e4567", "-1.5e999", ".1e400", "0x1ffffffffffffffff", "+0xdeadbeefdeadbeef", "0xfg"]
+    {
+        assert_eq!(errors(&named(text)), [""; 0], "{text}");
+    }
+}
+
 #[test]
 fn names_that_nothing_has() {
     let list = |names: &str| kms("").replace("[secrets]", names);
@@ -276,7 +342,11 @@ fn names_that_nothing_has() {
         let found = findings.iter().find(|f| f.code == "resource-unknown").expect(name);
         assert_eq!((found.severity, found.fix.as_str()), (Severity::Error, fix), "{name}");
     }
-    for names in ["['secrets.']", "[widgets.example.org]", "['*.apps', '*.example.org', pods]"] {
+    for names in [
+        "['secrets.']",
+        "[secrets, widgets.example.org]",
+        "['*.apps', '*.example.org', pods, secrets]",
+    ] {
         assert_eq!(errors(&list(names)), [""; 0], "{names}");
     }
     assert_eq!(examine(&list("['secrets.']")).config.rules[0].resources[0].name, "secrets");

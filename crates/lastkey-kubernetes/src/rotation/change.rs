@@ -125,6 +125,8 @@ impl Worker {
         let next = match way {
             Way::Enable => RotationPhase::Converging,
             Way::Disable => {
+                // What came since it was begun may have been written by the old provider.
+                self.look_again(claim).await?;
                 claim.state.begin_pass();
                 RotationPhase::Rewriting
             }
@@ -361,7 +363,11 @@ impl Worker {
 
     async fn not_loaded(&self, claim: &Claim, step: &Step, late: bool) -> Vec<String> {
         let (mut behind, mut fails) = (Vec::new(), false);
-        let Ok((_, _, hands)) = self.goal(claim) else { return behind };
+        let Ok((goal, _, hands)) = self.goal(claim) else { return behind };
+        let kms = match &goal.target {
+            Target::Kms { name, .. } => Some(name.as_str()),
+            _ => None,
+        };
         for (index, look) in loaded::look(&self.api).await.into_iter().enumerate() {
             let seen = match look {
                 Ok(seen) => seen,
@@ -376,7 +382,7 @@ impl Worker {
             }
             let before = step.seen.get(index).filter(|before| before.url == seen.url);
             let before = before.cloned().unwrap_or_default();
-            if let Some(why) = seen.why_not(&before, &step.after) {
+            if let Some(why) = seen.why_not(&before, &step.after, kms) {
                 let port = self.api.urls().nth(index).filter(|url| url.is_loopback());
                 let loads = port.map_or(Loads::Unknown, |url| Loads::of_process(url.port()));
                 let hint = match (seen.fails_since(&before), loads, late) {

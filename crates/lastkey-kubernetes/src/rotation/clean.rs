@@ -43,6 +43,9 @@ impl Worker {
         let status = self.ask(|| self.client.status()).await?;
         let began = status.map_err(RotateError::from)?["now"].clone();
         let (coverage, unserved) = self.exactly(claim).await?;
+        if coverage.is_none() {
+            self.is_nothing_new(claim).await?;
+        }
         let config = config_now(hands)?;
         if coverage.is_none()
             && (claim.state.is_left()
@@ -162,6 +165,9 @@ impl Worker {
     ) -> Result<Vec<Place>, Stop> {
         let (goal, _, _) = self.goal(claim)?;
         let (coverage, unserved) = self.exactly(claim).await?;
+        if coverage.is_none() {
+            self.is_nothing_new(claim).await?;
+        }
         let refused = claim.state.is_left();
         let (mut kept, mut left, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         for rule in &config.rules {

@@ -15,6 +15,7 @@ use crate::cluster::ApiServer;
 
 const TOLD: &str = "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{";
 const USED: &str = "apiserver_envelope_encryption_key_id_hash_total{";
+const TRANSFORMED: &str = "apiserver_storage_transformation_operations_total{";
 
 /// The hash under which an apiserver's metrics name a key id.
 pub(crate) fn hash_of(key_id: &str) -> String {
@@ -65,6 +66,43 @@ fn wrote(text: &str, hash: &str) -> bool {
             && label(labels, "transformation_type") == Some("to_storage")
             && count > 0.0
     })
+}
+
+/// Why it cannot be said that nothing but these kinds is under a KMS. An apiserver that is started reads
+/// all that it keeps in memory, and counts that by kind and provider (1.32 and later).
+pub(super) async fn why_there_may_be_more(
+    api: &ApiServer,
+    kinds: &BTreeSet<String>,
+) -> Option<String> {
+    let asked = api.urls().enumerate().map(|(index, url)| async move {
+        let why = match api.metrics(index).await {
+            Ok(text) => match others_under_kms(&text, kinds) {
+                None => "does not count by kind what it reads under a KMS".to_owned(),
+                Some(others) if others.is_empty() => return None,
+                Some(others) => {
+                    let others: Vec<&str> = others.into_iter().collect();
+                    format!("has objects under a KMS of {}", others.join(", "))
+                }
+            },
+            Err(error) => format!("cannot be asked: {error}"),
+        };
+        Some(format!("{url} {why}"))
+    });
+    join_all(asked).await.into_iter().flatten().next()
+}
+
+/// The other kinds that are under a KMS; `None` where not even those are known to be.
+fn others_under_kms<'a>(text: &'a str, kinds: &BTreeSet<String>) -> Option<BTreeSet<&'a str>> {
+    let counted = text.lines().filter_map(|line| sample(line, TRANSFORMED));
+    let under = counted.filter(|(labels, count)| {
+        let provider = label(labels, "transformer_prefix").unwrap_or_default();
+        *count > 0.0 && provider.starts_with("k8s:enc:kms:")
+    });
+    let under: Option<BTreeSet<&str>> =
+        under.map(|(labels, _)| label(labels, "resource")).collect();
+    let (known, others): (BTreeSet<&str>, BTreeSet<&str>) =
+        under?.into_iter().partition(|kind| kinds.contains(*kind));
+    (!known.is_empty() || !others.is_empty()).then_some(others)
 }
 
 /// When an apiserver was told a key id.
@@ -136,6 +174,7 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
 /// For the fuzz target: reads metrics.
 pub(super) fn parse(text: &str) {
     let _ = (newest_is(text, "sha256:0"), wrote(text, "sha256:0"), told_last(text));
+    let _ = others_under_kms(text, &BTreeSet::new());
 }
 
 #[cfg(test)]
@@ -181,6 +220,28 @@ mod tests {
         assert_eq!((told["lastkey"].at, of("lastkey")), (6.0, vec!["sha256:new"]));
         assert_eq!(of("other"), ["sha256:one", "sha256:two"]);
         assert!(told_last("}").is_empty());
+    }
+
+    #[test]
+    fn other_kinds_under_a_kms() {
+        let read = |labels: &str, prefix: &str, count: u32| {
+            let status = "status=\"OK\",transformation_type=\"from_storage\"";
+            format!("{TRANSFORMED}{labels}{status},transformer_prefix=\"{prefix}\"}} {count}\n")
+        };
+        let (secrets, others) = ("resource=\"secrets\",", "resource=\"widgets.example.org\",");
+        let kms = "k8s:enc:kms:v2:lastkey:";
+        let kinds = BTreeSet::from(["secrets".to_owned()]);
+        let own = read(secrets, kms, 3);
+        let clear = read(others, "identity", 9) + &read(others, kms, 0);
+        assert_eq!(others_under_kms(&format!("{own}{clear}"), &kinds), Some(BTreeSet::new()));
+        let other = read(others, "k8s:enc:kms:v1:old:", 1);
+        let found = BTreeSet::from(["widgets.example.org"]);
+        assert_eq!(others_under_kms(&format!("{own}{other}"), &kinds), Some(found.clone()));
+        assert_eq!(others_under_kms(&other, &kinds), Some(found));
+        // Up to 1.31 it is not said of which kind; and one that has just started has read nothing.
+        for text in [read("", kms, 3), own + &read("", kms, 3), clear, String::new()] {
+            assert_eq!(others_under_kms(&text, &kinds), None, "{text}");
+        }
     }
 
     #[test]

@@ -15,6 +15,24 @@ pub enum RotateError {
     /// An apiserver.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// An apiserver, asked for a list.
+    #[error("{resource} cannot be listed: {error}")]
+    List {
+        /// Of what.
+        resource: String,
+        /// What it said.
+        error: ApiError,
+    },
+    /// Everything else was gone through.
+    #[error(
+        "all else was gone through, but {kinds}: mend that (a conversion webhook that cannot be \
+         asked, or an object that cannot be decrypted, fails every list; `kubectl get` of it says \
+         more), and the same command goes on. Nothing has become free"
+    )]
+    Unlisted {
+        /// What cannot be listed, and what the apiserver says of each.
+        kinds: String,
+    },
     /// The resource is not served.
     #[error("the cluster serves no {0}")]
     NoSuchResource(String),

@@ -12,16 +12,20 @@ use futures_util::{
 use super::{
     RotateError, Worker,
     gate::Gate,
-    pass::{FIRST_PAUSE, Listed},
-    state::{Counts, Cursor, Refusal},
+    pass::{FIRST_PAUSE, Listed, Within},
+    state::{Counts, Cursor, Refusal, Unlisted},
 };
-use crate::cluster::{ApiError, Object, Resource};
+use crate::cluster::{ApiError, Object, Resource, Right};
 
 /// An object that somebody else writes all the time is left alone after so many conflicts: what
 /// they write is under the new key id.
 const MAX_CONFLICTS: u64 = 5;
 /// The page that is written, and the one that comes next.
 const PAGES: usize = 2;
+
+/// Who refuses what the account may do.
+const BY_ADMISSION: &str = "refused by an admission plugin of the apiserver (403), although the \
+    account may update it: `kubectl replace` of it as it is says by which one, and why";
 
 /// What became of one object.
 enum Outcome {
@@ -57,6 +61,8 @@ pub(super) struct Written {
     pub(super) known: u64,
     /// Where the next one begins.
     pub(super) after: Cursor,
+    /// Why there was none.
+    pub(super) unlisted: Option<Unlisted>,
 }
 
 /// Where the next page is.
@@ -71,8 +77,7 @@ enum Next<'a> {
 pub(super) struct Flight<'a> {
     worker: &'a Worker,
     gate: &'a Gate,
-    resources: &'a [Resource],
-    namespace: Option<&'a str>,
+    within: Within<'a>,
     next: Next<'a>,
     batches: VecDeque<Batch>,
     /// The number of the first of them.
@@ -83,12 +88,12 @@ pub(super) struct Flight<'a> {
 impl<'a> Flight<'a> {
     pub(super) fn new(
         (worker, gate): (&'a Worker, &'a Gate),
-        (resources, namespace): (&'a [Resource], Option<&'a str>),
+        within: Within<'a>,
         start: Cursor,
     ) -> Self {
         let (batches, writes) = (VecDeque::new(), FuturesUnordered::new());
         let next = Next::Unlisted(start);
-        Self { worker, gate, resources, namespace, next, batches, first: 0, writes }
+        Self { worker, gate, within, next, batches, first: 0, writes }
     }
 
     /// Whether everything is written, and [`Flight::written`] has told of it.
@@ -119,7 +124,7 @@ impl<'a> Flight<'a> {
             },
             _ => return Ok(()),
         };
-        let Some(Listed { at, page, after }) = listed else {
+        let Some(Listed { at, page, after, unlisted }) = listed else {
             self.next = Next::Over;
             return Ok(());
         };
@@ -127,7 +132,7 @@ impl<'a> Flight<'a> {
         let left = page.objects.len();
         let known = left as u64 + page.remaining.unwrap_or(0);
         let (counts, refusals) = (Counts::default(), Vec::new());
-        let written = Written { counts, refusals, known, after };
+        let written = Written { counts, refusals, known, after, unlisted };
         self.batches.push_back(Batch { at, waiting: page.objects.into_iter(), left, written });
         Ok(())
     }
@@ -156,13 +161,14 @@ impl<'a> Flight<'a> {
         if let Next::Unlisted(cursor) = &mut self.next
             && is_room
         {
-            let (worker, within) = (self.worker, (self.resources, self.namespace));
-            self.next = Next::Listing(worker.list(within, std::mem::take(cursor)).boxed());
+            let (worker, start) = (self.worker, std::mem::take(cursor));
+            self.next = Next::Listing(worker.list(self.within, start).boxed());
         }
         for (page, batch) in (self.first..).zip(&mut self.batches) {
             while self.writes.len() < self.worker.options.workers.max(1) {
                 let Some(object) = batch.waiting.next() else { break };
-                let write = write(self.worker, (&self.resources[batch.at], object), self.gate);
+                let write =
+                    write(self.worker, (&self.within.resources[batch.at], object), self.gate);
                 self.writes.push(
                     write
                         .map(move |done| {
@@ -180,7 +186,7 @@ impl<'a> Flight<'a> {
         let index = usize::try_from(page - self.first).unwrap_or(usize::MAX);
         let Some(batch) = self.batches.get_mut(index) else { return Ok(()) };
         batch.left -= 1;
-        let (counts, of) = (&mut batch.written.counts, &self.resources[batch.at]);
+        let (counts, of) = (&mut batch.written.counts, &self.within.resources[batch.at]);
         counts.conflicts += conflicts;
         match outcome {
             Outcome::Rewritten => counts.rewritten += 1,
@@ -197,6 +203,24 @@ impl<'a> Flight<'a> {
             }
         }
         Ok(())
+    }
+}
+
+impl Worker {
+    /// Whether the account may update objects of this kind where this one is, as far as an apiserver
+    /// says so.
+    async fn may_update(&self, of: &Resource, object: &Object, gate: &Gate) -> bool {
+        let namespace = Some(object.meta().namespace.as_str()).filter(|_| of.namespaced);
+        let place = (of.full_name(), namespace.unwrap_or_default().to_owned());
+        if gate.may_update(&place) {
+            return true;
+        }
+        let right = Right { verb: "update", group: &of.group, resource: &of.name, namespace };
+        let may = matches!(self.patiently(|| self.api.may(&right)).await, Ok(true));
+        if may {
+            gate.is_allowed(place);
+        }
+        may
     }
 }
 
@@ -248,6 +272,10 @@ async fn write(
             ApiError::WebhookDown { .. } | ApiError::Failed { .. } => {
                 gate.give_up(&error);
                 break Outcome::Refused(error.to_string());
+            }
+            // Authorisation comes before admission, and allows it.
+            ApiError::Forbidden { .. } if worker.may_update(of, &object, gate).await => {
+                break Outcome::Refused(BY_ADMISSION.to_owned());
             }
             error => return Err(error.into()),
         }

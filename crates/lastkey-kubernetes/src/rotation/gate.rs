@@ -25,6 +25,8 @@ pub(super) struct Gate {
     apart: Duration,
     /// Webhooks that were waited for in vain.
     given_up: Mutex<BTreeSet<String>>,
+    /// Kinds and namespaces where the account may update.
+    allowed: Mutex<BTreeSet<(String, String)>>,
 }
 
 struct Pace {
@@ -54,7 +56,7 @@ impl Gate {
         let (now, width) = (Instant::now(), workers.max(1));
         let pace = Pace { next: now, rest_until: now, width, most: width, owed: 0, well: 0 };
         let (pace, slots) = (Mutex::new(pace), Semaphore::new(width));
-        Self { pace, slots, apart, given_up: Mutex::default() }
+        Self { pace, slots, apart, given_up: Mutex::default(), allowed: Mutex::default() }
     }
 
     /// Resolves when it is this call's turn.
@@ -92,6 +94,16 @@ impl Gate {
         }
         pace.well = 0;
         pace.rest_until = pace.rest_until.max(now + rest);
+    }
+
+    /// Whether it is known that the account may update objects of this kind in this namespace.
+    pub(super) fn may_update(&self, place: &(String, String)) -> bool {
+        self.allowed.lock().contains(place)
+    }
+
+    /// It may.
+    pub(super) fn is_allowed(&self, place: (String, String)) {
+        self.allowed.lock().insert(place);
     }
 
     /// Whether whoever waits for this once more waits in vain, as far as is known.

@@ -236,6 +236,18 @@ fn taken_up(begun: &[Resource], wanted: Vec<Resource>, served: &Discovery) -> Ve
     all
 }
 
+/// Whether the group of a resource was asked, has answered, and does not have it any more.
+pub(super) fn is_gone(one: &Resource, names: &[String], served: &Discovery) -> bool {
+    let asked = names.iter().any(|name| {
+        let group = name.split_once('.').map_or("", |(_, group)| group);
+        group == "*" || group == one.group
+    });
+    let of_group = |away: &String| away.split('/').next() == Some(one.group.as_str());
+    let answered = !served.unavailable.iter().any(of_group);
+    let name = one.full_name();
+    asked && answered && !served.resources.iter().any(|known| known.full_name() == name)
+}
+
 impl Worker {
     /// By whom the objects of this rotation are written anew.
     pub(super) async fn choose(
@@ -262,36 +274,111 @@ impl Worker {
         self.patiently(|| discover_once(&self.api, names)).await
     }
 
+    /// The names that a rotation is of: those of all workers that it has had, and of this one.
+    pub(super) fn names(&self, claim: &Claim) -> Vec<String> {
+        let mut names = claim.state.names.clone();
+        let new = self.options.resources.iter().filter(|name| !claim.state.names.contains(name));
+        names.extend(new.cloned());
+        names
+    }
+
     /// What is gone through: what it was begun with, and what is wanted now besides. One that was
     /// begun for a part of what is encrypted, and is gone on with as a whole, goes through all of it
     /// before anything becomes free.
     pub(super) async fn take_up(&self, claim: &mut Claim) -> Result<(), Stop> {
-        let begins = claim.state.resources.is_empty();
+        let begins = claim.state.resources.is_empty() && claim.state.names.is_empty();
         // What is counted at the end is of the last pass.
         if claim.rotation.phase == RotationPhase::Removing && !begins {
             return Ok(());
         }
-        let names = &self.options.resources;
-        let served = self.served(names).await?;
-        let wanted = self.resources(&claim.rotation, &served)?;
-        claim.state.left_out = served.left_out(names);
+        let names = self.names(claim);
+        let served = self.served(&names).await?;
+        let wanted = self.resources(claim, (&names, &served))?;
+        if !begins && claim.state.names.is_empty() {
+            // An earlier release has begun it: what its names were is not known.
+            claim.state.whole = false;
+        }
+        claim.state.names = names;
+        claim.state.whole |= self.options.whole;
+        claim.state.configured |= self.options.whole && self.options.configured;
+        claim.state.left_out = served.left_out(&claim.state.names);
         if begins {
             let chosen = self.choose(&claim.rotation, &wanted, &served).await?;
             (claim.state.by, claim.state.migration) = (chosen.by, chosen.why);
             claim.state.resources = wanted;
-        } else {
-            let all = taken_up(&claim.state.resources, wanted, &served);
-            match all != claim.state.resources {
-                true if claim.rotation.course.is_some() => {
-                    claim.state.resources = all;
-                    claim.state.begin_pass();
-                }
-                true => self.choose_again(claim, all).await?,
-                false => {}
-            }
+            return Ok(());
         }
-        claim.state.whole |= self.options.whole;
+        let begun = claim.state.resources.clone();
+        self.drop_gone(claim, &served);
+        let all = taken_up(&claim.state.resources, wanted, &served);
+        if all == begun {
+            return Ok(());
+        }
+        match claim.rotation.course.is_some() {
+            true => {
+                claim.state.go_through(all);
+                claim.state.begin_pass();
+                Ok(())
+            }
+            false => self.choose_again(claim, all).await,
+        }
+    }
+
+    /// Leaves out what is not served any more.
+    fn drop_gone(&self, claim: &mut Claim, served: &Discovery) {
+        let state = &mut claim.state;
+        let gone = state.resources.iter().filter(|one| is_gone(one, &state.names, served));
+        let gone: Vec<String> = gone.map(Resource::full_name).collect();
+        state.drop_those(&gone);
+    }
+
+    /// Takes what is served now of the names to what is gone through; whether that is anything new.
+    pub(super) fn merge(&self, claim: &mut Claim, served: &Discovery) -> Result<bool, RotateError> {
+        let names = self.names(claim);
+        let wanted = self.resources(claim, (&names, served))?;
+        let begun = &claim.state.resources;
+        let all = taken_up(begun, wanted, served);
+        let new = all.iter().any(|one| !begun.contains(one));
+        claim.state.left_out = served.left_out(&names);
+        claim.state.go_through(all);
+        Ok(new)
+    }
+
+    /// Asks again what is served once nothing is written under an older key id any more: a kind that
+    /// came since it was begun may have been. `false` where there is nothing new.
+    pub(super) async fn look_again(&self, claim: &mut Claim) -> Result<bool, Stop> {
+        let served = self.served(&self.names(claim)).await?;
+        self.drop_gone(claim, &served);
+        Ok(self.merge(claim, &served)?)
+    }
+
+    /// The same before anything becomes free, where etcd is not the proof: what is new by then is
+    /// gone through before that. What has gone since it was gone through needs nothing.
+    pub(super) async fn is_nothing_new(&self, claim: &mut Claim) -> Result<(), Stop> {
+        let served = self.served(&self.names(claim)).await?;
+        let before = std::mem::take(&mut claim.state.left_out);
+        if self.merge(claim, &served)? {
+            return self.begin_with_more(claim).await;
+        }
+        if claim.rotation.course.is_some() {
+            // More names than those of the goal were asked for.
+            let now = &mut claim.state.left_out;
+            let more: Vec<String> = before.into_iter().filter(|why| !now.contains(why)).collect();
+            now.extend(more);
+        }
         Ok(())
+    }
+
+    /// Begins again because there is more to go through; never answers with a success.
+    pub(super) async fn begin_with_more(&self, claim: &mut Claim) -> Result<(), Stop> {
+        if claim.rotation.course.is_some() {
+            claim.state.begin_pass();
+            self.save(claim, Some(RotationPhase::Rewriting), false).await?;
+        } else {
+            let resources = claim.state.resources.clone();
+            self.choose_again(claim, resources).await?;
+        }
+        Err(Stop::Again)
     }
 
     /// Whether somebody has asked for another way than the one it was begun with.
@@ -310,9 +397,9 @@ impl Worker {
         claim: &mut Claim,
         resources: Vec<Resource>,
     ) -> Result<(), Stop> {
-        let served = self.served(&self.options.resources).await?;
+        let served = self.served(&self.names(claim)).await?;
         let chosen = self.choose(&claim.rotation, &resources, &served).await?;
-        claim.state.resources = resources;
+        claim.state.go_through(resources);
         if claim.state.by == By::Cluster {
             self.tidy(claim).await;
         }
@@ -336,6 +423,25 @@ mod tests {
             namespaced: true,
             updatable: true,
         }
+    }
+
+    #[test]
+    fn only_a_group_that_answers_says_what_is_gone() {
+        let (one, other) = (resource("a", "v1"), resource("b", "v1"));
+        let all = ["*.*".to_owned()];
+        let served = Discovery { resources: vec![other.clone()], ..Discovery::default() };
+        assert!(is_gone(&one, &all, &served) && !is_gone(&other, &all, &served));
+        assert!(is_gone(&one, &["b.example.org".to_owned()], &served));
+        for names in [&["secrets".to_owned()][..], &["*.apps".to_owned()], &[]] {
+            assert!(!is_gone(&one, names, &served), "{names:?}: its group was not asked");
+        }
+        let unavailable = vec!["example.org/v2".to_owned()];
+        let served = Discovery { unavailable, ..served };
+        assert!(!is_gone(&one, &all, &served));
+        // It is there, and cannot be written back.
+        let updatable = false;
+        let resources = vec![Resource { updatable, ..resource("a", "v2") }];
+        assert!(!is_gone(&one, &all, &Discovery { resources, ..Discovery::default() }));
     }
 
     #[test]

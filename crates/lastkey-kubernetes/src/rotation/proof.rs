@@ -76,6 +76,10 @@ impl Proof {
             true => json!({ "by": "etcd" }),
             false => json!({ "by": "pass", "why": self.why }),
         };
+        let older: u64 = self.older.values().sum();
+        if by == By::Cluster && older > 0 {
+            shown["older"] = json!(older);
+        }
         if self.partly {
             shown["not_read"] = json!(
                 "what lies in etcd outside of the resources: the registered user may not read it"
@@ -97,6 +101,10 @@ impl Proof {
             }
             (By::Own, false) => {
                 "in the last pass no apiserver wrote an object anew, and all use the key id"
+            }
+            (By::Cluster, _) if !self.older.is_empty() => {
+                "etcd was read to the end: nothing of the resources is under an older version, other \
+                 objects are, and all apiservers use the key id"
             }
             (By::Cluster, _) => {
                 "etcd was read to the end: nothing is under an older version, and all apiservers use \
@@ -328,6 +336,18 @@ mod tests {
         assert_eq!((all.current, all.others), (1, 8));
         assert_eq!(all.older, BTreeMap::from([(old, 2)]));
         assert_eq!(judge(&[resource("secrets")], &[9], &[all]).older, BTreeMap::from([(old, 2)]));
+    }
+
+    /// The cluster's own migrations go over the resources alone; the report says no more than that.
+    #[test]
+    fn what_a_migration_left_elsewhere_is_in_the_report() {
+        let old = KeyVersionId::from_bytes([2; 16]);
+        let clean = Proof::default();
+        assert_eq!(clean.shown(By::Cluster), json!({ "by": "etcd" }));
+        assert!(clean.words(By::Cluster).contains("nothing is under an older version"));
+        let left = Proof { older: BTreeMap::from([(old, 4)]), ..Proof::default() };
+        assert_eq!(left.shown(By::Cluster), json!({ "by": "etcd", "older": 4 }));
+        assert!(left.words(By::Cluster).contains("other objects are"));
     }
 
     /// What is outside of what is gone through counts, and what may not be read is said.

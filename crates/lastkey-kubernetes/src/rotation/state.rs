@@ -53,6 +53,18 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// A kind of which a list could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unlisted {
+    /// Which one.
+    pub(super) resource: String,
+    /// What the apiserver said.
+    pub(super) why: String,
+    /// Whether it said that there is no such kind.
+    #[serde(default)]
+    pub(super) not_found: bool,
+}
+
 /// Where a page begins.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -78,8 +90,20 @@ pub(super) struct State {
     pub(super) resources: Vec<Resource>,
     /// Whether those are all that may be under the key: otherwise nothing becomes free.
     pub(super) whole: bool,
-    /// What of it is not gone through, and why: nothing becomes free then, unless etcd is the proof.
+    /// The names that those stand for, of all workers that it has had: who goes on with it may know
+    /// fewer of them.
+    pub(super) names: Vec<String>,
+    /// Whether a worker that goes through all of it has read the configuration: what was registered
+    /// may be less than what is encrypted by now.
+    pub(super) configured: bool,
+    /// Why it is not known whether more is encrypted, where no configuration and no etcd says so.
+    pub(super) not_known: Option<String>,
+    /// What discovery does not tell of the names, and what is not written back, and why.
     pub(super) left_out: Vec<String>,
+    /// What was among the resources and is not served any more.
+    pub(super) dropped: Vec<String>,
+    /// What could not be listed in this pass.
+    pub(super) unlisted: Vec<Unlisted>,
     /// The page that comes next.
     #[serde(flatten)]
     pub(super) cursor: Cursor,
@@ -125,13 +149,54 @@ impl State {
     /// Whether something is known not to have been written anew, or may not have been: it rests under
     /// whatever it did.
     pub(super) fn is_left(&self) -> bool {
-        self.pass.refused > 0 || !self.left_out.is_empty()
+        self.pass.refused > 0 || !self.all_left_out().is_empty()
+    }
+
+    /// What of the names is not gone through, each with the reason in a sentence: nothing becomes
+    /// free then, unless etcd is the proof.
+    pub(super) fn all_left_out(&self) -> Vec<String> {
+        let unlisted = self.unlisted.iter().map(|one| {
+            format!(
+                "{} cannot be listed ({}): `kubectl get {}` says more; run this again once it can",
+                one.resource, one.why, one.resource
+            )
+        });
+        let dropped = self.dropped.iter().map(|name| {
+            format!(
+                "{name} is not served any more since this was begun: whether anything of it is left \
+                 is not known. Once it is gone for good, run this again"
+            )
+        });
+        self.left_out.iter().cloned().chain(unlisted).chain(dropped).collect()
+    }
+
+    /// The resources as they are from now on; what was left out before and is among them is not any
+    /// more.
+    pub(super) fn go_through(&mut self, resources: Vec<Resource>) {
+        self.dropped.retain(|name| !resources.iter().any(|one| one.full_name() == *name));
+        self.resources = resources;
+    }
+
+    /// Leaves out what is not served any more.
+    pub(super) fn drop_those(&mut self, names: &[String]) {
+        let is_one = |name: &String| names.contains(name);
+        self.resources.retain(|one| !is_one(&one.full_name()));
+        self.unlisted.retain(|one| !is_one(&one.resource));
+        let new = names.iter().filter(|name| !self.dropped.contains(name));
+        let new: Vec<String> = new.cloned().collect();
+        self.dropped.extend(new);
     }
 
     /// Goes through everything from the beginning.
     pub(super) fn begin_pass(&mut self) {
-        self.cursor = Cursor::default();
         self.passes += 1;
+        self.begin_anew();
+    }
+
+    /// Goes through everything from the beginning, in the same pass.
+    pub(super) fn begin_anew(&mut self) {
+        self.cursor = Cursor::default();
+        self.unlisted.clear();
         self.pass_began = String::new();
         self.pass = Counts::default();
         self.refusals.clear();
@@ -159,6 +224,40 @@ mod tests {
         let mut state = State { left_out: vec!["why".to_owned()], ..State::default() };
         state.begin_pass();
         assert!(state.is_left(), "another pass does not look at it either");
+    }
+
+    #[test]
+    fn what_is_not_served_any_more_or_not_listed_is_left() {
+        let resource = |name: &str| Resource {
+            group: "example.org".to_owned(),
+            version: "v1".to_owned(),
+            name: name.to_owned(),
+            kind: String::new(),
+            namespaced: true,
+            updatable: true,
+        };
+        let (a, b) = (resource("a"), resource("b"));
+        let mut state = State { resources: vec![a.clone(), b.clone()], ..State::default() };
+        let why = "the status 500".to_owned();
+        state.unlisted.push(Unlisted { resource: a.full_name(), why, not_found: false });
+        assert!(state.is_left() && state.all_left_out()[0].starts_with("a.example.org cannot"));
+        assert_eq!(State::read(&state.to_json()), Some(state.clone()));
+        state.begin_pass();
+        assert!(!state.is_left(), "the next pass tries it again");
+        state.drop_those(&[b.full_name()]);
+        state.drop_those(&[b.full_name()]);
+        state.begin_pass();
+        assert!(state.is_left(), "another pass does not look at it either");
+        assert_eq!((&state.resources[..], state.dropped.len()), (&[a.clone()][..], 1));
+        state.go_through(vec![a, b]);
+        assert!(!state.is_left(), "it is served again");
+    }
+
+    #[test]
+    fn what_earlier_releases_have_stored_is_read() {
+        let stored = serde_json::json!({ "resources": [], "whole": true, "at": 1, "passes": 2 });
+        let state = State::read(&stored).unwrap();
+        assert_eq!((state.whole, state.names.len(), state.configured), (true, 0, false));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! From 1.36 on an apiserver names the hash of the file that it works by. Before that it counts how
 //! often it has loaded the file anew, and says when it was started: either has to have happened
-//! since the file was replaced. An apiserver that does not load it by itself has to be restarted.
+//! since the file was replaced, and where the file has a KMS, the apiserver has to have asked its
+//! plugin, which one does not that was started with an older file, or with none. An apiserver that
+//! does not load it by itself has to be restarted.
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,9 @@ pub struct Seen {
     pub reloads: f64,
     /// When it failed to, last; after the last success.
     pub failed: Option<f64>,
+    /// The providers whose plugins have told it a key id since it was started.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub told: Vec<String>,
 }
 
 impl Seen {
@@ -61,6 +66,7 @@ impl Seen {
                 .map(|sample| exact(sample.value).round())
                 .fold(0.0, |sum, value| exact(sum + value)),
             failed: (failed > succeeded).then_some(failed),
+            told: told_last(metrics).into_keys().collect(),
         }
     }
 
@@ -69,8 +75,9 @@ impl Seen {
         self.failed.is_some() && self.failed != before.failed
     }
 
-    /// Why it does not work by the file of that hash yet, which was put in place after `before`.
-    pub fn why_not(&self, before: &Self, hash: &str) -> Option<String> {
+    /// Why it does not work by the file of that hash yet, which was put in place after `before` and
+    /// has a provider `kms`, if that is one.
+    pub fn why_not(&self, before: &Self, hash: &str, kms: Option<&str>) -> Option<String> {
         let failed = self.fails_since(before);
         let loaded = match self.hashes.is_empty() {
             false => self.hashes.iter().any(|known| known == hash),
@@ -80,6 +87,14 @@ impl Seen {
                 false => self.started > before.started,
             },
         };
+        if let Some(kms) = kms.filter(|kms| {
+            loaded && self.hashes.is_empty() && !self.told.iter().any(|told| told == kms)
+        }) {
+            return Some(format!(
+                "has not asked the plugin of the provider {kms}: was it started with another file, \
+                 or without --encryption-provider-config?"
+            ));
+        }
         match (loaded, failed) {
             (true, _) => None,
             (false, true) => Some(
@@ -157,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_is_loaded_is_told_by_hash_reload_or_start() {
-        let loaded = |now: &Seen, before: &Seen| now.why_not(before, "sha256:new").is_none();
+        let loaded = |now: &Seen, before: &Seen| now.why_not(before, "sha256:new", None).is_none();
         // 1.37: nothing but the hash counts.
         let before = seen(Some("sha256:old"), 1.0, 0);
         assert!(!loaded(&seen(Some("sha256:old"), 5.0, 3), &before));
@@ -172,14 +187,35 @@ mod tests {
         assert!(!loaded(&seen(None, 1.0, 3), &before));
     }
 
+    /// Up to 1.35, a start says nothing of the file that it was with.
+    #[test]
+    fn one_that_was_started_with_another_file_has_not_loaded_this_one() {
+        let before = seen(None, 1.0, 2);
+        let started = seen(None, 5.0, 0);
+        let why = started.why_not(&before, "sha256:new", Some("lastkey")).unwrap();
+        assert!(why.contains("has not asked the plugin of the provider lastkey"), "{why}");
+        let told = |provider: &str| {
+            let text = format!(
+                "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds\
+                 {{key_id_hash=\"sha256:1\",provider_name=\"{provider}\"}} 6\n"
+            );
+            Seen::read("u", &(metrics(None, 5.0, 0) + &text))
+        };
+        assert!(told("another").why_not(&before, "sha256:new", Some("lastkey")).is_some());
+        assert_eq!(told("lastkey").why_not(&before, "sha256:new", Some("lastkey")), None);
+        // From 1.36 on the hash says it all.
+        let (old, new) = (seen(Some("sha256:old"), 1.0, 0), seen(Some("sha256:new"), 5.0, 0));
+        assert_eq!(new.why_not(&old, "sha256:new", Some("lastkey")), None);
+    }
+
     #[test]
     fn a_failure_since_is_told() {
         let before = seen(Some("sha256:old"), 1.0, 1);
         let text = metrics(Some("sha256:old"), 1.0, 1)
             + &format!("{RELOADED}{{status=\"failure\"}} 1.8e+09\n");
         let now = Seen::read("u", &text);
-        assert!(now.why_not(&before, "sha256:new").unwrap().contains("could not load"));
-        assert_eq!(now.why_not(&now.clone(), "sha256:new").unwrap(), "has not loaded it yet");
+        assert!(now.why_not(&before, "sha256:new", None).unwrap().contains("could not load"));
+        assert_eq!(now.why_not(&now.clone(), "sha256:new", None).unwrap(), "has not loaded it yet");
         let stored = |seen: &Seen| serde_json::to_string(seen).unwrap();
         assert_eq!(serde_json::from_str::<Seen>(&stored(&now)).unwrap(), now);
         // Numbers that JSON has no word for, or that it does not give back to the last bit.

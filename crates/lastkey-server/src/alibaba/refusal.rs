@@ -205,6 +205,8 @@ pub(crate) fn engine_status(error: &Error) -> StatusCode {
     match error {
         // The name is older than the habit of 409.
         Error::AliasExists => StatusCode::BAD_REQUEST,
+        // 503 says that nothing was done, and that the same request may be sent again.
+        Error::Uncertain(_) => StatusCode::GATEWAY_TIMEOUT,
         _ => kind_status(error.kind()),
     }
 }

@@ -67,6 +67,7 @@ fn every_engine_error() -> Vec<Error> {
         Error::Busy,
         Error::StorageFull,
         Error::Unavailable("why".to_owned()),
+        Error::Uncertain("why".to_owned()),
         Error::CorruptRecord { path: "key/1".to_owned() },
         Error::Internal,
     ]

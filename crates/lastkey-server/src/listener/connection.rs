@@ -24,6 +24,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::{
     doorman::{Guest, Lane},
+    piece::{Hold, Piece},
     pulse::Pulse,
     roused::Roused,
 };
@@ -42,6 +43,8 @@ const H2_PING_EVERY: Duration = Duration::from_secs(30);
 const H2_PONG_WITHIN: Duration = Duration::from_secs(20);
 /// How often a connection is looked at once the server stops.
 const LOOK_AT_END: Duration = Duration::from_millis(50);
+/// Who leaves answers while too many are left has so long to take them.
+const STALL_IN_A_CROWD: Duration = Duration::from_secs(1);
 /// A request that was on its way when the server began to stop has so long to arrive.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
@@ -79,6 +82,7 @@ pub(crate) async fn serve<I>(
                     told = &mut aside => told,
                 };
                 watch.stopped = told.stopped;
+                watch.is_crowded = service.admission.is_crowded();
                 aside.set(Box::pin(told.next()));
                 match watch.look(Instant::now()) {
                     Verdict::Stay => {}
@@ -179,28 +183,34 @@ struct Talk {
 async fn answer(
     talk: Arc<Talk>,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Full<Piece>>, Infallible> {
     let Talk { service, peer, pulse, lane, stopping } = &*talk;
     let path = request.uri().path();
-    let already = pulse.in_flight() as usize;
-    let Some(beat) = pulse.begin(native::may_wait(path)) else {
+    let already = (pulse.in_flight() + pulse.owed()) as usize;
+    let Some(mut beat) = pulse.begin(native::may_wait(path)) else {
         // The connection was let go just before; its task is about to end.
         return pending().await;
     };
     // What the library does by itself over HTTP/1.1.
     let by_us = request.version() == http::Version::HTTP_2;
     let without_body = by_us && request.method() == http::Method::HEAD;
+    let mut is_to_proven = false;
     let mut response = if by_us && request.headers().len() > service.limits.headers {
         let mut response = Response::new(Full::default());
         *response.status_mut() = http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         response
     } else if Service::is_health(path) {
-        service.answer(peer, request).await
+        service.answer(peer, request).await.0
     } else if *lane == Lane::Lobby {
+        // Who comes back may find a place; who stays here finds none.
+        pulse.send_away();
         service.turn_away(path, "lobby")
+    } else if !beat.hold_head(head_size(&request), &service.admission.heads) {
+        service.turn_away(path, "heads")
     } else if let Some(begun) = service.admission.begin(already) {
-        let response = service.answer(peer, request).await;
+        let (response, is_proven) = service.answer(peer, request).await;
         drop(begun);
+        is_to_proven = is_proven;
         response
     } else {
         service.turn_away(path, "requests")
@@ -215,7 +225,38 @@ async fn answer(
         let close = http::HeaderValue::from_static("close");
         response.headers_mut().insert(http::header::CONNECTION, close);
     }
-    Ok(response)
+    Ok(response.map(|body| match body.into_inner() {
+        Some(bytes) if by_us => owed(&talk, bytes, is_to_proven),
+        bytes => Full::new(Piece::new(bytes.unwrap_or_default(), None)),
+    }))
+}
+
+/// About as many bytes as a request's head takes.
+fn head_size(request: &Request<Incoming>) -> usize {
+    let uri = request.uri();
+    let address = uri.path().len() + uri.query().map_or(0, str::len);
+    let headers = request.headers();
+    headers.iter().fold(address, |sum, (name, value)| sum + name.as_str().len() + value.len())
+}
+
+/// An answer over HTTP/2, where the peer may take it when it likes: counted until then. To a stranger
+/// that leaves too many it goes without its body, so that there is nothing to leave; its status
+/// says enough.
+fn owed(talk: &Talk, bytes: Bytes, is_to_proven: bool) -> Full<Piece> {
+    let Talk { service, pulse, .. } = talk;
+    let admission = &service.admission;
+    let begun = if is_to_proven {
+        Some(admission.untaken_proven())
+    } else {
+        admission.untaken(pulse.owed() as usize)
+    };
+    let Some(begun) = begun else {
+        service.metrics.shed("untaken");
+        return Full::default();
+    };
+    let pace = service.limits.rate.saturating_mul(service.limits.stall.as_secs().max(1) as usize);
+    let hold = Hold { owed: pulse.owe(pace), _begun: begun };
+    Full::new(Piece::new(bytes, Some(hold)))
 }
 
 /// A connection in the metrics.
@@ -298,29 +339,37 @@ struct Watch<'a> {
     blocked: Option<(Instant, u64)>,
     /// Since when there was seen a head that is not whole.
     mid_head: Option<Instant>,
+    /// When answers were last told from those before them.
+    turned: Option<Instant>,
+    /// Too many answers are left, by whoever it is.
+    is_crowded: bool,
     leaving: bool,
 }
 
 impl<'a> Watch<'a> {
     fn new(pulse: &'a Pulse, limits: &'a Limits, is_http2: bool) -> Self {
-        let (stopped, blocked, mid_head) = (None, None, None);
-        Self { pulse, limits, is_http2, stopped, blocked, mid_head, leaving: false }
+        let (stopped, blocked, mid_head, turned) = (None, None, None, None);
+        let (is_crowded, leaving) = (false, false);
+        Self { pulse, limits, is_http2, stopped, blocked, mid_head, turned, is_crowded, leaving }
     }
 
     fn look(&mut self, now: Instant) -> Verdict {
-        if self.takes_too_slowly(now) {
+        if self.takes_too_slowly(now) || self.leaves_answers(now) {
             return Verdict::Cut(Some("slow_reader"));
         }
         if self.asks_too_slowly(now) {
             return Verdict::Cut(Some("slow_head"));
         }
-        let is_busy = self.pulse.in_flight() > 0 || self.blocked.is_some();
+        let is_owed = self.pulse.owed() > 0;
+        let is_busy = self.pulse.in_flight() > 0 || self.blocked.is_some() || is_owed;
         let served = self.pulse.has_served();
         let limit = if served { self.limits.idle } else { self.limits.first_request };
         // Over HTTP/2, a client can be told that this is the end while its requests go on.
         let may_leave = !is_busy || self.is_http2;
         let is_last_call = self.stopped.is_some_and(|since| now - since > LAST_CALL);
-        let is_over = is_last_call && may_leave || !is_busy && self.pulse.idle() > limit;
+        let is_over = is_last_call && may_leave
+            || self.is_http2 && self.pulse.is_sent_away()
+            || !is_busy && self.pulse.idle() > limit;
         match (is_over, self.leaving) {
             (false, _) => Verdict::Stay,
             (true, false) => {
@@ -348,6 +397,18 @@ impl<'a> Watch<'a> {
         self.blocked = Some((now, written));
         let taken = u128::from(written - before) * 1000;
         taken < elapsed.as_millis() * self.limits.rate as u128
+    }
+
+    /// Whether it takes nothing of an answer that is there for it, though it may take others. Over
+    /// HTTP/2 nobody is blocked by that: the library waits for the peer to ask for more.
+    fn leaves_answers(&mut self, now: Instant) -> bool {
+        let stall = self.limits.stall;
+        let stall = if self.is_crowded { stall.min(STALL_IN_A_CROWD) } else { stall };
+        if !self.is_http2 || now - *self.turned.get_or_insert(now) < stall {
+            return false;
+        }
+        self.turned = Some(now);
+        !self.pulse.turn()
     }
 
     /// Whether a head has begun, and does not end. Over HTTP/2 other things than heads come
@@ -416,6 +477,27 @@ mod tests {
         }
         assert_eq!(watch.look(after(7)), Verdict::Cut(Some("slow_head")));
         assert_eq!(second.look(after(7)), Verdict::Stay);
+    }
+
+    #[test]
+    fn who_leaves_an_answer_is_cut_and_who_is_sent_away_leaves() {
+        let (limits, start) = (limits(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let pulse = Arc::new(Pulse::new(Phase::Open));
+        let mut watch = Watch::new(&pulse, &limits, true);
+        assert_eq!(watch.look(after(0)), Verdict::Stay);
+        let left = pulse.owe(100);
+        for seconds in [1, 4, 5, 7] {
+            drop(pulse.owe(100));
+            assert_eq!(watch.look(after(seconds)), Verdict::Stay);
+        }
+        assert_eq!(watch.look(after(8)), Verdict::Cut(Some("slow_reader")));
+        let mut watch = Watch::new(&pulse, &limits, true);
+        pulse.send_away();
+        assert_eq!(watch.look(after(9)), Verdict::Leave);
+        assert_eq!(watch.look(after(10)), Verdict::Stay, "its answer is on its way");
+        drop(left);
+        assert_eq!(watch.look(after(11)), Verdict::Cut(None));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! Every connection is one task. [`doorman`] bounds their number, and says who leaves when there
 //! is no room; [`connection`] closes those that idle or stall; [`pace`] sees what passes between
-//! socket and protocol; [`pulse`] is what they all look at; [`roused`] leaves alone what
-//! has nothing to say.
+//! socket and protocol, and [`piece`] what has not passed yet; [`pulse`] is what they all look at;
+//! [`roused`] leaves alone what has nothing to say.
 
 pub(crate) mod admin;
 mod connection;
 pub(crate) mod doorman;
 mod pace;
+mod piece;
 mod pulse;
 mod roused;
 pub(crate) mod tcp;

@@ -14,11 +14,8 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use super::pulse::Pulse;
-use crate::{room::Held, service::Service};
-
-/// Of a head, so much is free; honest ones are smaller.
-const FREE_HEAD: usize = 16 << 10;
+use super::pulse::{FREE_HEAD, Pulse};
+use crate::service::Service;
 
 /// A socket that tells whether its peer has gone, without reading from it.
 pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {
@@ -50,24 +47,26 @@ pub(crate) struct Paced<S> {
     socket: S,
     pulse: Arc<Pulse>,
     service: Arc<Service>,
-    /// What this connection's head takes beyond the free part.
-    head: Held,
+    /// Whether a head was given room beyond the free part, and nothing has come since.
+    is_large: bool,
 }
 
 impl<S> Paced<S> {
     pub(crate) fn new(socket: S, pulse: Arc<Pulse>, service: Arc<Service>) -> Self {
-        let head = service.admission.heads.held();
-        Self { socket, pulse, service, head }
+        Self { socket, pulse, service, is_large: false }
     }
 
     /// Notes bytes that came; refuses them if heads take too much in all.
     fn came(&mut self, bytes: usize) -> io::Result<()> {
         let unanswered = self.pulse.read(bytes);
         if unanswered <= FREE_HEAD || self.pulse.in_flight() > 0 {
-            self.head.clear();
+            if std::mem::take(&mut self.is_large) {
+                self.pulse.release_head();
+            }
             return Ok(());
         }
-        if self.head.reach(unanswered - FREE_HEAD) {
+        self.is_large = true;
+        if self.pulse.hold_head(unanswered, &self.service.admission.heads) {
             return Ok(());
         }
         self.service.metrics.shed("heads");

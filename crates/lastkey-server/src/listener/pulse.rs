@@ -9,15 +9,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+
+use crate::room::{Held, Pool};
+
 /// In place of a number of requests: the connection was let go, and begins none any more.
 const LET_GO: u32 = u32::MAX;
+/// Of a head, so much is free; honest ones are smaller.
+pub(super) const FREE_HEAD: usize = 16 << 10;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// It has sent nothing.
+    /// It has sent nothing, or too little for an answer: a byte is no sign that it means it.
     Silent,
-    /// TLS is being negotiated.
+    /// TLS is being negotiated: we have said something.
     Handshake,
     /// Requests can come.
     Open,
@@ -40,6 +46,15 @@ pub(crate) struct Pulse {
     written: AtomicU64,
     /// The peer takes nothing at the moment.
     blocked: AtomicBool,
+    /// Answers that were made and not taken whole, by the turn in which they, or enough of them,
+    /// went.
+    owed: [AtomicU32; 2],
+    /// Whose turn it is, of the two.
+    turn: AtomicUsize,
+    /// It is to end after its answers.
+    sent_away: AtomicBool,
+    /// What a head takes beyond the free part while it comes.
+    head: Mutex<Option<Held>>,
 }
 
 impl Pulse {
@@ -54,12 +69,17 @@ impl Pulse {
             unanswered: AtomicUsize::new(0),
             written: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
+            owed: [AtomicU32::new(0), AtomicU32::new(0)],
+            turn: AtomicUsize::new(0),
+            sent_away: AtomicBool::new(false),
+            head: Mutex::new(None),
         }
     }
 
     pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
-            0 => Phase::Silent,
+            0 if self.written.load(Ordering::Relaxed) == 0 => Phase::Silent,
+            0 => Phase::Handshake,
             1 => Phase::Handshake,
             _ => Phase::Open,
         }
@@ -77,9 +97,10 @@ impl Pulse {
         let more = |count| (count != LET_GO).then(|| count + 1);
         self.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
         self.served.store(true, Ordering::Relaxed);
-        self.unanswered.store(0, Ordering::Relaxed);
+        let came = self.unanswered.swap(0, Ordering::Relaxed);
+        let head = if came > FREE_HEAD { self.head.lock().take() } else { None };
         self.long_polls.fetch_add(is_long_poll.into(), Ordering::Relaxed);
-        Some(Beat { pulse: Arc::clone(self), is_long_poll })
+        Some(Beat { pulse: Arc::clone(self), is_long_poll, head })
     }
 
     /// Lets the connection go, unless a request is under way.
@@ -127,6 +148,50 @@ impl Pulse {
         self.in_flight() == 0 && self.unanswered.load(Ordering::Relaxed) > 0
     }
 
+    /// Takes room for what has come of a head of `bytes`; `false` if there is none.
+    pub(crate) fn hold_head(&self, bytes: usize, heads: &Pool) -> bool {
+        self.head.lock().get_or_insert_with(|| heads.held()).reach(bytes - FREE_HEAD.min(bytes))
+    }
+
+    /// What came is no head, or that of a request that has begun and holds its room itself.
+    pub(crate) fn release_head(&self) {
+        *self.head.lock() = None;
+    }
+
+    /// An answer was made, of which the peer has nothing yet. Who takes less than `pace` bytes of
+    /// it from one turn to the next does not take it.
+    pub(crate) fn owe(self: &Arc<Self>, pace: usize) -> Owed {
+        let side = self.turn.load(Ordering::Relaxed);
+        self.owed[side].fetch_add(1, Ordering::Relaxed);
+        Owed { pulse: Arc::clone(self), side, pace, taken: 0 }
+    }
+
+    /// Answers that were made and not taken whole.
+    pub(crate) fn owed(&self) -> u32 {
+        self.owed.iter().map(|side| side.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Begins another turn; `false` if there is an answer that was not taken in the whole of the
+    /// last one.
+    pub(crate) fn turn(&self) -> bool {
+        let next = 1 - self.turn.load(Ordering::Relaxed);
+        if self.owed[next].load(Ordering::Relaxed) > 0 {
+            return false;
+        }
+        self.turn.store(next, Ordering::Relaxed);
+        true
+    }
+
+    /// The connection is to end after its answers.
+    pub(crate) fn send_away(&self) {
+        self.sent_away.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is to end after its answers.
+    pub(crate) fn is_sent_away(&self) -> bool {
+        self.sent_away.load(Ordering::Relaxed)
+    }
+
     /// Bytes went out.
     pub(crate) fn wrote(&self, bytes: usize) {
         self.written.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -154,6 +219,21 @@ impl Pulse {
 pub(crate) struct Beat {
     pulse: Arc<Pulse>,
     is_long_poll: bool,
+    /// What its head takes beyond the free part.
+    head: Option<Held>,
+}
+
+impl Beat {
+    /// Keeps room for the request's head, of so many bytes, for as long as it is in memory; `false`
+    /// if there is none. While it came it had room of its own, except beside other requests of its
+    /// connection, where heads are not told from bodies.
+    pub(crate) fn hold_head(&mut self, bytes: usize, heads: &Pool) -> bool {
+        if bytes <= FREE_HEAD {
+            self.head = None;
+            return true;
+        }
+        self.head.get_or_insert_with(|| heads.held()).reach(bytes - FREE_HEAD)
+    }
 }
 
 impl Drop for Beat {
@@ -165,6 +245,38 @@ impl Drop for Beat {
         // nobody looks at the bytes while a request is under way.
         pulse.unanswered.store(0, Ordering::Relaxed);
         pulse.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// An answer that was made and not taken whole.
+#[derive(Debug)]
+pub(crate) struct Owed {
+    pulse: Arc<Pulse>,
+    side: usize,
+    pace: usize,
+    /// Bytes of it that went since it was last counted anew.
+    taken: usize,
+}
+
+impl Owed {
+    /// So many more bytes of it went.
+    pub(crate) fn took(&mut self, bytes: usize) {
+        self.taken += bytes;
+        if self.taken < self.pace {
+            return;
+        }
+        self.taken = 0;
+        let pulse = &self.pulse;
+        let side = pulse.turn.load(Ordering::Relaxed);
+        pulse.owed[side].fetch_add(1, Ordering::Relaxed);
+        pulse.owed[self.side].fetch_sub(1, Ordering::Relaxed);
+        self.side = side;
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.pulse.owed[self.side].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -198,6 +310,52 @@ mod tests {
         assert!(!pulse.is_mid_head());
         drop(beat);
         assert!(!pulse.is_mid_head());
+    }
+
+    #[test]
+    fn who_says_too_little_for_an_answer_is_silent() {
+        let pulse = Pulse::new(Phase::Silent);
+        pulse.read(1);
+        assert_eq!(pulse.phase(), Phase::Silent);
+        pulse.wrote(1000);
+        assert_eq!(pulse.phase(), Phase::Handshake);
+        pulse.reach(Phase::Open);
+        assert_eq!(pulse.phase(), Phase::Open);
+    }
+
+    #[test]
+    fn an_answer_is_taken_or_told_from_those_that_are() {
+        let pulse = Arc::new(Pulse::new(Phase::Open));
+        let mut slow = pulse.owe(10);
+        assert!(pulse.turn(), "it was made a moment ago");
+        slow.took(9);
+        assert!(!pulse.turn(), "a whole turn, and too little of it went");
+        slow.took(1);
+        let late = pulse.owe(10);
+        assert!(pulse.turn());
+        assert_eq!(pulse.owed(), 2);
+        drop(late);
+        assert!(!pulse.turn(), "the other one has stood still since");
+        drop(slow);
+        assert!(pulse.turn() && pulse.owed() == 0);
+    }
+
+    #[test]
+    fn a_large_head_keeps_its_room_while_its_request_is_worked_on() {
+        let heads = Pool::new(8 << 10);
+        let pulse = Arc::new(Pulse::new(Phase::Open));
+        assert!(pulse.hold_head(pulse.read(24 << 10), &heads));
+        assert!(!Pulse::new(Phase::Open).hold_head(FREE_HEAD + 1, &heads));
+        let mut beat = pulse.begin(false).unwrap();
+        pulse.release_head();
+        assert!(beat.hold_head(24 << 10, &heads), "its own room is not taken twice");
+        let mut second = pulse.begin(false).unwrap();
+        assert!(second.hold_head(FREE_HEAD, &heads) && !second.hold_head(FREE_HEAD + 1, &heads));
+        drop(beat);
+        assert!(second.hold_head(24 << 10, &heads));
+        // What came was a body.
+        assert!(second.hold_head(100, &heads));
+        assert!(Pulse::new(Phase::Open).hold_head(24 << 10, &heads));
     }
 
     #[test]

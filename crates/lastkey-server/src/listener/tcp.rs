@@ -1,6 +1,14 @@
 //! TCP with TLS.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::{Future as _, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -19,9 +27,10 @@ const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\
     connection: close\r\ncontent-length: 51\r\n\r\n\
     This port speaks HTTPS alone; use an https:// URL.\n";
 
-/// So many connections may have been accepted without having been looked at, or for
-/// [`FIRST_LOOK`] without having said anything; more of them wait in the system's queue. A flood
-/// is thus never accepted faster than we can tell who means it.
+/// So many connections may have been accepted without having been looked at, for [`FIRST_LOOK`]
+/// without having said anything, or without what they said first having been worked on; more of
+/// them wait in the system's queue. A flood is thus never accepted faster than we can tell who
+/// means it. None of these waits for a peer: who says a part and then nothing holds up nobody.
 const STARTING: usize = 512;
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 
@@ -97,22 +106,30 @@ async fn handshake(
     (guest, start): (&Guest, OwnedSemaphorePermit),
 ) -> Option<TlsStream<Paced<TcpStream>>> {
     let mut first = [0];
+    let mut start = Some(start);
     let come = match tokio::time::timeout(FIRST_LOOK, stream.peek(&mut first)).await {
         Ok(come) => come,
         Err(_) => {
-            drop(start);
+            start = None;
             stream.peek(&mut first).await
         }
     };
     if come.ok()? == 1 && first[0].is_ascii_uppercase() {
         // A method's first letter; TLS begins with 0x16.
+        drop(start);
         let _ = stream.write_all(NOT_TLS).await;
         let _ = stream.shutdown().await;
         return None;
     }
-    guest.pulse.reach(Phase::Handshake);
     let paced = Paced::new(stream, Arc::clone(&guest.pulse), Arc::clone(service));
-    acceptor.accept(paced).await.ok()
+    let mut accept = pin!(acceptor.accept(paced));
+    // Most of a handshake's work, if its first message is there; from then on it is the peer's turn.
+    let begun = poll_fn(|cx| Poll::Ready(accept.as_mut().poll(cx))).await;
+    drop(start);
+    match begun {
+        Poll::Ready(stream) => stream.ok(),
+        Poll::Pending => accept.await.ok(),
+    }
 }
 
 #[cfg(test)]

@@ -122,6 +122,9 @@ struct ImpactJson<'a> {
     deletion_at: Option<Timestamp>,
     versions: Vec<VersionJson>,
     dependants: Vec<Shown<'a>>,
+    /// What else needs these versions, of which nothing is written down: clusters of which nobody
+    /// knows what they have used, and callers who encrypted by themselves.
+    unwritten: Vec<Shown<'a>>,
 }
 
 #[derive(Serialize)]
@@ -146,7 +149,7 @@ struct VersionJson {
     objects: u64,
     /// Of these, objects in what ends by itself, such as backups.
     objects_until: u64,
-    /// Whether anything needs it now.
+    /// Whether anything needs it now: then it is not retired without an override.
     needed: bool,
     /// When the last of what ends by itself has ended, if nothing else needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -170,13 +173,14 @@ pub(super) async fn impact(call: &Call<'_>, path: &str) -> Answer {
         VersionJson { plugin_key_id, ..version_json(&found, version) }
     });
     let versions = versions.collect();
-    let dependants = found.dependants.iter().map(|one| Shown::new(one, found.now)).collect();
+    let now = found.now;
     json(&ImpactJson {
         key_id: found.key.id,
         state: found.key.state.name(),
         deletion_at: found.key.deletion_at,
         versions,
-        dependants,
+        dependants: found.dependants.iter().map(|one| Shown::new(one, now)).collect(),
+        unwritten: found.unwritten.iter().map(|one| Shown::new(one, now)).collect(),
     })
 }
 
@@ -192,7 +196,7 @@ fn plugin_key_id(found: &Impact, cluster: ClusterId, version: KeyVersionId) -> O
 }
 
 fn version_json(found: &Impact, version: &lastkey_engine::KeyVersion) -> VersionJson {
-    let needing = || found.dependants.iter().filter(|one| one.needs(version.id, found.now));
+    let needing = || found.needing.get(&version.id).into_iter().flatten();
     let count = |ending: bool| {
         let counted = needing().filter(|one| !ending || one.until.is_some());
         let objects = counted.filter_map(|one| one.versions.get(&version.id));

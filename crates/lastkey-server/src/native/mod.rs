@@ -1,8 +1,9 @@
 //! The native `/v1` API: what the other wires have no words for.
 //!
 //! JSON both ways; errors are `{"code","message","request_id"}` with the engine's codes. Callers
-//! are plugins (client certificate), the account root (ACS3 signature over the real path) and
-//! local administrators (admin socket).
+//! are plugins (client certificate), the account root (ACS3 or ACS4 signature, which cover the real
+//! path and the body; never RPC v1, which covers neither), kubelets that ask to enrol, and local
+//! administrators (admin socket).
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

@@ -45,7 +45,8 @@ pub(crate) struct ConfigOptions {
     /// The provider's name.
     #[arg(long, default_value = "lastkey", value_name = "NAME")]
     pub(crate) provider: String,
-    /// What to encrypt, such as secrets or configmaps; may be given several times.
+    /// What to encrypt, such as secrets, deployments.apps, *.apps or *.*; may be given several
+    /// times. Without secrets among it, those stay in clear.
     #[arg(long = "resource", default_value = "secrets", value_name = "RESOURCE")]
     pub(crate) resources: Vec<String>,
     /// The apiserver's KMS API version; v1 is only for releases before 1.27.
@@ -71,8 +72,10 @@ pub(crate) enum ConfigPiece {
     Systemd,
     /// Values for the Helm chart that runs the plugin; needs --enrol.
     Helm,
-    /// A kubeadm patch for the apiserver.
+    /// A kubeadm patch for the apiserver; to be given again at every upgrade and every join.
     Kubeadm,
+    /// What kubeadm's ClusterConfiguration needs in place of the patch, which lasts.
+    KubeadmConfig,
     /// A configuration file for k3s.
     K3s,
     /// A configuration file for RKE2.

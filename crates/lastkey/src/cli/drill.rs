@@ -66,6 +66,11 @@ pub(crate) struct RestoreOptions {
     #[arg(long, requires = "snapshot")]
     pub(crate) skip_hash_check: bool,
 
+    /// A kind that no apiserver serves any more and nobody misses, as it is called in etcd, such as
+    /// podsecuritypolicy; may be given several times.
+    #[arg(long, value_name = "KIND", requires = "snapshot")]
+    pub(crate) leftover: Vec<String>,
+
     /// How many objects are read at once.
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) workers: u16,
@@ -120,7 +125,14 @@ fn apiserver_flag(text: &str) -> Result<String, String> {
     let Some(name) = name.strip_prefix("--").filter(|name| !name.is_empty()) else {
         return Err("a flag begins with --, and has its value behind =".to_owned());
     };
-    let own = ["etcd-", "bind-address", "advertise-address", "secure-port", "encryption-provider-"];
+    let own = [
+        "etcd-",
+        "bind-address",
+        "advertise-address",
+        "secure-port",
+        "encryption-provider-",
+        "egress-selector-",
+    ];
     match own.iter().any(|own| name.replace('_', "-").starts_with(own)) {
         true => Err("a drill sets that one itself: its apiserver is nobody else's".to_owned()),
         false => Ok(text.to_owned()),
@@ -191,6 +203,7 @@ mod tests {
             "--etcd_prefix=/x",
             "--bind-address=0.0.0.0",
             "--encryption-provider-config=/etc/x",
+            "--egress-selector-config-file=/etc/x",
             "v=4",
             "--",
             "",

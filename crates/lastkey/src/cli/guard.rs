@@ -104,7 +104,7 @@ pub(crate) struct ForgetOptions {
     /// Why, for the audit log.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: String,
-    /// Do it although its objects need its keys: name the cluster once more.
+    /// Do it although there is something of it, which is lost then: name the cluster once more.
     #[arg(long = "override", value_name = "NAME")]
     pub(crate) overriding: Option<String>,
 }

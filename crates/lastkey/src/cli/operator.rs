@@ -8,9 +8,10 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Seal")]
 pub(crate) struct SealOptions {
-    /// What keeps the root key of a new installation; one that exists keeps its own.
-    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
-    pub(crate) seal: SealChoice,
+    /// What keeps the root key of a new installation (a file, unless told otherwise); one that
+    /// exists keeps its own.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) seal: Option<SealChoice>,
 
     #[command(flatten)]
     pub(crate) token: TokenOptions,

@@ -6,7 +6,7 @@
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
-use lastkey_client::{Client, Config};
+use lastkey_client::{Client, Config, Error};
 use lastkey_crypto::share::Share;
 use rustix::{
     process::{Signal, getpid, kill_process},
@@ -21,7 +21,7 @@ use crate::{
         Switch, TokenOptions,
     },
     connect::{self, block_on, default_data_dir},
-    output::{Column, Exit, Failure, Output, fields},
+    output::{Column, Exit, Failure, Output, fields, table},
 };
 
 /// Longer than any share.
@@ -38,9 +38,12 @@ pub(crate) fn run(
         OperatorAction::Status => call.status(),
         OperatorAction::Guard(options) => call.guard(&options),
         OperatorAction::Init(Splitting { shares, threshold }) => {
-            let made = call.post("init", &json!({ "shares": shares, "threshold": threshold }))?;
-            call.show_shares(&made, "lastkey operator unseal");
-            Ok(())
+            let body = json!({ "shares": shares, "threshold": threshold });
+            let made =
+                block_on(async { client.operator("init", &body).await.map_err(unanswered) })?;
+            let again = "nothing is lost with them yet: stop the server, move its data directory \
+                         away, start it again with --seal shamir, and run this again";
+            call.show_shares(&made, "lastkey operator unseal", again)
         }
         OperatorAction::Unseal { reset: true } => {
             let status = call.post("unseal", &json!({ "reset": true }))?;
@@ -192,7 +195,9 @@ impl Call<'_> {
                 )
             });
         } else if answer["shares"].is_array() {
-            self.show_shares(&answer, "lastkey operator confirm");
+            let again = "the old seal goes on: drop them with `lastkey operator cancel`, and have \
+                         others made";
+            return self.show_shares(&answer, "lastkey operator confirm", again);
         } else {
             self.progress(&answer);
         }
@@ -204,20 +209,38 @@ impl Call<'_> {
         self.output.object(status, || sentence(status));
     }
 
-    /// The new shares, this once.
-    fn show_shares(&self, made: &Value, next: &str) {
-        let items = made["shares"].as_array().cloned().unwrap_or_default();
+    /// The new shares, this once. A reader who went away is a failure here: nobody else has them.
+    fn show_shares(&self, made: &Value, next: &str, again: &str) -> Result<(), Failure> {
+        let items = made["shares"].as_array().map(Vec::as_slice).unwrap_or_default();
         let threshold = &made["seal"]["threshold"];
-        if self.output.is_json() {
-            self.output.object(made, String::new);
-            return;
-        }
-        self.output.list(&items, &Value::Null, &[Column("Share", "index"), Column("", "share")]);
+        let text = Zeroizing::new(match self.output.is_json() {
+            true => made.to_string(),
+            false => table(items, &[Column("Share", "index"), Column("", "share")]),
+        });
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}", *text).and_then(|()| out.flush()).map_err(|error| {
+            Failure::failed(format_args!(
+                "the shares were made, and could not be written to standard output ({error}): \
+                 those that are not there are lost; {again}"
+            ))
+        })?;
         self.output.hint(&format!(
             "These are shown this once. Give each to another keeper; any {threshold} of them \
              unseal the server, and without them nobody ever will.\n\
              Next, {threshold} of the keepers, each with a share: {next}"
         ));
+        Ok(())
+    }
+}
+
+/// The server may have made shares whose only copy was in the answer that never came.
+fn unanswered(error: Error) -> Failure {
+    match error {
+        Error::Broken { .. } | Error::Timeout { .. } => Failure::from(error).and(
+            "the root key may have been made, with shares that nobody has: run this again, which \
+             says what to do then",
+        ),
+        _ => error.into(),
     }
 }
 

@@ -195,6 +195,7 @@ async fn work_off(
         options: Options {
             resources: resources.names,
             whole: resources.whole,
+            configured: resources.configured,
             workers: WORKERS,
             rate: None,
             page: PAGE,

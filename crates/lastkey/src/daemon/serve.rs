@@ -231,6 +231,7 @@ async fn open(options: ServerOptions, with_plugin: bool) -> Result<Opened, Failu
     let audit = Audit::prepare(&data, &options.audit)?;
     let instance = Instance::new(parts(&data, store, seals(&data, &options.seal)?, &audit));
     instance.start().await.map_err(start_failed)?;
+    compare_seals(options.seal.seal, &instance);
     match open_doors(&data, &instance, options, with_plugin).await {
         Ok((bound, made)) => {
             audit.show_sinks(&bound);
@@ -259,18 +260,34 @@ fn start_failed(error: StartError) -> Failure {
 /// The seals that this process can use.
 fn seals(data: &DataDir, options: &SealOptions) -> Result<Seals, Failure> {
     let token = token(&options.token).map(|token| Arc::new(token) as Arc<dyn Seal>);
-    let first = match options.seal {
+    let first = kind(options.seal.unwrap_or_default());
+    if first == SealKind::Pkcs11 && token.is_none() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--seal pkcs11 needs --pkcs11-module, --pkcs11-token and --pkcs11-pin-file",
+        ));
+    }
+    Ok(Seals::new(FileSeal::new(data.root_key()), token, first))
+}
+
+fn kind(choice: SealChoice) -> SealKind {
+    match choice {
         SealChoice::File => SealKind::File,
         SealChoice::Shamir => SealKind::Shamir,
-        SealChoice::Pkcs11 if token.is_none() => {
-            return Err(Failure::new(
-                Exit::Usage,
-                "--seal pkcs11 needs --pkcs11-module, --pkcs11-token and --pkcs11-pin-file",
-            ));
-        }
         SealChoice::Pkcs11 => SealKind::Pkcs11,
-    };
-    Ok(Seals::new(FileSeal::new(data.root_key()), token, first))
+    }
+}
+
+/// Says so where the store has another seal than the one that it was started with.
+fn compare_seals(asked: Option<SealChoice>, instance: &Instance) {
+    let Some((asked, kept)) = asked.map(kind).zip(instance.status().seal) else { return };
+    if asked != kept.kind {
+        let kept = kept.kind;
+        tracing::warn!(
+            "--seal {asked} is for a new data directory alone, and this one has a {kept} seal; \
+             `lastkey operator migrate --to {asked}` changes it"
+        );
+    }
 }
 
 fn token(options: &TokenOptions) -> Option<TokenSeal> {

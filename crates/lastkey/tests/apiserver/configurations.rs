@@ -230,6 +230,7 @@ fn table() -> Vec<(&'static str, String, Expect)> {
         ("narrow-then-wide", rules(&["[secrets]", "['*.apps']", "['*.*']"]), Fine),
         ("masked-by-all", rules(&["['*.*']", "[secrets]"]), Refused("resource-masked")),
         ("masked-by-group", rules(&["['*.']", "[secrets]"]), Refused("resource-masked")),
+        ("secrets-forgotten", named("[configmaps]"), Clear("secrets-uncovered")),
         ("masked-wildcard", rules(&["['*.*']", "['*.apps']"]), Refused("resource-masked")),
         ("wildcard-twice", rules(&["['*.apps']", "['*.apps']"]), Refused("resource-masked")),
         ("resource-in-two-rules", rules(&["[secrets]", "[secrets, configmaps]"]), Fine),
@@ -391,7 +392,7 @@ fn what_the_doctor_says_stays_in_clear_does() {
     std::fs::write(&file, text).unwrap();
     assert_eq!(
         errors(&doctor(&lab, &file)),
-        ["resource-unknown", "identity-first", "second-document"]
+        ["secrets-uncovered", "resource-unknown", "identity-first", "second-document"]
     );
     // 2. A real apiserver starts with it and serves.
     let dir = lab.folder("cluster");

@@ -4,6 +4,8 @@
 mod ends;
 #[path = "drill/token.rs"]
 mod token;
+#[path = "drill/webhook.rs"]
+mod webhook;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

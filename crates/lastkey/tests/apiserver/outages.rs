@@ -144,7 +144,8 @@ fn a_disable_reaches_the_plugins_cache_before_it_is_answered() {
 }
 
 fn disable(lab: &Lab, split: &Split) -> Value {
-    let args = ["key", "disable", KEY];
+    // Its apiserver needs the key: it is said twice.
+    let args = ["key", "disable", KEY, "--override", KEY, "--reason", "the test wants it"];
     let outcome = lab.lastkey.cli(Some(&split.ready.credentials_file), &args).unwrap();
     outcome.expect_ok("disabling").unwrap().json()
 }

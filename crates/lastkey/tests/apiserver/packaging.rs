@@ -107,6 +107,7 @@ fn chart(lab: &Lab, peers: &Peers) -> String {
         let line = policy.map_or("registry".to_owned(), |it| format!("imagePullPolicy: {it}\n"));
         assert!(said.contains(&line), "{image}: {said}");
     }
+    nodes_of_the_chart(&|values| helm(&["template", "lastkey-kms-plugin"], values), &servers);
     // What is printed for it is all that it needs.
     let values = lab.path("values.yaml");
     fs::write(&values, printed(lab, &["helm", "--enrol", CLUSTER])).unwrap();
@@ -114,6 +115,74 @@ fn chart(lab: &Lab, peers: &Peers) -> String {
     let rendered = helm(&filled, &[]);
     assert!(rendered.status.success(), "{}", said(&rendered));
     String::from_utf8(rendered.stdout).unwrap()
+}
+
+/// It runs wherever the label of a control plane is, whatever its value; kubeadm's is empty, that of k3s
+/// and RKE2 is `true`. A kubelet's key in a directory of its own is mounted.
+fn nodes_of_the_chart(template: &dyn Fn(&[&str]) -> Output, servers: &str) {
+    let cluster = format!("cluster={CLUSTER}");
+    let rendered = |values: &[&str]| -> String {
+        let output = template(&[&[servers, &cluster], values].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let plain = rendered(&[]);
+    let exists = "- key: node-role.kubernetes.io/control-plane\n                operator: Exists\n";
+    assert!(plain.contains(exists) && !plain.contains("nodeSelector:"), "{plain}");
+    assert!(plain.contains("tolerations:\n        - operator: Exists\n"), "{plain}");
+    let labelled = rendered(&["affinity=null", "nodeSelector.role=cp"]);
+    assert!(labelled.contains("nodeSelector:\n        role: cp\n"), "{labelled}");
+    assert!(!labelled.contains("affinity:"), "{labelled}");
+    let everywhere = template(&[servers, &cluster, "affinity=null"]);
+    assert!(!everywhere.status.success() && said(&everywhere).contains("nodeSelector"));
+
+    let beside = rendered(&["kubelet.key=/var/lib/kubelet/pki/kubelet.key"]);
+    assert!(!beside.contains("name: kubelet-key"), "{beside}");
+    let apart = rendered(&["kubelet.key=/elsewhere/kubelet.key"]);
+    for part in [
+        "- name: kubelet-key\n              mountPath: \"/elsewhere\"\n              readOnly: true\n",
+        "- name: kubelet-key\n          hostPath:\n            path: \"/elsewhere\"\n",
+    ] {
+        assert!(apart.contains(part), "{part}\n{apart}");
+    }
+}
+
+/// Each rule fires when it should and only then, from metrics that are missing at first or at last; the
+/// page lists the rules that there are.
+#[test]
+fn the_rules_fire_when_they_should() {
+    let path = packaged("prometheus/lastkey.rules.yaml");
+    let rules = fs::read_to_string(&path).unwrap();
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
+    let page = fs::read_to_string(page).unwrap();
+    let listed: Vec<&str> = (page.lines())
+        .filter(|line| line.starts_with("| `Lastkey"))
+        .filter_map(|line| line.split('`').nth(1))
+        .collect();
+    let named: Vec<&str> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(named.len() > 15, "{named:?}");
+    assert_eq!(listed, named, "docs/metrics.md lists the rules in their order");
+
+    let test = "the_rules_fire_when_they_should";
+    let Some(peers) = Peers::or_skip(test, &["promtool"]) else { return };
+    let try_in = |folder: &Path| {
+        let mut promtool = Command::new(peers.path("promtool"));
+        let tests = folder.join("lastkey.rules.tests.yaml");
+        promtool.args(["test", "rules"]).arg(tests).output().unwrap()
+    };
+    let output = try_in(path.parent().unwrap());
+    assert!(output.status.success(), "{}", said(&output));
+    // The control: a rule that is never true.
+    let lab = Lab::new();
+    let was = "present_over_time(lastkey_plugin_usable[6h])";
+    assert!(rules.contains(was));
+    fs::write(lab.path("lastkey.rules.yaml"), rules.replace(was, "lastkey_plugin_usable")).unwrap();
+    let tests = packaged("prometheus/lastkey.rules.tests.yaml");
+    fs::copy(tests, lab.path("lastkey.rules.tests.yaml")).unwrap();
+    let output = try_in(&lab.path(""));
+    assert!(!output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("LastkeyPluginGone"), "{}", said(&output));
 }
 
 /// Prometheus takes the rules, and each query of the board.

@@ -81,6 +81,9 @@ fn a_version_is_retired_and_taken_back() {
     assert_eq!(impact["versions"][1]["used_by_callers"], true);
     assert!(impact["versions"][1]["last_use"]["by"].is_string(), "{impact}");
     assert_eq!(impact["versions"][0]["never_used"], true, "{impact}");
+    // Of what callers encrypted nothing is written down; it is told all the same.
+    assert_eq!(impact["unwritten"][0]["kind"], "callers", "{impact}");
+    assert_eq!(impact["versions"][1]["needed"], true, "{impact}");
 }
 
 #[test]

@@ -45,8 +45,8 @@ fn contents(origins: Vec<Origin>) -> Contents {
     contents
 }
 
-/// A backup with the cluster 1, its key 1 with the version 1, a disabled key 2 with the version 2,
-/// and a key 3 with the version 3 that the cluster was not given.
+/// A backup with the cluster 1, its key 1 with the version 1 and the retired version 4, a disabled key
+/// 2 with the version 2, and a key 3 with the version 3 that the cluster was not given.
 fn known() -> Known {
     let mut known = Known::default();
     let of = Cluster { name: Some("prod".to_owned()), keys: vec![key(1), key(2)] };
@@ -56,8 +56,11 @@ fn known() -> Known {
         let alias = (number == 1).then(|| "alias/kubernetes".to_owned());
         known.keys.insert(id, Key { id, alias, state: state.to_owned() });
         let created_at = "2026-01-01T00:00:00Z".to_owned();
-        known.versions.insert(version(number), Version { key: id, created_at });
+        let of = Version { key: id, created_at: created_at.clone(), is_retired: false };
+        known.versions.insert(version(number), of);
     }
+    let of = Version { key: key(1), created_at: String::new(), is_retired: true };
+    known.versions.insert(version(4), of);
     known.lineages.insert(Lineage::from_bytes([7; 16]), key(1));
     known
 }
@@ -71,10 +74,13 @@ fn report(origins: Vec<(Origin, Outcome)>) -> RestoreReport {
     let (origins, outcomes): (Vec<_>, Vec<_>) = origins.into_iter().unzip();
     let (contents, known) = (contents(origins), known());
     let local = LocalProviders::parse(LOCAL).ok().unwrap();
-    let mut findings = Findings::new(&contents, &known, &local);
+    let leftovers = ["podsecuritypolicy".to_owned()];
+    let mut findings = Findings::new(&contents, &known, (&local, &leftovers));
     for (index, outcome) in outcomes.into_iter().enumerate() {
-        let resource = match outcome {
-            Outcome::NotServed => "widgets",
+        let resource = match (&outcome, index) {
+            (Outcome::NotServed, 0) => "example.org/widgets",
+            (Outcome::NotServed, 1) => "podsecuritypolicy",
+            (Outcome::NotServed, _) => "masterleases",
             _ => "secrets",
         };
         findings.outcomes[index] = Some((resource.to_owned(), outcome));
@@ -85,7 +91,7 @@ fn report(origins: Vec<(Origin, Outcome)>) -> RestoreReport {
 }
 
 fn failed() -> Outcome {
-    Outcome::Failed(ApiError::NotFound)
+    Outcome::Failed(ApiError::Failed { status: 500, reason: "InternalError".to_owned() })
 }
 
 #[test]
@@ -95,6 +101,7 @@ fn each_failure_has_its_reason() {
         (ours(2, 1), "cluster-unknown"),
         (ours(1, 2), "key-unusable"),
         (ours(1, 3), "key-not-granted"),
+        (ours(1, 4), "key-version-retired"),
         (ours(1, 1), "damaged"),
         (local("k2"), "local-key-missing"),
         (local("k1"), "local-key-wrong"),
@@ -106,7 +113,7 @@ fn each_failure_has_its_reason() {
     assert!(!report.ok);
     let reasons: Vec<&str> = report.unreadable_objects.iter().map(|one| one.reason).collect();
     assert_eq!(reasons, cases.each_ref().map(|(_, reason)| *reason));
-    assert_eq!((report.objects, report.readable, report.unreadable), (10, 0, 10));
+    assert_eq!((report.objects, report.readable, report.unreadable), (11, 0, 11));
     assert!(report.reasons.iter().all(|row| !row.fix.is_empty() && row.objects == 1));
     let first = &report.unreadable_objects[0];
     assert_eq!((&*first.namespace, &*first.name), ("default", "s0"));
@@ -117,7 +124,7 @@ fn each_failure_has_its_reason() {
     let missing = &report.missing_key_versions[0];
     assert_eq!((&*missing.cluster, missing.objects), ("prod", 1));
     let expected =
-        format!("10 of 10 objects cannot be read: the key version {} is missing", version(9));
+        format!("11 of 11 objects cannot be read: the key version {} is missing", version(9));
     assert!(report.verdict.starts_with(&expected), "{}", report.verdict);
     assert!(report.verdict.contains("damaged") && report.verdict.contains("other-plugin"));
 }
@@ -126,27 +133,45 @@ fn each_failure_has_its_reason() {
 fn what_can_be_read_is_counted_and_what_is_nothing_is_not() {
     let report = report(vec![
         (ours(1, 1), Outcome::Read),
+        (Origin::Clear, Outcome::NotServed),
         (local("k1"), Outcome::Read),
         (Origin::Clear, Outcome::Read),
-        // the apiserver's own bookkeeping, and an event that has expired
+        // the apiserver's own bookkeeping, what nobody misses, and an event that has expired
         (Origin::Clear, Outcome::NotServed),
         (Origin::Clear, Outcome::Gone),
     ]);
     assert!(report.ok && report.unreadable_objects.is_empty() && report.reasons.is_empty());
     assert_eq!(report.verdict, "all 3 objects can be read");
-    assert_eq!((report.objects, report.not_objects), (3, 1));
+    assert_eq!((report.objects, report.not_objects), (3, 2));
     let remarks = report.remarks.join("\n");
-    assert!(remarks.contains("widgets 1") && remarks.contains("1 objects went away"), "{remarks}");
+    assert!(remarks.contains("masterleases 1, podsecuritypolicy 1"), "{remarks}");
+    assert!(remarks.contains("1 objects went away"), "{remarks}");
     let under = report.under.iter().find(|row| row.provider == "kms v2 lastkey").unwrap();
     assert_eq!((under.key.as_deref(), under.readable), (Some("alias/kubernetes"), 1));
     assert_eq!(under.created_at.as_deref(), Some("2026-01-01T00:00:00Z"));
 }
 
 #[test]
-fn encrypted_and_served_by_nobody_is_not_forgotten() {
-    let report = report(vec![(ours(1, 1), Outcome::NotServed)]);
-    assert!(!report.ok);
-    assert_eq!(report.unreadable_objects[0].reason, "not-served");
+fn what_is_served_by_nobody_is_not_forgotten() {
+    for origin in [ours(1, 1), Origin::Clear] {
+        let report = report(vec![(origin, Outcome::NotServed)]);
+        assert!(!report.ok);
+        assert_eq!(report.unreadable_objects[0].reason, "not-served");
+    }
+}
+
+#[test]
+fn what_fails_for_another_reason_than_its_key_is_not_called_damaged() {
+    let gone = || Outcome::Failed(ApiError::NotFound);
+    let report = report(vec![(ours(1, 1), gone()), (local("k1"), gone())]);
+    let reasons: Vec<&str> = report.unreadable_objects.iter().map(|one| one.reason).collect();
+    assert_eq!(reasons, ["not-readable", "not-readable"]);
+}
+
+#[test]
+fn a_snapshot_without_anything_of_ours_is_called_that() {
+    let report = report(vec![(local("k1"), Outcome::Read), (Origin::Clear, Outcome::Read)]);
+    assert!(report.ok && report.verdict.contains("none of them is encrypted by Lastkey"));
 }
 
 #[test]

@@ -5,6 +5,10 @@
 //! ACS3-HMAC-SHA256 Credential=<id>,SignedHeaders=a;b,Signature=<64 hex>
 //! ACS4-HMAC-SHA256 Credential=<id>/<yyyymmdd>/<region>/<product>/aliyun_v4_request,SignedHeaders=…
 //! ```
+//!
+//! Method, path, query and the hash of the body are covered by construction. Of the headers that
+//! change a request's meaning, all have to be: the host, every `x-acs-*`, and at `/` the content type
+//! of a body, which decides whether it is read as a form.
 
 use http::HeaderValue;
 use lastkey_crypto::mac;
@@ -21,12 +25,15 @@ const ACS4: &str = "ACS4-HMAC-SHA256";
 const PREFIX: &str = "x-acs-";
 /// SHA-256 of nothing: most requests have no body.
 const EMPTY_HASH: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+/// The path where a body's content type decides whether it is read.
+const FORM_PATH: &str = "/";
 /// SDKs sign about ten.
 const MAX_SIGNED_HEADERS: usize = 64;
 
 const DATE: &str = "x-acs-date";
 const NONCE: &str = "x-acs-signature-nonce";
 const CONTENT_HASH: &str = "x-acs-content-sha256";
+const CONTENT_TYPE: &str = "content-type";
 const ACCESS_KEY_ID: &str = "x-acs-accesskey-id";
 const SECURITY_TOKEN: &str = "x-acs-security-token";
 
@@ -54,6 +61,7 @@ pub(super) fn claim<'a>(
     let parts = Authorization::parse(authorization)?;
     let headers = signed_headers(request, parts.signed_headers)?;
     require_payload_hash(request, &headers)?;
+    require_content_type(request, &headers)?;
 
     let date = value(&headers, DATE).ok_or(SignatureError::Missing(DATE))?;
     if parts.scope.as_ref().is_some_and(|scope| !same_day(scope.date, date)) {
@@ -233,6 +241,18 @@ fn require_payload_hash(
     matches.then_some(()).ok_or(SignatureError::Incomplete(
         "x-acs-content-sha256 is not the SHA-256 of the body in lower-case hexadecimal digits",
     ))
+}
+
+/// Whoever could take the content type of a form away would take its parameters away.
+fn require_content_type(
+    request: &SignedRequest<'_>,
+    headers: &[SignedHeader<'_>],
+) -> Result<(), SignatureError> {
+    let decides = request.path == FORM_PATH && !request.body.is_empty();
+    if decides && value(headers, CONTENT_TYPE).is_none() {
+        return Err(SignatureError::Incomplete("the signature does not cover the content-type"));
+    }
+    Ok(())
 }
 
 fn value<'a>(headers: &[SignedHeader<'a>], name: &str) -> Option<&'a str> {

@@ -3,8 +3,9 @@
 //! Verification in steps, each of which may refuse:
 //! 1. [`Claim::parse`] tells the protocol apart and reads who signed, when, and with which nonce;
 //! 2. it checks that the signature covers all that could change the request's meaning: for ACS3
-//!    and ACS4 the host, every `x-acs-*` header that was sent and the hash of the body as it
-//!    arrived (RPC v1 covers all parameters by construction);
+//!    and ACS4 the host, every `x-acs-*` header that was sent, the hash of the body as it arrived
+//!    and at `/` its content type. RPC v1 covers the method and all parameters by construction, and
+//!    neither the path nor any body but a form: it is refused with either;
 //! 3. [`Claim::verify`] recomputes the signature and compares in constant time;
 //! 4. the caller of this module then admits the nonce, so that only holders of a secret can fill
 //!    the table of nonces.

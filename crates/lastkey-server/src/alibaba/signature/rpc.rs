@@ -1,10 +1,16 @@
-//! RPC v1: everything is a parameter, and the signature covers all of them.
+//! RPC v1: everything is a parameter, and the signature covers all of them. It covers nothing else:
+//! the text that is signed names the path `/` wherever the request goes, and of a body only the form.
+//! So it is no signature of a request to another path, nor of one with another body.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lastkey_crypto::mac;
 use zeroize::Zeroizing;
 
 use super::{Claim, SignatureError, SignedRequest, canonical, parse_nonce, parse_timestamp};
+use crate::params::Place;
+
+/// The path that the text to sign names.
+const PATH: &str = "/";
 
 #[derive(Clone, Copy, Debug)]
 enum Method {
@@ -21,6 +27,7 @@ pub(super) struct Proof<'a> {
 pub(super) fn claim<'a>(request: &SignedRequest<'a>) -> Result<Claim<'a>, SignatureError> {
     let params = request.params;
     let signature = params.get("Signature").ok_or(SignatureError::Unsigned)?;
+    require_cover(request)?;
     let required = |name: &'static str| params.non_empty(name).ok_or(SignatureError::Missing(name));
     let method = match params.non_empty("SignatureMethod").unwrap_or("HMAC-SHA1") {
         "HMAC-SHA1" => Method::HmacSha1,
@@ -43,6 +50,24 @@ pub(super) fn claim<'a>(request: &SignedRequest<'a>) -> Result<Claim<'a>, Signat
         nonce: parse_nonce(required("SignatureNonce")?)?,
         proof: super::Proof::Rpc(Proof { method, signature }),
     })
+}
+
+/// Refuses what this protocol's signatures say nothing about.
+fn require_cover(request: &SignedRequest<'_>) -> Result<(), SignatureError> {
+    if request.path != PATH {
+        return Err(SignatureError::Incomplete(
+            "RPC v1 covers neither path nor JSON and is taken at / alone; sign by \
+             ACS3-HMAC-SHA256, or use a client certificate or the admin socket",
+        ));
+    }
+    let is_form = request.params.iter().any(|param| param.place == Place::Form);
+    if !request.body.is_empty() && !is_form {
+        return Err(SignatureError::Incomplete(
+            "RPC v1 covers no body but a form; send application/x-www-form-urlencoded, or all \
+             parameters in the query",
+        ));
+    }
+    Ok(())
 }
 
 impl Proof<'_> {

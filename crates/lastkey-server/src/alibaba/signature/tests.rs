@@ -167,6 +167,61 @@ fn native_paths_are_covered() {
     assert_eq!(changed.judge(vectors.access_key_secret.as_bytes()), Ok(false));
 }
 
+/// What it signs is the same text wherever it is sent, and whatever comes with it.
+#[test]
+fn rpc_is_good_at_one_path_and_with_a_form_alone() {
+    let vectors = vectors();
+    let secret = vectors.access_key_secret.as_bytes();
+    let rpc = vectors.requests.iter().filter(|request| request.protocol == "rpc");
+    for request in rpc {
+        let query = request.uri.strip_prefix('/').unwrap();
+        for path in ["/v1/status", "/v1/clusters", "/v1/operator/seal", "//", ""] {
+            let mut moved = request.clone();
+            moved.uri = format!("{path}{query}");
+            let refused = moved.judge(secret);
+            let Err(SignatureError::Incomplete(why)) = refused else { panic!("{refused:?}") };
+            assert!(why.contains("ACS3"), "{}: {why}", request.name);
+        }
+        if request.body.is_empty() {
+            let mut filled = request.clone();
+            filled.set_header("content-type", "application/json");
+            filled.body = r#"{"name":"mine"}"#.to_owned();
+            let refused = filled.judge(secret);
+            assert!(matches!(refused, Err(SignatureError::Incomplete(_))), "{}", request.name);
+        } else {
+            let mut other = request.clone();
+            other.set_header("content-type", "application/json");
+            assert_ne!(other.judge(secret), Ok(true), "{}", request.name);
+        }
+    }
+}
+
+/// Without its content type a form would not be read, and the request would be another.
+#[test]
+fn a_form_is_covered_with_its_content_type() {
+    let vectors = vectors();
+    let secret = vectors.access_key_secret.as_bytes();
+    let forms = vectors.requests.iter().filter(|one| one.protocol != "rpc" && one.is_form());
+    let mut seen = 0;
+    for form in forms {
+        for content_type in [None, Some("application/json")] {
+            let mut changed = form.clone();
+            changed.headers.retain(|(name, _)| name != "content-type");
+            changed.headers.extend(content_type.map(|kind| ("content-type".into(), kind.into())));
+            assert_ne!(changed.judge(secret), Ok(true), "{}", form.name);
+        }
+        let mut uncovered = form.clone();
+        for (_, value) in &mut uncovered.headers {
+            *value = value.replace("content-type;", "");
+        }
+        let refused = uncovered.judge(secret);
+        let why = SignatureError::Incomplete("the signature does not cover the content-type");
+        assert_eq!(refused, Err(why), "{}", form.name);
+        seen += 1;
+    }
+    assert!(seen >= 3, "{seen}");
+}
+
 #[test]
 fn tells_why_a_signature_cannot_be_read() {
     let vectors = vectors();

@@ -418,7 +418,12 @@ impl Start<'_> {
                     )));
                 }
                 Err(ApiError::NotFound) | Ok(_) => {}
-                Err(error) => return Err(unreachable(&error)),
+                Err(error) => {
+                    let name = resource.full_name();
+                    return Err(unreachable(&error).and(format_args!(
+                        "{name} cannot be listed: `kubectl get {name}` says more"
+                    )));
+                }
             }
         }
         Ok(())
@@ -459,16 +464,26 @@ fn target(to: &str, config: &EncryptionConfiguration) -> Result<Target, Failure>
     Ok(Target::Kms { name: name.to_owned(), endpoint })
 }
 
-/// Whether a cluster's objects go under the KMS: `updating`, `running` or `off`; what is under way,
-/// and since when. `under` says whether anything rests under one of its keys.
-pub(super) fn state(known: &[Rotation], under: bool) -> Value {
-    match newest(known).filter(|one| !one.is_over()) {
-        Some(one) => json!({
+/// Whether a cluster's objects go under the KMS: `updating`, `running`, `off`, or `unknown`; what is
+/// under way, and since when. `under` says whether anything rests under one of its keys, where that
+/// was counted, and `writes` whether an apiserver is known to write under one.
+pub(super) fn state(known: &[Rotation], under: Option<bool>, writes: bool) -> Value {
+    let newest = newest(known);
+    if let Some(one) = newest.filter(|one| !one.is_over()) {
+        return json!({
             "status": "updating", "way": one.way(), "phase": one.phase, "paused": one.paused,
             "since": one.started, "updated": one.updated,
-        }),
-        None => json!({ "status": if under { "running" } else { "off" } }),
+        });
     }
+    let finished = newest.filter(|one| one.phase == RotationPhase::Finished);
+    let status = match (under, finished.and_then(Rotation::way)) {
+        (Some(true), _) | (None, Some(Way::Enable)) => "running",
+        (None, _) if writes => "running",
+        // What lies there is not counted: the change has seen that nothing did.
+        (Some(false), _) | (None, Some(Way::Disable)) => "off",
+        (None, _) => "unknown",
+    };
+    json!({ "status": status })
 }
 
 fn newest(known: &[Rotation]) -> Option<&Rotation> {
@@ -495,6 +510,11 @@ pub(super) fn shown(state: &Value) -> Option<String> {
             Some(format!("updating, by `lastkey cluster {}`", text("way")))
         }
         "running" => Some("running: encrypted under its key".to_owned()),
+        "unknown" => Some(
+            "whether anything is encrypted under its key is not known: register its etcd, or see \
+             `lastkey cluster doctor`"
+                .to_owned(),
+        ),
         _ => None,
     }
 }
@@ -518,6 +538,7 @@ async fn work(
         options: Options {
             resources: goal.resources,
             whole: true,
+            configured: true,
             workers: options.workers.into(),
             rate: options.rate,
             page: options.page,

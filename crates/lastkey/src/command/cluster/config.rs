@@ -10,7 +10,7 @@ use lastkey_crypto::ClusterId;
 use lastkey_kubernetes::{
     cluster_config::{
         ApiserverPatch, EncryptionConfig, HelmValues, Identity, K3sConfig, KmsVersion,
-        PluginCommand, Rke2Config, StaticPod, SystemdUnits,
+        KubeadmConfig, PluginCommand, Rke2Config, StaticPod, SystemdUnits,
     },
     socket::SocketAddress,
 };
@@ -27,6 +27,19 @@ const ENCRYPTION_CONFIG: &str = "/etc/kubernetes/lastkey/encryption-config.yaml"
 
 /// Where the plugin keeps what it has to remember there.
 const STATE: &str = "/var/lib/lastkey-kms-plugin";
+
+/// Above the printed EncryptionConfiguration. With it an apiserver writes what only those read that
+/// have it, too, and reads nothing that was encrypted by anything else.
+const BY_HAND: &str = "\
+# As it is printed, this file is for a new cluster, or for one whose only apiserver encrypts nothing yet.
+# Elsewhere Secrets would not be readable. There `lastkey cluster enable` makes the file, step by step.
+";
+
+/// Above what tells an apiserver of it.
+const FILE_FIRST: &str = "\
+# The file that this names, and the plugin, have to be on the node first. `lastkey cluster enable` makes that
+# file where there are several apiservers, or where something is encrypted already.
+";
 
 /// The EncryptionConfiguration for a plugin on that socket, with all defaults.
 pub(crate) fn encryption_config(socket: &Path) -> Result<String, Failure> {
@@ -47,6 +60,7 @@ pub(super) fn run(
         ConfigPiece::Systemd => pieces.systemd()?,
         ConfigPiece::Helm => vec![pieces.helm()?],
         ConfigPiece::Kubeadm => vec![pieces.kubeadm()?],
+        ConfigPiece::KubeadmConfig => vec![pieces.kubeadm_config()?],
         ConfigPiece::K3s => vec![pieces.k3s()?],
         ConfigPiece::Rke2 => vec![pieces.rke2()?],
         ConfigPiece::Alerts => vec![ALERTS],
@@ -131,12 +145,19 @@ impl Pieces {
     fn all(&self) -> Result<Vec<Piece>, Failure> {
         let mut pieces = vec![self.encryption()?, self.static_pod()?];
         pieces.extend(self.systemd()?);
-        pieces.extend([self.kubeadm()?, self.k3s()?]);
+        pieces.extend([self.kubeadm()?, self.k3s()?, self.kubeadm_config()?]);
         Ok(pieces)
     }
 
     fn encryption(&self) -> Result<Piece, Failure> {
-        Ok((ENCRYPTION_CONFIG, self.encryption.yaml().map_err(wrong)?.into()))
+        let yaml = self.encryption.yaml().map_err(wrong)?;
+        if self.encryption.leaves_secrets() {
+            Output::note(
+                "warning: this file leaves Secrets in clear; add --resource secrets unless another \
+                 rule of yours covers them",
+            );
+        }
+        Ok((ENCRYPTION_CONFIG, format!("{BY_HAND}{yaml}").into()))
     }
 
     fn static_pod(&self) -> Result<Piece, Failure> {
@@ -180,9 +201,22 @@ impl Pieces {
         ))
     }
 
+    fn kubeadm_config(&self) -> Result<Piece, Failure> {
+        let config = KubeadmConfig {
+            socket: self.socket.clone(),
+            encryption_config: PathBuf::from(ENCRYPTION_CONFIG),
+        };
+        let yaml = config.yaml().map_err(wrong)?;
+        Ok((
+            "kubeadm.yaml (kubeadm init --config kubeadm.yaml; later the ConfigMap kubeadm-config)",
+            format!("{FILE_FIRST}{yaml}").into(),
+        ))
+    }
+
     fn k3s(&self) -> Result<Piece, Failure> {
         let config = K3sConfig { encryption_config: PathBuf::from(ENCRYPTION_CONFIG) };
-        Ok(("/etc/rancher/k3s/config.yaml.d/lastkey.yaml", config.yaml().map_err(wrong)?.into()))
+        let yaml = config.yaml().map_err(wrong)?;
+        Ok(("/etc/rancher/k3s/config.yaml.d/lastkey.yaml", format!("{FILE_FIRST}{yaml}").into()))
     }
 
     fn rke2(&self) -> Result<Piece, Failure> {
@@ -190,7 +224,8 @@ impl Pieces {
             encryption_config: PathBuf::from(ENCRYPTION_CONFIG),
             socket: self.socket.clone(),
         };
-        Ok(("/etc/rancher/rke2/config.yaml.d/lastkey.yaml", config.yaml().map_err(wrong)?.into()))
+        let yaml = config.yaml().map_err(wrong)?;
+        Ok(("/etc/rancher/rke2/config.yaml.d/lastkey.yaml", format!("{FILE_FIRST}{yaml}").into()))
     }
 }
 
@@ -245,6 +280,38 @@ mod tests {
         let args = ["config"].iter().chain(args);
         let options = Only::try_parse_from(args).unwrap().options;
         check(&options, &options.servers).map_err(|failure| failure.to_string())
+    }
+
+    #[derive(Debug, Parser)]
+    struct Whole {
+        #[command(flatten)]
+        connect: Connect,
+        #[command(flatten)]
+        options: ConfigOptions,
+    }
+
+    /// Placed on the wrong cluster it makes Secrets unreadable, so the file itself says where it belongs.
+    /// The patch is as it is: scripts take it apart.
+    #[test]
+    fn what_is_printed_says_who_may_place_it() {
+        let args = ["config", "--server", "https://kms.example.org:7343"];
+        let Whole { connect, options } = Whole::try_parse_from(args).unwrap();
+        let pieces = Pieces::new(&connect, &options).unwrap();
+        let printed = |piece: Result<Piece, Failure>| piece.unwrap().1.into_owned();
+        let encryption = printed(pieces.encryption());
+        let rest = encryption.strip_prefix(BY_HAND).unwrap();
+        assert!(rest.starts_with("apiVersion: ") && BY_HAND.contains("lastkey cluster enable"));
+        for piece in [pieces.kubeadm_config(), pieces.k3s(), pieces.rke2()] {
+            let text = printed(piece);
+            assert!(text.starts_with(FILE_FIRST), "{text}");
+        }
+        for comment in [BY_HAND, FILE_FIRST] {
+            assert!(comment.lines().all(|line| line.starts_with("# ")), "{comment}");
+        }
+        let patch = printed(pieces.kubeadm());
+        assert!(patch.lines().all(|line| line.starts_with("- {")), "{patch}");
+        let all = pieces.all().unwrap();
+        assert!(all.iter().any(|(path, _)| path.starts_with("kubeadm.yaml")));
     }
 
     #[test]

@@ -78,16 +78,12 @@ async fn look(
     let now = Timestamp::now().as_second();
     let mut findings = Vec::new();
     // 1. The configuration, if it lies here.
-    let path = options.encryption_config.as_ref().or(access.encryption_config.as_ref());
-    let content = path.and_then(|path| read(path).ok());
+    let content = configured(&access, options.encryption_config.as_deref(), &mut findings);
     let config = content.as_ref().map(|content| {
         let examined = examine_bytes(content);
         findings.extend(examined.findings);
         examined.config
     });
-    if config.is_none() {
-        findings.push(no_config(path.map(std::path::PathBuf::as_path)));
-    }
     // 2. Each apiserver.
     let content = content.as_ref().map(|content| content.as_slice());
     findings.extend(check_servers(&api, content, now).await);
@@ -116,11 +112,34 @@ fn under_way(name: &str, verb: &str) -> Finding {
     Finding::warning("change-under-way", message).fix(fix)
 }
 
-fn no_config(path: Option<&Path>) -> Finding {
-    let message = match path {
-        Some(path) => format!("the EncryptionConfiguration {} cannot be read here", path.display()),
-        None => "no EncryptionConfiguration is registered".to_owned(),
-    };
+/// The content of the configuration that was named, else of the registered one.
+fn configured(
+    access: &Access,
+    named: Option<&Path>,
+    findings: &mut Vec<Finding>,
+) -> Option<Zeroizing<Vec<u8>>> {
+    let path = named.or(access.encryption_config.as_deref());
+    match path.map(|path| (path, read(path))) {
+        Some((_, Ok(content))) => return Some(content),
+        Some((path, Err(failure))) => findings.push(unread(path, named.is_some(), &failure)),
+        None => findings.push(no_config("no EncryptionConfiguration is registered".to_owned())),
+    }
+    None
+}
+
+/// One that cannot be read. That is an error if somebody asked for it; a registered one may lie on
+/// another machine.
+fn unread(path: &Path, named: bool, failure: &Failure) -> Finding {
+    if !named && matches!(path.try_exists(), Ok(false)) {
+        let shown = path.display();
+        return no_config(format!("the EncryptionConfiguration {shown} is not on this machine"));
+    }
+    let message = format!("the EncryptionConfiguration was not looked at: {failure}");
+    let finding = if named { Finding::error } else { Finding::warning };
+    finding("config-unreadable", message).fix("give a path that you may read, or run this as root")
+}
+
+fn no_config(message: String) -> Finding {
     let fix = "run this on a control-plane node, or `lastkey cluster doctor NAME --encryption-config FILE` \
                with a copy";
     Finding::info("config-not-here", message).fix(fix)
@@ -148,9 +167,9 @@ async fn plugins(client: &Client, name: &str, now: i64) -> Result<Vec<Finding>, 
     let cluster = clusters.iter().find(|one| one["name"] == name || one["id"] == name);
     let plugins = cluster.and_then(|one| one["plugins"].as_array());
     let checked = plugins.into_iter().flatten().filter_map(|plugin| {
-        let ends = plugin["not_after"].as_str().and_then(|text| text.parse::<Timestamp>().ok());
+        let time = |field: &str| plugin[field].as_str()?.parse().ok().map(Timestamp::as_second);
         let name = plugin["name"].as_str().unwrap_or_default();
-        check_plugin(name, ends.map(Timestamp::as_second), now)
+        check_plugin(name, (time("created_at"), time("not_after")), now)
     });
     Ok(checked.collect())
 }
@@ -197,4 +216,26 @@ fn human(findings: &[Finding], about: &str) -> String {
         format!("{severity:<8}{code}{place}\n        {message}\n        fix: {fix}")
     });
     told.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_is_not_read_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("encryption.yaml");
+        // root may read everything, but no directory
+        for (path, named, said) in [
+            (&*gone, true, (Severity::Error, "config-unreadable")),
+            (dir.path(), true, (Severity::Error, "config-unreadable")),
+            (dir.path(), false, (Severity::Warning, "config-unreadable")),
+            (&*gone, false, (Severity::Info, "config-not-here")),
+        ] {
+            let finding = unread(path, named, &read(path).unwrap_err());
+            assert_eq!((finding.severity, finding.code), said, "{path:?}");
+            assert!(finding.message.contains(&path.display().to_string()), "{finding:?}");
+        }
+    }
 }

@@ -119,6 +119,7 @@ fn restore(
         skip_hash_check: options.restore.skip_hash_check,
         token: token_options(token)?,
         apiserver_flags: options.programs.apiserver_flags.clone(),
+        leftovers: options.restore.leftover.clone(),
         workers: options.restore.workers.into(),
     })
 }

@@ -99,8 +99,8 @@ pub(super) async fn forget(
     let said = json!({ "id": found.id, "name": found.name });
     output.object(&said, || {
         format!(
-            "{} is forgotten: its plugins may nothing any more, and it needs no key; its backups \
-             do until they end",
+            "{} is forgotten: its plugins may nothing any more, and nobody opens again what was \
+             encrypted for it, in its backups neither",
             found.shown()
         )
     });

@@ -18,11 +18,12 @@ use lastkey_client::{
 use lastkey_crypto::{ClusterId, Entropy as _, SystemEntropy, signing::PublicKey};
 use lastkey_kubernetes::{
     cluster::{Access, ApiServer},
-    encryption_config::{EncryptionConfiguration, ProviderKind, examine},
+    encryption_config::{EncryptionConfiguration, ProviderKind, examine, readable},
     rotation::{Options, RotateError, Worker},
 };
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
 
 use self::progress::Progress;
 use crate::{
@@ -219,14 +220,20 @@ fn refuse_without_kms(name: &str, access: &Access) -> Result<(), Failure> {
 
 /// The registered configuration, if it lies here.
 fn registered_config(access: &Access) -> Option<EncryptionConfiguration> {
-    let text = access.encryption_config.as_ref().and_then(|path| fs::read_to_string(path).ok());
-    text.map(|text| examine(&zeroize::Zeroizing::new(text)).config)
+    registered_text(access).map(|text| examine(&text).config)
+}
+
+fn registered_text(access: &Access) -> Option<Zeroizing<String>> {
+    let path = access.encryption_config.as_ref()?;
+    fs::read_to_string(path).ok().map(Zeroizing::new)
 }
 
 /// What is written anew, and whether that is all that may be under the key.
 pub(crate) struct Resources {
     pub(crate) names: Vec<String>,
     pub(crate) whole: bool,
+    /// Whether the configuration was read to know that.
+    pub(crate) configured: bool,
 }
 
 impl Resources {
@@ -261,7 +268,11 @@ impl Resources {
         // What is not looked at may be under any version.
         let whole =
             registered.iter().all(|one| names.contains(*one) || names.iter().any(|n| n == "*.*"));
-        Self { names, whole }
+        // One that no apiserver would take says nothing.
+        let text = registered_text(access);
+        let config = text.and_then(|text| readable(Some(&text)).ok());
+        let configured = config.is_some_and(|config| !config.rules.is_empty());
+        Self { names, whole, configured }
     }
 }
 
@@ -291,6 +302,7 @@ async fn work(
         options: Options {
             resources: resources.names,
             whole: resources.whole,
+            configured: resources.configured,
             workers: options.workers.map_or(WORKERS, usize::from),
             rate: options.rate,
             page: options.page,
@@ -372,6 +384,12 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
         if let Some(why) = content["verified"]["why"].as_str().filter(|why| !why.is_empty()) {
             said += &format!("\nnot by etcd: {why}");
         }
+        if let Some(older) = content["verified"]["older"].as_u64() {
+            said += &format!(
+                "\n{older} objects outside of these resources are under an older version, which is \
+                 needed: `lastkey cluster status {name}` shows of what"
+            );
+        }
         let unserved: Vec<&str> = content["unserved"]
             .as_array()
             .into_iter()
@@ -398,6 +416,9 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
         }
         if refused > 0 {
             said += &format!("\n{refused} could not be written, so no older version is free:");
+        }
+        if let Some(why) = content["not_known"].as_str() {
+            said += &format!("\n{why}");
         }
         for why in content["left_out"].as_array().into_iter().flatten() {
             said += &format!("\nnot written anew: {}", why.as_str().unwrap_or_default());

@@ -89,8 +89,11 @@ async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Resu
     // the server believes the apiservers alone
     let in_use = in_use::all(&known_ids.settle(&asked, None));
     let rotations = client.rotations(cluster.id).await?;
-    let under = !coverage.exact || !coverage.versions().is_empty();
-    let uses = known_ids.settle(&asked, super::change::ended(&rotations, under).as_ref());
+    // What was not counted may be under any version.
+    let under = coverage.exact.then(|| !coverage.versions().is_empty());
+    let ended = super::change::ended(&rotations, under.unwrap_or(true));
+    let uses = known_ids.settle(&asked, ended.as_ref());
+    let writes = uses.iter().any(|one| !one.key_version_ids.is_empty());
     let own = Own { client, cluster, coverage: &coverage, versions: &versions };
     let now = json!({
         "kind": "cluster", "id": cluster.id, "name": cluster.name, "seen_at": began,
@@ -140,7 +143,7 @@ async fn look(client: &Client, cluster: &Known, options: &StatusOptions) -> Resu
         "in_use": in_use::all(&uses),
         "unknown": coverage.unknown,
         "remarks": coverage.remarks,
-        "encryption": super::change::state(&rotations, !coverage.versions().is_empty()),
+        "encryption": super::change::state(&rotations, under, writes),
     }))
 }
 
@@ -474,19 +477,39 @@ mod tests {
         assert_eq!(user(&uses), format!("https://a writes under no version of its keys; {last}"));
     }
 
+    /// As the server tells of one.
+    fn rotation(way: Option<&str>, phase: &str) -> lastkey_client::native::Rotation {
+        let course = way.map(|way| json!({ "way": way, "goal": {} }));
+        let of = json!({
+            "id": "r", "cluster": "018f0000-0000-7000-8000-000000000001",
+            "key": "018f0000-0000-7000-8000-000000000002",
+            "target": "018f0000-0000-7000-8000-000000000003", "course": course,
+            "phase": phase, "started": "2026-02-01T10:00:00Z",
+            "updated": "1970-01-01T00:16:40Z",
+        });
+        serde_json::from_value(of).unwrap()
+    }
+
+    #[test]
+    fn what_was_not_counted_is_not_off() {
+        let state = |known: &[lastkey_client::native::Rotation], under, writes| {
+            super::super::change::state(known, under, writes)["status"].as_str().unwrap().to_owned()
+        };
+        let [on, off] = ["enable", "disable"].map(|way| rotation(Some(way), "finished"));
+        assert_eq!(state(&[], Some(true), false), "running");
+        assert_eq!(state(&[], Some(false), true), "off", "counted, and nothing is there");
+        assert_eq!(state(&[], None, true), "running");
+        assert_eq!(state(&[], None, false), "unknown");
+        let both = [off, on];
+        assert_eq!(state(&both, None, false), "running");
+        assert_eq!(state(&both[..1], None, false), "off");
+        assert_eq!(state(&both[..1], None, true), "running", "somebody placed a file by hand");
+        let broken_off = rotation(Some("disable"), "cancelled");
+        assert_eq!(state(&[broken_off], None, false), "unknown");
+    }
+
     #[test]
     fn only_a_finished_way_out_has_ended_anything() {
-        let rotation = |way: Option<&str>, phase: &str| {
-            let course = way.map(|way| json!({ "way": way, "goal": {} }));
-            let of = json!({
-                "id": "r", "cluster": "018f0000-0000-7000-8000-000000000001",
-                "key": "018f0000-0000-7000-8000-000000000002",
-                "target": "018f0000-0000-7000-8000-000000000003", "course": course,
-                "phase": phase, "started": "2026-02-01T10:00:00Z",
-                "updated": "1970-01-01T00:16:40Z",
-            });
-            serde_json::from_value::<lastkey_client::native::Rotation>(of).unwrap()
-        };
         let out = || rotation(Some("disable"), "finished");
         let ended = super::super::change::ended;
         let found = ended(&[out(), rotation(None, "finished")], false).unwrap();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lastkey_kubernetes::{
+    doctor::flag,
     encryption_config::{EncryptionConfiguration, Finding, MAX_FILE, examine_bytes},
     socket::SocketAddress,
 };
@@ -45,30 +46,12 @@ fn runs_one(command: &[String]) -> bool {
     matches!(name, Some("k3s" | "rke2")) && names_it
 }
 
-/// The value of a flag: `--name=value`, `--name value`, or inside k3s's `--kube-apiserver-arg`.
-fn flag<'a>(command: &'a [String], name: &str) -> Option<&'a str> {
-    let mut found = None;
-    let mut words = command.iter().map(String::as_str).peekable();
-    while let Some(word) = words.next() {
-        let word = word.strip_prefix("--kube-apiserver-arg=").unwrap_or(word);
-        let Some(rest) = word.trim_start_matches('-').strip_prefix(name) else { continue };
-        match rest.strip_prefix('=') {
-            Some(value) => found = Some(value),
-            None if rest.is_empty() => {
-                let value = words.peek().filter(|next| !next.starts_with("--"));
-                found = Some(value.copied().unwrap_or("true"));
-            }
-            None => {}
-        }
-    }
-    found
-}
-
 fn flags(apiserver: &Program, findings: &mut Vec<Finding>) {
     let from = &apiserver.from;
-    if flag(&apiserver.command, CONFIG).is_none() {
+    // an empty one is none to the apiserver
+    if flag(&apiserver.command, CONFIG).is_none_or(str::is_empty) {
         let message = format!("the apiserver ({from}) encrypts nothing: it has no --{CONFIG}");
-        let fix = "lastkey cluster config kubeadm (or k3s) prints what it needs";
+        let fix = "lastkey cluster config kubeadm-config (or k3s, rke2) prints what it needs";
         return findings.push(Finding::error("apiserver-does-not-encrypt", message).fix(fix));
     }
     if flag(&apiserver.command, RELOAD) != Some("true") {
@@ -101,7 +84,7 @@ pub(super) fn encryption_config(
                 && manifest.on_node(path).is_none()
             {
                 let message = format!("{} is not mounted into the apiserver's pod", path.display());
-                let fix = "lastkey cluster config kubeadm prints the mount";
+                let fix = "lastkey cluster config kubeadm-config prints the mount";
                 findings.push(Finding::error("encryption-config-not-mounted", message).fix(fix));
             }
             apiserver.sees(path)

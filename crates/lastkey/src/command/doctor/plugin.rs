@@ -22,8 +22,8 @@ use crate::{
 };
 
 const MANIFEST: &str = "/etc/kubernetes/manifests/lastkey-kms-plugin.yaml";
-/// Certificates are renewed with a third of their life left; so late, that has failed.
-const ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
+/// Certificates are renewed with a third of their life left; with this part of it, that has failed.
+const LATE: u32 = 4;
 /// An audit record's time is the server's, a signature's is ours: more is refused.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 /// After connections that broke.
@@ -91,8 +91,8 @@ impl Plugin {
         let Some(files) = identity_of(&self.options) else { return true };
         let (certificate, key) = (files.certificate, files.key);
         let before = findings.len();
-        match std::fs::read(&certificate).map(|pem| certificate_end(&pem)) {
-            Ok(Some(end)) => findings.push(ends(&certificate, end)),
+        match std::fs::read(&certificate).map(|pem| certificate_life(&pem)) {
+            Ok(Some(life)) => findings.push(ends(&certificate, life)),
             Ok(None) => {
                 let message = format!("{} holds no certificate", certificate.display());
                 let fix = "lastkey cluster add, or cluster node approve, makes one";
@@ -206,22 +206,27 @@ fn judge(error: &Error) -> (&'static str, &'static str) {
     }
 }
 
-/// When the first certificate of a PEM file ends.
-fn certificate_end(pem: &[u8]) -> Option<SystemTime> {
+/// From when and until when the first certificate of a PEM file is good.
+fn certificate_life(pem: &[u8]) -> Option<(SystemTime, SystemTime)> {
     let der = CertificateDer::from_pem_slice(pem).ok()?;
     let (_, parsed) = X509Certificate::from_der(&der).ok()?;
-    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    let time = |seconds: i64| {
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
+    };
+    let validity = parsed.validity();
+    Some((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
 }
 
-fn ends(certificate: &Path, end: SystemTime) -> Finding {
+fn ends(certificate: &Path, (begin, end): (SystemTime, SystemTime)) -> Finding {
+    let life = end.duration_since(begin).unwrap_or_default();
     let shown = jiff::Timestamp::try_from(end).map(|end| end.to_string()).unwrap_or_default();
     let path = certificate.display();
     match end.duration_since(jiff::Timestamp::now().into()) {
         Err(_) => Finding::error("certificate-ended", format!("{path} ended at {shown}"))
             .fix("lastkey cluster add makes a new one; the plugin takes it up by itself"),
-        Ok(left) if left < ENDS_SOON => {
-            Finding::warning("certificate-ends-soon", format!("{path} ends at {shown}"))
+        Ok(left) if left < life / LATE => {
+            let message = format!("{path} ends at {shown}, and should have been renewed by now");
+            Finding::warning("certificate-ends-soon", message)
                 .fix("the plugin's log says why it was not renewed")
         }
         Ok(_) => Finding::info("certificate-good", format!("{path} is good until {shown}")),
@@ -280,8 +285,18 @@ mod tests {
         let path = Path::new("/etc/lastkey/plugin.pem");
         let days = |days: u64| Duration::from_secs(days * 86_400);
         let now = SystemTime::from(jiff::Timestamp::now());
-        assert_eq!(ends(path, now + days(30)).severity, Severity::Info);
-        assert_eq!(ends(path, now + days(3)).code, "certificate-ends-soon");
-        assert_eq!(ends(path, now - days(1)).code, "certificate-ended");
+        let code = |life: u64, left: u64| {
+            let end = now + days(left);
+            ends(path, (end - days(life), end)).code
+        };
+        // each is renewed with a third left
+        for (life, good, late) in [(365, 100, 90), (30, 8, 7), (20, 6, 4), (3, 1, 0)] {
+            assert_eq!(code(life, good), "certificate-good", "{life}");
+            assert_eq!(ends(path, (now, now + days(life))).severity, Severity::Info, "{life}");
+            if late > 0 {
+                assert_eq!(code(life, late), "certificate-ends-soon", "{life}");
+            }
+        }
+        assert_eq!(ends(path, (now - days(30), now - days(1))).code, "certificate-ended");
     }
 }

@@ -8,6 +8,14 @@ use crate::output::{Column, DEPENDANTS, Exit, Failure, Output, cell, table};
 
 /// The server's code for a key that something needs.
 pub(super) const REFUSED: &str = "Rejected.HasDependants";
+/// The kind of those who encrypted by themselves.
+const CALLERS: &str = "callers";
+
+/// What needs a key, written down or not.
+fn needing(impact: &Value) -> impl Iterator<Item = &Value> {
+    let of = |field: &str| impact[field].as_array().into_iter().flatten();
+    of("dependants").chain(of("unwritten"))
+}
 
 /// The id of the key that was named.
 pub(super) async fn id_of(client: &Client, key: &str) -> Result<KeyId, Failure> {
@@ -31,9 +39,10 @@ pub(super) async fn explain(
     }
     let Ok(id) = id_of(client, key).await else { return Err(failure) };
     // Without the list the refusal is still what counts.
-    let Ok(page) = client.dependants(id).await else { return Err(failure) };
-    let live = page.items.into_iter().filter(|one| one["live"] == true).collect();
-    Err(failure.because_of(live))
+    let Ok(impact) = client.key_impact(id, None).await else { return Err(failure) };
+    // Callers stand in nobody's way here: of theirs nobody would ever know that it is gone.
+    let needs = needing(&impact).filter(|one| one["kind"] != CALLERS).cloned().collect();
+    Err(failure.because_of(needs))
 }
 
 pub(super) async fn list(client: &Client, key: &str, output: &Output) -> Result<(), Failure> {
@@ -90,14 +99,13 @@ const VERSIONS: [Column; 10] = [
 /// For a person: what, when, and how long that stays so.
 fn describe(key: &str, impact: &Value) -> String {
     let empty = Vec::new();
-    let dependants = impact["dependants"].as_array().unwrap_or(&empty);
+    let unreadable = needing(impact).map(sentence).collect::<Vec<_>>().join("\n");
     let mut versions = impact["versions"].as_array().unwrap_or(&empty).clone();
     versions.iter_mut().for_each(show_use);
     let versions = table(&versions, &VERSIONS);
-    if dependants.is_empty() {
+    if unreadable.is_empty() {
         return format!("{versions}\n\nnothing that is known of needs {key}");
     }
-    let unreadable = dependants.iter().map(sentence).collect::<Vec<_>>().join("\n");
     format!("{versions}\n\nwithout {key}:\n{unreadable}")
 }
 
@@ -113,13 +121,18 @@ fn show_use(version: &mut Value) {
     version["used_by"] = last["by"].clone();
 }
 
-/// When a dependant's objects become unreadable.
+/// What becomes unreadable of a dependant, and when.
 fn sentence(dependant: &Value) -> String {
     let (kind, name) = (cell(&dependant["kind"]), cell(&dependant["name"]));
     let name = if name.is_empty() { cell(&dependant["id"]) } else { name };
+    if kind == CALLERS {
+        return "- what callers encrypted by themselves, with files or an SDK, would become unreadable \
+                at once; nobody can say what there is of it"
+            .to_owned();
+    }
     let objects = match dependant["objects"].as_u64() {
         None => "nobody has looked yet how many objects".to_owned(),
-        Some(0) => "what its plugin encrypted since somebody looked".to_owned(),
+        Some(0) => "what its plugin used the key for since somebody looked".to_owned(),
         Some(1) => "1 object".to_owned(),
         Some(n) => format!("{n} objects"),
     };
@@ -131,4 +144,35 @@ fn sentence(dependant: &Value) -> String {
         _ => "at once".to_owned(),
     };
     format!("- {kind} {name}: {objects} would become unreadable: {when}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What nobody has written down is named all the same: else one would take the key for free.
+    #[test]
+    fn what_is_not_written_down_is_told() {
+        let told = |dependants: Value, unwritten: Value| {
+            let version = json!({ "key_version_id": "77ab", "never_used": false });
+            let versions = [version];
+            describe(
+                "alias/k",
+                &json!({
+                    "versions": versions, "dependants": dependants, "unwritten": unwritten,
+                }),
+            )
+        };
+        let none = "nothing that is known of needs alias/k";
+        assert!(told(json!([]), json!([])).contains(none));
+        let cluster = json!({ "kind": "cluster", "id": "c", "name": "prod", "objects": null });
+        let callers = json!({ "kind": "callers", "id": "direct", "name": "who", "objects": null });
+        let text = told(json!([]), json!([cluster, callers]));
+        assert!(!text.contains(none), "{text}");
+        assert!(text.contains("- cluster prod: nobody has looked yet how many objects"), "{text}");
+        assert!(text.contains("- what callers encrypted by themselves"), "{text}");
+        // A server before this one says nothing of it.
+        let older = json!({ "versions": [], "dependants": [cluster] });
+        assert!(describe("alias/k", &older).contains("cluster prod"));
+    }
 }

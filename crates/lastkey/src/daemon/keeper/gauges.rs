@@ -11,6 +11,8 @@ use super::Held;
 #[derive(Debug, Default)]
 pub(crate) struct IdentityMetrics {
     /// In seconds since 1970; 0 while there is none.
+    begins: AtomicI64,
+    /// Likewise.
     ends: AtomicI64,
     renewed: AtomicU64,
     failed: AtomicU64,
@@ -19,6 +21,7 @@ pub(crate) struct IdentityMetrics {
 
 impl IdentityMetrics {
     pub(super) fn shows(&self, held: &Held) {
+        self.begins.store(held.not_before.as_seconds(), Ordering::Relaxed);
         self.ends.store(held.not_after.as_seconds(), Ordering::Relaxed);
     }
 
@@ -34,6 +37,9 @@ impl IdentityMetrics {
 
 impl fmt::Display for IdentityMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = "lastkey_plugin_certificate_begins_seconds";
+        writeln!(f, "# HELP {name} When the plugin's certificate begins, in seconds since 1970.")?;
+        writeln!(f, "# TYPE {name} gauge\n{name} {}", self.begins.load(Ordering::Relaxed))?;
         let name = "lastkey_plugin_certificate_ends_seconds";
         writeln!(f, "# HELP {name} When the plugin's certificate ends, in seconds since 1970.")?;
         writeln!(f, "# TYPE {name} gauge\n{name} {}", self.ends.load(Ordering::Relaxed))?;
@@ -58,13 +64,15 @@ mod tests {
     #[test]
     fn what_is_shown() {
         let metrics = IdentityMetrics::default();
-        let now = Timestamp::from_millis(1_000_000);
-        metrics.shows(&Held { not_before: now, not_after: now, print: [0; 32] });
+        let at = Timestamp::from_millis;
+        let held = Held { not_before: at(400_000), not_after: at(1_000_000), print: [0; 32] };
+        metrics.shows(&held);
         metrics.renewed(true);
         metrics.renewed(false);
         metrics.renewed(false);
         let text = metrics.to_string();
         for line in [
+            "lastkey_plugin_certificate_begins_seconds 400",
             "lastkey_plugin_certificate_ends_seconds 1000",
             "lastkey_plugin_certificate_renewals_total{outcome=\"ok\"} 1",
             "lastkey_plugin_certificate_renewals_total{outcome=\"failed\"} 2",

@@ -35,8 +35,20 @@ pub(super) fn table() -> Vec<(&'static str, Vec<u8>, Expect)> {
 fn encodings() -> Vec<(&'static str, Vec<u8>, Expect)> {
     let plain = one("[secrets]", LOCAL);
     let marked = format!("\u{feff}{plain}");
+    // what follows the character is a line of its own to an apiserver, and the first provider
+    let hidden = |unseen: char| {
+        Vec::from(one("[secrets]", &format!("  # keep{unseen}  - identity: {{}}\n{LOCAL}")))
+    };
     vec![
         ("crlf", plain.replace('\n', "\r\n").into(), Fine),
+        ("cr", plain.replace('\n', "\r").into(), Fine),
+        ("cr-tab", plain.replace('\n', "\r").replace("kind:", "\t# c\rkind:").into(), {
+            Refused("syntax")
+        }),
+        ("next-line-in-comment", hidden('\u{85}'), Clear("syntax")),
+        ("line-separator-in-comment", hidden('\u{2028}'), Clear("syntax")),
+        ("paragraph-separator-in-comment", hidden('\u{2029}'), Clear("syntax")),
+        ("line-separator-in-json", json_text().replace("\"a\"", "\"a\u{2028}\"").into(), Fine),
         ("bom", marked.clone().into(), Fine),
         ("bom-twice", format!("\u{feff}{marked}").into(), Refused("syntax")),
         ("utf16", utf16(&marked, u16::to_le_bytes), Fine),
@@ -174,6 +186,10 @@ fn values() -> Vec<(&'static str, Vec<u8>, Expect)> {
         ("tagged-other", provider("name: !foo abc"), Fine),
         ("name-y", provider("name: y"), Refused("wrong-type")),
         ("name-sexagesimal", provider("name: 1_0"), Refused("wrong-type")),
+        ("name-unsigned", provider("name: 0xdeadbeefdeadbeef"), Refused("wrong-type")),
+        ("name-too-large", provider("name: 0x1deadbeefdeadbeef"), Fine),
+        ("name-infinite", provider("name: 12e4567"), Fine),
+        ("name-tiny", provider("name: 12e-4567"), Refused("wrong-type")),
         ("name-space", provider("name: ' '"), Fine),
         ("cachesize-null", provider("name: a, cachesize: null"), Fine),
         ("cachesize-large", provider("name: a, cachesize: 99999999999"), Refused("wrong-type")),
