@@ -224,6 +224,35 @@ fn a_torn_last_checkpoint_is_written_again() {
     assert!(found.ok && found.checkpoint_seq == 51, "{found:?}");
 }
 
+/// Writes of several checkpoints in one place, none of which was synced, may have come to the disk in
+/// pieces.
+#[test]
+fn what_a_crash_made_of_unsynced_checkpoints_is_written_again() {
+    let world = World::written(50);
+    let path = world.audit().join("checkpoints.log");
+    let whole = fs::read(&path).unwrap();
+    let start = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    let last = &whole[start..];
+    let mixed = [&last[..200], &vec![0; 100], &last[300..]].concat();
+    let mut forged = last.to_vec();
+    let digit = forged.windows(7).position(|text| text == b"\"seq\":5").unwrap() + 6;
+    forged[digit] = b'4';
+    for torn in [&mixed[..], b"=\"}\n", &[&mixed[..], b"=\"}\n"].concat(), &forged] {
+        fs::write(&path, [&whole[..], torn].concat()).unwrap();
+        let log = world.open();
+        write(&log, 1);
+        log.close();
+        let found = world.verify();
+        assert!(found.ok, "{found:?}");
+        assert_eq!(found.checkpoint_seq, found.head_seq);
+    }
+    // No more than a crash makes goes: the rest is for a verification to show.
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [&whole[..], b"a\nb\nc\n"].concat()).unwrap();
+    world.open().close();
+    assert!(!world.verify().ok);
+}
+
 /// What was written and could not be synced may lie there, and be longer than what comes instead.
 #[test]
 fn nothing_stays_of_a_checkpoint_that_was_not_synced() {

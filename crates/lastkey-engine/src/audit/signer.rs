@@ -34,6 +34,9 @@ pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(50);
 const MAX_FILE_BYTES: u64 = 1 << 30;
 /// What every statement about a deletion holds.
 const RETENTION: &[u8] = br#""kind":"retention""#;
+/// So many lines at the file's end may be what a crash made of writes that were never synced: one of
+/// two that were written over each other, and what was left behind it.
+const TORN_LINES: usize = 2;
 /// Checkpoints that stay are copied in pieces of this much.
 const PIECE: usize = 1 << 20;
 
@@ -158,6 +161,11 @@ impl Book {
             failing: false,
         };
         book.length = tail::end_of_lines(&*book.file)?;
+        for _ in 0..TORN_LINES {
+            let Some(start) = book.torn_line()? else { break };
+            tracing::warn!("the last audit checkpoint was not written whole, and is made again");
+            book.length = start;
+        }
         if book.length < book.file.length()? {
             book.file.set_length(book.length)?;
         }
@@ -170,6 +178,24 @@ impl Book {
             );
         }
         Ok(book)
+    }
+
+    /// Where the last line begins, if it is neither another key's checkpoint nor a whole one of this
+    /// key: a sync that failed may have kept pieces of several that were tried in one place. To take
+    /// it away gives nobody anything who could have taken the last line away himself.
+    fn torn_line(&self) -> io::Result<Option<u64>> {
+        let (mut torn, own) = (None, self.options.key.public());
+        tail::backwards(&*self.file, self.length, |from, lines| {
+            let line = lines.strip_suffix(b"\n").unwrap_or(lines);
+            let start = memchr::memrchr(b'\n', line).map_or(0, |before| before + 1);
+            let is_whole = checkpoint::read(&line[start..])
+                .is_some_and(|found| found.key != own.id() || found.is_signed_by(own));
+            if !is_whole && (start > 0 || from == 0) {
+                torn = Some(from + start as u64);
+            }
+            true
+        })?;
+        Ok(torn)
     }
 
     /// Finds what to go on from in the newest lines: as far back as one that is ours and about
