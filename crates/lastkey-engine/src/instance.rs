@@ -294,14 +294,14 @@ impl Instance {
         });
     }
 
-    /// A server that waits for its seal has asked it in vain, whoever wanted it to. One that refuses
-    /// is asked once: every wrong PIN counts, and a few lock the token.
+    /// A server that waits for its seal has asked it in vain, whoever wanted it to. A PIN that is
+    /// refused is tried once: every wrong one counts, and a few lock the token.
     fn in_vain(&self, error: &SealError) {
         let mut shown = self.inner.shown.write();
         if shown.waiting.is_none() {
             return;
         }
-        if error.is_transient() {
+        if shown.trying && !matches!(error, SealError::PinRefused(_)) {
             shown.waiting = Some(error.to_string());
             return;
         }
@@ -334,7 +334,8 @@ impl Instance {
         let seal = SealSummary::of(&entry);
         seal::create(&*parts.store, &root, entry, entropy).await.map_err(StartError::from)?;
         self.turn(Current::Sealed);
-        self.show(&work).await?;
+        // They are told once, whether the status can be told or not.
+        let _ = self.show(&work).await;
         Ok(NewShares { shares: made, seal })
     }
 
@@ -354,6 +355,10 @@ impl Instance {
         self.forget_abandoned(&mut work).await;
         let kept = Kept::load(&*parts.store).await?;
         let Some(share) = share else {
+            if let Some(token) = work.doubt.as_ref().and_then(|doubt| doubt.token_of(&kept.record))
+            {
+                parts.seal.use_token(token);
+            }
             let root = seal::obtain(&*parts.store, &*parts.seal, &*parts.entropy).await;
             let root = root.inspect_err(|error| {
                 if let StartError::Seal(error) = error {
@@ -504,7 +509,9 @@ impl Instance {
 
     /// Steps 2 to 5 of sealing.
     async fn close(&self, work: &mut Work) {
-        *work = Work::default();
+        // What is in doubt stays so, without the root key: who unseals may need its token.
+        let doubt = work.doubt.take().map(|doubt| doubt::Doubt { root: None, ..doubt });
+        *work = Work { doubt, ..Work::default() };
         let was = std::mem::replace(&mut *self.inner.current.write(), Current::Sealed);
         self.dismiss().await;
         if let Current::Unsealed(engine) = was {

@@ -24,6 +24,11 @@ enum NotDeleted {
     NoRoom(#[source] AuditError),
     #[error("the deletion cannot be recorded: {0}")]
     Recorded(#[source] AuditError),
+    #[error(
+        "the deletion is recorded and waits for room: {0}; make some in the data directory by other \
+         means"
+    )]
+    NoRoomToState(#[source] io::Error),
     #[error("the deletion is recorded and tried again: {0}")]
     Done(#[source] io::Error),
 }
@@ -83,7 +88,10 @@ impl Core {
         if deleted.as_ref().is_err_and(is_full) && self.give_room(deleting).await {
             deleted = delete(deletion).await;
         }
-        deleted.map_err(NotDeleted::Done)?;
+        deleted.map_err(|error| match is_full(&error) {
+            true => NotDeleted::NoRoomToState(error),
+            false => NotDeleted::Done(error),
+        })?;
         deleting.recorded = None;
         tracing::info!(through, segments, "old audit segments were deleted");
         Ok(())

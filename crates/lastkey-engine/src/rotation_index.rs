@@ -53,8 +53,8 @@ impl Summary {
             target: rotation.target,
             phase: rotation.phase,
             plain: rotation.course.is_none(),
-            // Somebody chose a part of it.
-            whole: rotation.namespace.is_none() && !is("chosen", true),
+            // Somebody chose a part of it. The server's own go over all that it knows of.
+            whole: rotation.namespace.is_none() && (rotation.automatic || !is("chosen", true)),
             paused: rotation.paused,
             leased_until: rotation.lease.as_ref().map(|lease| lease.until),
             updated: rotation.updated,
@@ -194,9 +194,8 @@ impl Look<'_> {
         let over = self.known.into_iter().flat_map(BTreeMap::values);
         let newest = over.rev().find(|one| one.whole && one.phase.is_over());
         newest.is_some_and(|one| {
-            let again = one.phase == Phase::Finished
-                && one.left
-                && one.updated.after(REFUSED_PAUSE) <= now;
+            let again =
+                one.phase == Phase::Finished && one.left && one.updated.after(REFUSED_PAUSE) <= now;
             one.target == self.key.primary.version && !again
         })
     }
@@ -363,21 +362,41 @@ mod tests {
         assert!(due(&[long_ago], &behind));
     }
 
+    /// Whether a finished one with that report was about all, and whether something was left.
+    fn of_one(automatic: bool, content: &Value) -> (bool, bool) {
+        let mut rotation = crate::jobs::tests::example();
+        (rotation.phase, rotation.automatic) = (Phase::Finished, automatic);
+        rotation.report = Some(serde_json::json!({ "content": content }).to_string());
+        let found = Summary::of(&rotation);
+        (found.whole, found.left)
+    }
+
     #[test]
     fn a_report_says_what_was_left() {
-        let of = |content: Value| {
-            let mut rotation = crate::jobs::tests::example();
-            rotation.phase = Phase::Finished;
-            rotation.report = Some(serde_json::json!({ "content": content }).to_string());
-            let found = Summary::of(&rotation);
-            (found.whole, found.left)
-        };
-        assert_eq!(of(serde_json::json!({ "whole": true, "chosen": false, "refused": 0 })), (true, false));
-        assert_eq!(of(serde_json::json!({ "whole": true, "chosen": false, "refused": 2 })), (true, true));
+        let of = |content: Value| of_one(false, &content);
+        assert_eq!(
+            of_one(true, &serde_json::json!({ "whole": false, "chosen": true, "refused": 0 })),
+            (true, true),
+            "or it would begin another one at once"
+        );
+        assert_eq!(
+            of(serde_json::json!({ "whole": true, "chosen": false, "refused": 0 })),
+            (true, false)
+        );
+        assert_eq!(
+            of(serde_json::json!({ "whole": true, "chosen": false, "refused": 2 })),
+            (true, true)
+        );
         // An etcd that was away, or kinds that nobody served.
-        assert_eq!(of(serde_json::json!({ "whole": false, "chosen": false, "refused": 0 })), (true, true));
+        assert_eq!(
+            of(serde_json::json!({ "whole": false, "chosen": false, "refused": 0 })),
+            (true, true)
+        );
         // `--resource configmaps`
-        assert_eq!(of(serde_json::json!({ "whole": false, "chosen": true, "refused": 0 })), (false, true));
+        assert_eq!(
+            of(serde_json::json!({ "whole": false, "chosen": true, "refused": 0 })),
+            (false, true)
+        );
         // Of an older release.
         assert_eq!(of(serde_json::json!({})), (true, false));
     }

@@ -109,6 +109,9 @@ pub enum SealError {
     /// The token refuses, and will go on to until somebody changes something.
     #[error("the PKCS#11 token refuses: {0}")]
     TokenRefused(String),
+    /// The token does not take the PIN. It counts that, and locks itself after a few.
+    #[error("the PKCS#11 token refuses: {0}")]
+    PinRefused(String),
     /// The seal gave a root key, but not this store's.
     #[error("the {0} seal gave back a key that is not this store's root key")]
     WrongRoot(SealKind),

@@ -233,7 +233,7 @@ fn what_a_crash_made_of_unsynced_checkpoints_is_written_again() {
     let whole = fs::read(&path).unwrap();
     let start = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
     let last = &whole[start..];
-    let mixed = [&last[..200], &vec![0; 100], &last[300..]].concat();
+    let mixed = [&last[..200], &[0; 100][..], &last[300..]].concat();
     let mut forged = last.to_vec();
     let digit = forged.windows(7).position(|text| text == b"\"seq\":5").unwrap() + 6;
     forged[digit] = b'4';

@@ -76,6 +76,34 @@ async fn too_much_is_deleted_and_recorded() {
 }
 
 #[tokio::test]
+async fn what_is_stated_needs_no_room_for_a_new_file() {
+    let (world, disk) = (World::new(), Arc::new(Meddler::default()));
+    let engine = start_on(disk.clone(), &world, Retention { bytes: Some(20_000), age: None }).await;
+    disk.ask(|deed, path| {
+        let refused = deed == Deed::Write && path.ends_with("checkpoints.new");
+        if refused { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
+    let checkpoints = world.audit_directory().join("checkpoints.log");
+    let lines = || fs::read_to_string(&checkpoints).unwrap().lines().count();
+    for deleted in [100, 300] {
+        work(&engine, 200).await;
+        engine.run_due_work().await.unwrap();
+        let found = engine.execute(&root(&engine), VerifyAudit).await.unwrap();
+        assert!(found.ok && found.deleted_through > deleted, "{found:?}");
+        assert!(!world.audit_directory().join("checkpoints.new").exists());
+    }
+    let before = lines();
+    disk.rest();
+    work(&engine, 200).await;
+    engine.run_due_work().await.unwrap();
+    assert!(lines() < before, "with room, what is about deleted records goes");
+    engine.shutdown().await;
+    let engine = start(&world, Retention::default()).await;
+    let found = engine.execute(&root(&engine), VerifyAudit).await.unwrap();
+    assert!(found.ok, "{found:?}");
+}
+
+#[tokio::test]
 async fn a_clock_that_jumps_deletes_nothing_for_a_day() {
     let world = World::new();
     let engine = start(&world, Retention { bytes: None, age: Some(DAY * 30) }).await;

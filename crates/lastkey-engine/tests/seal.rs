@@ -812,6 +812,7 @@ enum Says {
     Welcome,
     Away,
     WrongPin,
+    NoKey,
 }
 
 impl Token {
@@ -835,7 +836,8 @@ impl Token {
         }
         self.logins.fetch_add(1, Ordering::SeqCst);
         match says {
-            Says::WrongPin => Err(SealError::TokenRefused("the PIN is wrong".to_owned())),
+            Says::WrongPin => Err(SealError::PinRefused("the PIN is wrong".to_owned())),
+            Says::NoKey => Err(SealError::TokenRefused("it has no such key".to_owned())),
             _ => Ok(()),
         }
     }
@@ -940,6 +942,9 @@ async fn refuses_once(by_hand: bool) {
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert_eq!(token.logins() - before, 1, "by hand: {by_hand}");
     assert!(waiting().contains("lastkey operator unseal"), "{}", waiting());
+    token.says(Says::Away);
+    assert!(instance.unseal(None).await.is_err());
+    assert!(waiting().contains("away") && waiting().contains("lastkey operator unseal"));
     token.says(Says::Welcome);
     assert_eq!(instance.unseal(None).await.unwrap().waiting, None);
     assert_readable(&instance, &blob).await;
@@ -948,8 +953,27 @@ async fn refuses_once(by_hand: bool) {
 
 /// Each wrong PIN counts, and a few of them lock the token.
 #[tokio::test]
-async fn a_token_that_refuses_is_not_asked_again() {
+async fn a_token_that_refuses_the_pin_is_not_asked_again() {
     tokio::join!(refuses_once(false), refuses_once(true));
+}
+
+/// One that comes back in stages has no key for a while.
+#[tokio::test]
+async fn a_token_that_lacks_something_is_asked_on() {
+    let world = World::new();
+    let token = Token::new("lab");
+    let instance = under(&world, &token).await;
+    let blob = encrypted(&instance.engine().unwrap()).await;
+    instance.shutdown().await;
+    token.says(Says::Away);
+    let instance = under(&world, &token).await;
+    let waiting = || instance.status().waiting.unwrap_or_default();
+    token.says(Says::NoKey);
+    until("the token has no key", || waiting().contains("no such key")).await;
+    token.says(Says::Welcome);
+    until("it has", || instance.life() == Life::Unsealed).await;
+    assert_readable(&instance, &blob).await;
+    instance.shutdown().await;
 }
 
 /// The store and the file of release 0.1.0, which has no record of a seal.
@@ -1042,7 +1066,7 @@ async fn a_migration_that_fails_leaves_the_token_that_is_used() {
 /// The store cannot tell whether the root key is under the other token.
 #[tokio::test]
 async fn the_token_that_is_used_is_the_one_that_the_store_tells_of_in_the_end() {
-    for made in [true, false] {
+    for (made, sealed) in [(true, false), (false, false), (true, true), (false, true)] {
         let world = World::new();
         let store = Away::new(&world, made);
         let (used, other) = (Token::new("used"), Token::new("other"));
@@ -1051,7 +1075,16 @@ async fn the_token_that_is_used_is_the_one_that_the_store_tells_of_in_the_end() 
         let blob = encrypted(&instance.engine().unwrap()).await;
         store.arm();
         assert!(to_token(&instance, Some(&other), None).await.is_err());
+        if sealed {
+            // Its status cannot be told, and it is.
+            let _ = instance.seal(&caller(&instance)).await;
+            assert_eq!(instance.life(), Life::Sealed);
+        }
         store.is_back();
+        if sealed {
+            instance.unseal(None).await.unwrap();
+            assert_readable(&instance, &blob).await;
+        }
         order(&instance, Order::RotateRoot, None).await.unwrap();
         let expected = if made { "other" } else { "used" };
         assert_eq!(instance.status().seal.unwrap().token.as_deref(), Some(expected));

@@ -18,11 +18,11 @@ mod helm;
 mod image;
 mod k3s;
 mod kubeadm;
+#[cfg(test)]
+mod kubeadm_tests;
 mod rke2;
 mod static_pod;
 mod systemd;
-#[cfg(test)]
-mod kubeadm_tests;
 #[cfg(test)]
 mod tests;
 

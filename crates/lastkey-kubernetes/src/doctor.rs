@@ -8,7 +8,9 @@ mod place;
 mod servers;
 
 pub use chain::{check_access, check_plugin};
-pub use place::{Flags, check_flags, check_sockets, flag, flags_in_manifest, flags_of_process};
+pub use place::{
+    Flags, check_flags, check_sockets, flag, flags_in_manifest, flags_of_process, is_yes,
+};
 pub use servers::check_servers;
 
 use crate::{

@@ -29,6 +29,8 @@ use crate::{
 const LINES: usize = 1000;
 /// How long a smaller lot has to arrive until a larger one is tried.
 const GROW_AFTER: Duration = Duration::from_secs(60);
+/// The same where the receiver itself has said that it was too large.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// Bytes of one lot, give or take a line.
 const BYTES: usize = 1 << 20;
 /// How often a reader that has read everything looks again.
@@ -320,32 +322,32 @@ impl Memory {
 /// How many lines go together: fewer to a receiver that cannot take as many.
 struct Portion {
     lines: usize,
-    /// What the receiver takes, by its own word.
-    most: usize,
     since: Instant,
+    /// How long until more is tried.
+    patience: Duration,
 }
 
 impl Portion {
     fn new() -> Self {
-        Self { lines: LINES, most: LINES, since: Instant::now() }
+        Self { lines: LINES, since: Instant::now(), patience: GROW_AFTER }
     }
 
     fn arrived(&mut self) {
-        if self.lines < self.most && self.since.elapsed() >= GROW_AFTER {
-            (self.lines, self.since) = ((self.lines * 2).min(self.most), Instant::now());
+        if self.lines < LINES && self.since.elapsed() >= self.patience {
+            (self.lines, self.since) = ((self.lines * 2).min(LINES), Instant::now());
         }
     }
 
     /// So many lines failed together.
     fn failed(&mut self, lines: usize, error: &DeliveryError) {
-        let half = (lines / 2).max(1);
-        match error {
+        self.patience = match error {
             DeliveryError::Refused { status, .. } if *status == StatusCode::PAYLOAD_TOO_LARGE => {
-                (self.lines, self.most) = (half, half);
+                ASK_AGAIN_AFTER
             }
-            DeliveryError::Late => (self.lines, self.since) = (half, Instant::now()),
-            _ => {}
-        }
+            DeliveryError::Late => GROW_AFTER,
+            _ => return,
+        };
+        (self.lines, self.since) = ((lines / 2).max(1), Instant::now());
     }
 }
 
@@ -372,8 +374,8 @@ impl Round {
             let (round, read) = self.read().await;
             self = round;
             let outcome = match read {
-                Ok((_, lot)) if lot.place == self.follower.place() => {
-                    self.carrier.lag.store(0, Ordering::Relaxed);
+                Ok((lag, lot)) if lot.place == self.follower.place() => {
+                    self.carrier.lag.store(lag, Ordering::Relaxed);
                     if self.is_over().await {
                         return;
                     }
@@ -483,7 +485,8 @@ impl Round {
     /// holes, which the journal fills then.
     fn next(&mut self) -> io::Result<(u64, Lot)> {
         if !self.log_is_whole.load(Ordering::Acquire) {
-            return Ok((0, Lot { place: self.follower.place(), ..Lot::default() }));
+            let lag = self.follower.lag().unwrap_or(0);
+            return Ok((lag, Lot { place: self.follower.place(), ..Lot::default() }));
         }
         match self.look_back() {
             // The directory of a log that was never written.
@@ -544,6 +547,7 @@ mod tests {
         let away = io::Error::from(io::ErrorKind::ConnectionRefused).into();
         let mut portion = Portion::new();
         portion.failed(1000, &away);
+        portion.failed(1000, &DeliveryError::NoConnection);
         assert_eq!(portion.lines, 1000, "who is away says nothing about the size");
         // Slow today: more is tried again.
         portion.failed(1000, &DeliveryError::Late);
@@ -553,11 +557,14 @@ mod tests {
         portion.since -= GROW_AFTER;
         portion.arrived();
         assert_eq!(portion.lines, 500);
-        // A limit of the receiver's own stays.
+        // A limit of the receiver's own is asked for again after longer: somebody may have mended it.
         portion.failed(300, &too_large);
         portion.since -= GROW_AFTER;
         portion.arrived();
         assert_eq!(portion.lines, 150);
+        portion.since -= ASK_AGAIN_AFTER;
+        portion.arrived();
+        assert_eq!(portion.lines, 300);
         portion.failed(1, &too_large);
         assert_eq!(portion.lines, 1);
     }

@@ -111,7 +111,9 @@ impl Syslog {
                 Transport::Tcp(host) => Open::Tcp(TcpStream::connect(host).await?),
             })
         };
-        Ok(tokio::time::timeout(CONNECT, connect).await.map_err(|_| DeliveryError::Late)??)
+        Ok(tokio::time::timeout(CONNECT, connect)
+            .await
+            .map_err(|_| DeliveryError::NoConnection)??)
     }
 }
 

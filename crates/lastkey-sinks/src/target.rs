@@ -22,6 +22,9 @@ pub(crate) enum DeliveryError {
         /// When it wants to be asked again.
         retry_after: Option<std::time::Duration>,
     },
+    /// There was no connection in time.
+    #[error("no connection in time")]
+    NoConnection,
     /// It took too long.
     #[error("no answer in time")]
     Late,

@@ -45,7 +45,7 @@ impl Webhook {
             Some(open) if !open.is_closed() => open,
             _ => tokio::time::timeout(CONNECT, self.connect())
                 .await
-                .map_err(|_| DeliveryError::Late)??,
+                .map_err(|_| DeliveryError::NoConnection)??,
         };
         connection.ready().await?;
         let answer = connection.send_request(self.request(lines)?).await?;

@@ -50,8 +50,7 @@ impl Reason {
                 "key-version-retired",
                 "the key version is retired in the backup: it decrypts no more",
                 "its material is still there, and is destroyed in the end: lastkey key versions \
-                 reinstate KEY VERSION --reason TEXT, on the server that is in use as well, or drop \
-                 the snapshot",
+                 reinstate KEY --version ID, on the server that is in use as well, or drop the snapshot",
             ),
             Self::ClusterUnknown => (
                 "cluster-unknown",

@@ -37,6 +37,10 @@ const RETENTION: &[u8] = br#""kind":"retention""#;
 /// So many lines at the file's end may be what a crash made of writes that were never synced: one of
 /// two that were written over each other, and what was left behind it.
 const TORN_LINES: usize = 2;
+/// Where the file is written anew.
+const TEMPORARY: &str = "checkpoints.new";
+/// So much is left to others when it is.
+const LEFT_FREE: u64 = 16 << 20;
 /// Checkpoints that stay are copied in pieces of this much.
 const PIECE: usize = 1 << 20;
 
@@ -276,10 +280,31 @@ impl Book {
     }
 
     /// States that everything up to `through` is to be deleted, and forgets what was stated about
-    /// it: writes the file anew, without the lines before the first that is about what stays.
+    /// it, unless there is no room for that: then the next deletion does.
     fn retire(&mut self, through: Head) -> io::Result<()> {
+        let needed = self.length.saturating_add(LEFT_FREE);
+        if self.file.free_space().is_some_and(|free| free < needed) {
+            return self.sign(CheckpointKind::Retention, through);
+        }
+        let retired = self.rewrite(through);
+        if retired.is_err() {
+            let _ = self.disk.remove(&self.directory.join(TEMPORARY));
+        }
+        match retired {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+            {
+                self.sign(CheckpointKind::Retention, through)
+            }
+            retired => retired,
+        }
+    }
+
+    /// Writes the file anew with that statement, without the lines before the first that is about
+    /// what stays.
+    fn rewrite(&mut self, through: Head) -> io::Result<()> {
         let (line, checkpoint) = self.next(CheckpointKind::Retention, through);
-        let temporary = self.directory.join("checkpoints.new");
+        let temporary = self.directory.join(TEMPORARY);
         let file = self.disk.open(&temporary, Access::Create)?;
         file.set_length(0)?;
         let mut copy = Copy { to: &*file, offset: 0, piece: Vec::new() };

@@ -4,7 +4,8 @@
 //! The root key that came with the change may be the store's by then, and the one in memory open
 //! nothing. So it is kept, in locked memory, and the store asked until it tells; nothing else is
 //! ordered before that. Where the server is sealed or ends meanwhile, the next opening finds what
-//! it needs in the seal and in the store's record of it.
+//! it needs in the seal and in the store's record of it; a token that came with the change is kept
+//! for it, and the root key is not.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,6 +26,13 @@ pub(super) struct Doubt {
     pub(super) root: Option<Arc<KeyMaterial>>,
     /// The token that the root key is under then, where it is another one.
     pub(super) token: Option<Arc<dyn Seal>>,
+}
+
+impl Doubt {
+    /// The token that came with the change, if the store's record says that it was made.
+    pub(super) fn token_of(&self, record: &SealRecord) -> Option<Arc<dyn Seal>> {
+        self.token.clone().filter(|_| *record == self.next)
+    }
 }
 
 impl Instance {

@@ -159,7 +159,7 @@ impl Shared {
                 _,
             )) => {
                 let file = self.config.pin_file.display();
-                return Err(SealError::TokenRefused(format!("the PIN in {file}: {error}")));
+                return Err(SealError::PinRefused(format!("the PIN in {file}: {error}")));
             }
             Err(error) => return Err(failed(&error)),
         }

@@ -9,7 +9,14 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::encryption_config::{EncryptionConfiguration, Finding};
+use crate::{
+    encryption_config::{EncryptionConfiguration, Finding},
+    node::processes,
+};
+
+const RELOAD: &str = "encryption-provider-config-automatic-reload";
+/// The flags asked for here that take no word after them, as a boolean never does.
+const BOOLEAN: [&str; 1] = [RELOAD];
 
 /// Flags of one apiserver, and where they were seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +34,9 @@ impl Flags {
     }
 }
 
-/// The value of an apiserver's flag, the last one of that name: `--name=value`, `--name value`, or
-/// inside k3s's `--kube-apiserver-arg`; `true` where there is none. `_` stands for `-`, as there.
+/// The value of an apiserver's flag, the last one of that name: `--name=value`, `--name value` (of
+/// booleans only the former), or inside k3s's `--kube-apiserver-arg`; `true` where there is none. `_`
+/// stands for `-`, as there.
 pub fn flag<'w>(words: &'w [String], name: &str) -> Option<&'w str> {
     let mut found = None;
     let mut words = words.iter().map(String::as_str).peekable();
@@ -41,6 +49,7 @@ pub fn flag<'w>(words: &'w [String], name: &str) -> Option<&'w str> {
         };
         if own.replace('_', "-") == name {
             let next = words.peek().filter(|next| !next.starts_with("--"));
+            let next = next.filter(|_| !BOOLEAN.contains(&name));
             found = value.or(next.copied()).or(Some("true"));
         }
     }
@@ -48,7 +57,7 @@ pub fn flag<'w>(words: &'w [String], name: &str) -> Option<&'w str> {
 }
 
 /// Whether a flag's value is what Go takes for yes.
-fn is_yes(value: Option<&str>) -> bool {
+pub fn is_yes(value: Option<&str>) -> bool {
     matches!(value, Some("1" | "t" | "T" | "true" | "True" | "TRUE"))
 }
 
@@ -82,19 +91,12 @@ struct Container {
 
 /// The flags of the apiserver that runs on this machine and listens on `port`.
 pub fn flags_of_process(port: u16) -> Option<Flags> {
-    let processes = fs::read_dir("/proc").ok()?;
-    processes.filter_map(Result::ok).find_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let mut words = line.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        let program = words.next()?.into_owned();
-        let name = program.rsplit('/').next()?;
-        if !name.starts_with("kube-apiserver") {
-            return None;
-        }
+    let mut apiservers =
+        processes().into_iter().filter(|it| it.name().starts_with("kube-apiserver"));
+    apiservers.find_map(|process| {
         let flags = Flags {
-            seen_in: format!("the process {pid}"),
-            flags: words.map(std::borrow::Cow::into_owned).collect(),
+            seen_in: format!("the process {}", process.id),
+            flags: process.command.into_iter().skip(1).collect(),
         };
         let own = flags.get("secure-port").map_or(Ok(6443), str::parse).ok()?;
         (own == port).then_some(flags)
@@ -111,7 +113,8 @@ pub fn check_flags(flags: &Flags, registered: Option<&Path>) -> Vec<Finding> {
         let message = format!(
             "{place}: the apiserver runs without --encryption-provider-config: everything is written in clear"
         );
-        let fix = "`lastkey cluster config kubeadm-config` (or k3s, rke2) prints what has to be added";
+        let fix =
+            "`lastkey cluster config kubeadm-config` (or k3s, rke2) prints what has to be added";
         return vec![Finding::error("flag-no-encryption", message).fix(fix)];
     };
     if registered.is_some_and(|registered| registered != Path::new(config)) {
@@ -119,11 +122,11 @@ pub fn check_flags(flags: &Flags, registered: Option<&Path>) -> Vec<Finding> {
             "{place}: the apiserver reads {config}, which is another path than the registered one"
         );
         let fix = format!(
-            "`lastkey cluster add NAME --kubeconfig FILE --encryption-config {config}`, unless it is a path inside of a container"
+            "`lastkey cluster add NAME --kubeconfig FILE --encryption-config {config}` with every other option as before, unless it is a path inside of a container"
         );
         findings.push(Finding::info("flag-other-config", message).fix(fix));
     }
-    if !is_yes(flags.get("encryption-provider-config-automatic-reload")) {
+    if !is_yes(flags.get(RELOAD)) {
         let message =
             format!("{place}: the apiserver reads its EncryptionConfiguration only when it starts");
         let fix = "add --encryption-provider-config-automatic-reload=true";
@@ -227,6 +230,8 @@ mod tests {
             &format!("--encryption-provider-config /etc/e.yaml {reload} --v 2"),
             &format!("-v 2 {reload}=1 --encryption-provider-config /etc/e.yaml"),
             &format!("--encryption_provider_config=/etc/e.yaml {reload}=false {reload}=true"),
+            // a boolean takes no word after it
+            &format!("--encryption-provider-config=/etc/e.yaml {reload} -v 2"),
         ] {
             let flags = of(well);
             assert_eq!(codes(&check_flags(&flags, Some(Path::new("/etc/e.yaml")))), [""; 0]);

@@ -30,7 +30,8 @@ pub(super) fn check(config: &EncryptionConfiguration, findings: &mut Vec<Finding
         check_overlap(rule, findings);
         if rule.providers.is_empty() {
             let message = "this rule has no provider";
-            let fix = "add one; `lastkey cluster config encryption` prints one";
+            let fix = "copy the file from another control-plane node; where they are all like this one, \
+                       `lastkey cluster enable NAME` adds one, at all apiservers in the right order";
             findings.push(Finding::error("no-providers", message).fix(fix).at(rule.line));
         }
         for provider in &rule.providers {
@@ -256,8 +257,9 @@ fn check_keys(
     findings: &mut Vec<Finding>,
 ) {
     let fix = format!(
-        "`head -c 32 /dev/urandom | base64` makes a key of 32 bytes ({in_words} are taken); better: \
-         a KMS provider, `lastkey cluster config encryption`"
+        "copy it from the file of another control-plane node; where nothing rests under it yet, \
+         `head -c 32 /dev/urandom | base64` makes a key of 32 bytes ({in_words} are taken); better: \
+         a KMS provider, by `lastkey cluster enable NAME`"
     );
     if keys.is_empty() {
         let message = "the provider has no key";
@@ -281,6 +283,36 @@ fn check_keys(
                 say("key-length", message);
             }
             KeyShape::Bytes { .. } => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::encryption_config::examine;
+
+    /// What `cluster config encryption` prints fails every list where something is encrypted already.
+    #[test]
+    fn a_printed_file_is_for_new_clusters_only() {
+        let file = |providers: &str| {
+            format!(
+                "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+                 - resources: [secrets]\n  providers: {providers}\n"
+            )
+        };
+        for (providers, code) in [
+            ("[]", "no-providers"),
+            ("[secretbox: {keys: []}]", "key-missing"),
+            ("[aescbc: {keys: [{name: a, secret: '?'}]}]", "key-base64"),
+            ("[aescbc: {keys: [{name: a, secret: MTIz}]}]", "key-length"),
+        ] {
+            let findings = examine(&file(providers)).findings;
+            let found = findings.iter().find(|finding| finding.code == code).expect(code);
+            assert!(found.fix.contains("another control-plane node"), "{found:?}");
+            for fix in findings.iter().map(|finding| &finding.fix) {
+                let prints = fix.contains("cluster config encryption");
+                assert!(!prints || fix.contains("for a new cluster"), "{fix}");
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! somebody else: then nothing more is written ([`RotateError::Changed`]).
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -18,7 +19,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::{ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker, convergence};
 use crate::{
     encryption_config::{
-        Edited, EncryptionConfiguration, Kms, Provider, Rule, apply, examine, readable,
+        Edited, EncryptionConfiguration, Kms, Provider, ProviderKind, Rule, apply, examine,
+        readable,
     },
     node::ask_status,
     socket::SocketAddress,
@@ -66,6 +68,9 @@ struct Step {
     kept: Option<PathBuf>,
     /// What the apiservers said before the file was replaced.
     seen: Vec<Seen>,
+    /// What the file calls the KMS that it is about: an apiserver that works by it asks these plugins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    asks: Vec<String>,
 }
 
 /// What becomes of the configuration, for whoever watches.
@@ -89,6 +94,18 @@ impl std::fmt::Debug for ConfigEvent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ConfigEvent").field("stage", &self.stage).finish_non_exhaustive()
     }
+}
+
+/// What a file calls the providers that are `target`, where that is a KMS: whatever the name is that a
+/// new one would get.
+fn asked(text: &str, target: &Target) -> Vec<String> {
+    let Ok(config) = readable(Some(text)) else { return Vec::new() };
+    let providers = config.rules.iter().flat_map(|rule| &rule.providers);
+    let names = providers.filter(|one| target.is(one)).filter_map(|one| match one.kind() {
+        Some(ProviderKind::Kms(kms)) => Some(kms.name.clone()),
+        _ => None,
+    });
+    names.collect::<BTreeSet<String>>().into_iter().collect()
 }
 
 impl Worker {
@@ -212,7 +229,8 @@ impl Worker {
                 let changed = before != after;
                 let kept = pending.filter(|step| step.before == before).and_then(|step| step.kept);
                 let kept = if changed { self.to_be_kept(claim, kept)? } else { None };
-                let step = Step { stage, before, after, kept, seen };
+                let asks = asked(&edited.text, &self.goal(claim)?.0.target);
+                let step = Step { stage, before, after, kept, seen, asks };
                 (step, Some(edited).filter(|_| changed))
             }
         };
@@ -363,11 +381,7 @@ impl Worker {
 
     async fn not_loaded(&self, claim: &Claim, step: &Step, late: bool) -> Vec<String> {
         let (mut behind, mut fails) = (Vec::new(), false);
-        let Ok((goal, _, hands)) = self.goal(claim) else { return behind };
-        let kms = match &goal.target {
-            Target::Kms { name, .. } => Some(name.as_str()),
-            _ => None,
-        };
+        let Ok((_, _, hands)) = self.goal(claim) else { return behind };
         for (index, look) in loaded::look(&self.api).await.into_iter().enumerate() {
             let seen = match look {
                 Ok(seen) => seen,
@@ -382,7 +396,7 @@ impl Worker {
             }
             let before = step.seen.get(index).filter(|before| before.url == seen.url);
             let before = before.cloned().unwrap_or_default();
-            if let Some(why) = seen.why_not(&before, &step.after, kms) {
+            if let Some(why) = seen.why_not(&before, &step.after, &step.asks) {
                 let port = self.api.urls().nth(index).filter(|url| url.is_loopback());
                 let loads = port.map_or(Loads::Unknown, |url| Loads::of_process(url.port()));
                 let hint = match (seen.fails_since(&before), loads, late) {
@@ -563,4 +577,25 @@ impl Change {
 /// For [`super::clean`].
 pub(super) fn config_now(hands: &Hands) -> Result<EncryptionConfiguration, RotateError> {
     Ok(readable(hands.current()?.as_ref().map(|text| text.as_str()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file keeps its names, and a new provider gets one that is free.
+    #[test]
+    fn what_is_asked_is_called_as_the_file_calls_it() {
+        let text = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\n\
+            resources:\n- resources: [secrets]\n  providers:\n  \
+            - kms: {apiVersion: v2, name: lastkey-2, endpoint: unix:///run/kms.sock}\n  \
+            - kms: {apiVersion: v1, name: lastkey, endpoint: unix:///run/kms.sock}\n  \
+            - kms: {apiVersion: v2, name: other, endpoint: unix:///run/other.sock}\n  \
+            - identity: {}\n";
+        let endpoint = "unix:///run/kms.sock".to_owned();
+        let target = Target::Kms { name: "lastkey".to_owned(), endpoint };
+        assert_eq!(asked(text, &target), ["lastkey-2"]);
+        assert!(asked(text, &Target::Identity).is_empty());
+        assert!(asked("", &target).is_empty());
+    }
 }

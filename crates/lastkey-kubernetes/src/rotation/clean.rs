@@ -221,7 +221,7 @@ impl Worker {
         let mut names = hands.registered.clone();
         let config = config_now(hands)?;
         names.extend(goal.resources.into_iter().chain(config.names().map(|n| n.name.clone())));
-        let discovery = self.served(&names).await?;
+        let discovery = self.meanwhile(claim, self.served(&names)).await??;
         let (mut resources, mut unserved) = resources_of(&names, &discovery);
         unserved.retain(|name| !name.contains('*'));
         let Some(access) = &hands.etcd else { return Ok((None, unserved)) };

@@ -292,7 +292,7 @@ impl Worker {
             return Ok(());
         }
         let names = self.names(claim);
-        let served = self.served(&names).await?;
+        let served = self.meanwhile(claim, self.served(&names)).await??;
         let wanted = self.resources(claim, (&names, &served))?;
         if !begins && claim.state.names.is_empty() {
             // An earlier release has begun it: what its names were is not known.
@@ -347,7 +347,8 @@ impl Worker {
     /// Asks again what is served once nothing is written under an older key id any more: a kind that
     /// came since it was begun may have been. `false` where there is nothing new.
     pub(super) async fn look_again(&self, claim: &mut Claim) -> Result<bool, Stop> {
-        let served = self.served(&self.names(claim)).await?;
+        let names = self.names(claim);
+        let served = self.meanwhile(claim, self.served(&names)).await??;
         self.drop_gone(claim, &served);
         Ok(self.merge(claim, &served)?)
     }
@@ -355,7 +356,8 @@ impl Worker {
     /// The same before anything becomes free, where etcd is not the proof: what is new by then is
     /// gone through before that. What has gone since it was gone through needs nothing.
     pub(super) async fn is_nothing_new(&self, claim: &mut Claim) -> Result<(), Stop> {
-        let served = self.served(&self.names(claim)).await?;
+        let names = self.names(claim);
+        let served = self.meanwhile(claim, self.served(&names)).await??;
         let before = std::mem::take(&mut claim.state.left_out);
         if self.merge(claim, &served)? {
             return self.begin_with_more(claim).await;
@@ -397,7 +399,8 @@ impl Worker {
         claim: &mut Claim,
         resources: Vec<Resource>,
     ) -> Result<(), Stop> {
-        let served = self.served(&self.names(claim)).await?;
+        let names = self.names(claim);
+        let served = self.meanwhile(claim, self.served(&names)).await??;
         let chosen = self.choose(&claim.rotation, &resources, &served).await?;
         claim.state.go_through(resources);
         if claim.state.by == By::Cluster {

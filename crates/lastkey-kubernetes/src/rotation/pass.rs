@@ -89,7 +89,7 @@ impl Worker {
         let not_found: Vec<String> = not_found.map(|one| one.resource.clone()).collect();
         if !not_found.is_empty() {
             let names = self.names(claim);
-            let served = self.served(&names).await?;
+            let served = self.meanwhile(claim, self.served(&names)).await??;
             let state = &mut claim.state;
             let gone = state.resources.iter().filter(|one| is_gone(one, &names, &served));
             let mut gone: Vec<String> = gone.map(Resource::full_name).collect();
@@ -148,7 +148,7 @@ impl Worker {
     }
 
     /// Keeps the claim while something is asked for that may take a while.
-    async fn meanwhile<T>(
+    pub(super) async fn meanwhile<T>(
         &self,
         claim: &mut Claim,
         asked: impl Future<Output = T>,

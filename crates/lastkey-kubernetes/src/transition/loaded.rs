@@ -76,8 +76,8 @@ impl Seen {
     }
 
     /// Why it does not work by the file of that hash yet, which was put in place after `before` and
-    /// has a provider `kms`, if that is one.
-    pub fn why_not(&self, before: &Self, hash: &str, kms: Option<&str>) -> Option<String> {
+    /// has the plugins of the providers `asks` asked.
+    pub fn why_not(&self, before: &Self, hash: &str, asks: &[String]) -> Option<String> {
         let failed = self.fails_since(before);
         let loaded = match self.hashes.is_empty() {
             false => self.hashes.iter().any(|known| known == hash),
@@ -87,9 +87,8 @@ impl Seen {
                 false => self.started > before.started,
             },
         };
-        if let Some(kms) = kms.filter(|kms| {
-            loaded && self.hashes.is_empty() && !self.told.iter().any(|told| told == kms)
-        }) {
+        let unasked = asks.iter().find(|kms| !self.told.contains(kms));
+        if let Some(kms) = unasked.filter(|_| loaded && self.hashes.is_empty()) {
             return Some(format!(
                 "has not asked the plugin of the provider {kms}: was it started with another file, \
                  or without --encryption-provider-config?"
@@ -172,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_is_loaded_is_told_by_hash_reload_or_start() {
-        let loaded = |now: &Seen, before: &Seen| now.why_not(before, "sha256:new", None).is_none();
+        let loaded = |now: &Seen, before: &Seen| now.why_not(before, "sha256:new", &[]).is_none();
         // 1.37: nothing but the hash counts.
         let before = seen(Some("sha256:old"), 1.0, 0);
         assert!(!loaded(&seen(Some("sha256:old"), 5.0, 3), &before));
@@ -192,7 +191,7 @@ mod tests {
     fn one_that_was_started_with_another_file_has_not_loaded_this_one() {
         let before = seen(None, 1.0, 2);
         let started = seen(None, 5.0, 0);
-        let why = started.why_not(&before, "sha256:new", Some("lastkey")).unwrap();
+        let why = started.why_not(&before, "sha256:new", &["lastkey".to_owned()]).unwrap();
         assert!(why.contains("has not asked the plugin of the provider lastkey"), "{why}");
         let told = |provider: &str| {
             let text = format!(
@@ -201,11 +200,11 @@ mod tests {
             );
             Seen::read("u", &(metrics(None, 5.0, 0) + &text))
         };
-        assert!(told("another").why_not(&before, "sha256:new", Some("lastkey")).is_some());
-        assert_eq!(told("lastkey").why_not(&before, "sha256:new", Some("lastkey")), None);
+        assert!(told("another").why_not(&before, "sha256:new", &["lastkey".to_owned()]).is_some());
+        assert_eq!(told("lastkey").why_not(&before, "sha256:new", &["lastkey".to_owned()]), None);
         // From 1.36 on the hash says it all.
         let (old, new) = (seen(Some("sha256:old"), 1.0, 0), seen(Some("sha256:new"), 5.0, 0));
-        assert_eq!(new.why_not(&old, "sha256:new", Some("lastkey")), None);
+        assert_eq!(new.why_not(&old, "sha256:new", &["lastkey".to_owned()]), None);
     }
 
     #[test]
@@ -214,8 +213,8 @@ mod tests {
         let text = metrics(Some("sha256:old"), 1.0, 1)
             + &format!("{RELOADED}{{status=\"failure\"}} 1.8e+09\n");
         let now = Seen::read("u", &text);
-        assert!(now.why_not(&before, "sha256:new", None).unwrap().contains("could not load"));
-        assert_eq!(now.why_not(&now.clone(), "sha256:new", None).unwrap(), "has not loaded it yet");
+        assert!(now.why_not(&before, "sha256:new", &[]).unwrap().contains("could not load"));
+        assert_eq!(now.why_not(&now.clone(), "sha256:new", &[]).unwrap(), "has not loaded it yet");
         let stored = |seen: &Seen| serde_json::to_string(seen).unwrap();
         assert_eq!(serde_json::from_str::<Seen>(&stored(&now)).unwrap(), now);
         // Numbers that JSON has no word for, or that it does not give back to the last bit.

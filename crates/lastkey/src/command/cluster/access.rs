@@ -21,7 +21,7 @@ use lastkey_kubernetes::{
         Access, ApiError, ApiServer, Credential, Etcd, EtcdAccess, Kubeconfig, Migrate, NAMESPACE,
         Role,
     },
-    encryption_config::{MAX_FILE, examine},
+    encryption_config::{MAX_FILE, Named, examine},
 };
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -36,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(500);
 /// A token that is good for less than this is replaced when it is used.
 const RENEW_BELOW: Duration = Duration::from_secs(29 * 24 * 3600);
+
+/// Where Kubernetes keeps its objects unless told otherwise.
+const ETCD_PREFIX: &str = "/registry";
 
 /// Without it nobody would know whether the cluster has left an object out.
 pub(super) const NO_ETCD: &str = "--migration cluster needs the cluster's etcd, where it is seen \
@@ -139,11 +142,21 @@ impl Prepared {
         for key in &of.keys {
             client.put_dependant(*key, &nobody_looked(of)).await?;
         }
+        // There is none of a cluster that is new; one that cannot be read is replaced as well.
+        let old: Option<Access> = client.cluster_access(of.id).await.ok();
         client.put_cluster_access(of.id, &self.access).await?;
+        let forgotten = old.map(|old| forgotten(&old, &self.access)).unwrap_or_default();
+        if !forgotten.is_empty() {
+            Output::note(&format!(
+                "what is not given is forgotten. Registered before, and not now: {}. Where that shall \
+                 stay, run this again with all options",
+                forgotten.join(", ")
+            ));
+        }
         if self.rotate_automatically {
             client.configure_cluster(of.id, (true, false)).await?;
         }
-        Ok(self.said(remark))
+        Ok(self.said(remark, &forgotten))
     }
 
     /// Reaches every apiserver and etcd with what will be registered.
@@ -172,7 +185,7 @@ impl Prepared {
         Ok(())
     }
 
-    fn said(&self, remark: Option<&str>) -> (Value, String) {
+    fn said(&self, remark: Option<&str>, forgotten: &[String]) -> (Value, String) {
         let servers: Vec<String> = self.access.servers.iter().map(ToString::to_string).collect();
         let etcd = self.access.etcd.iter().flat_map(|etcd| &etcd.servers);
         let etcd: Vec<String> = etcd.map(ToString::to_string).collect();
@@ -187,6 +200,7 @@ impl Prepared {
             "servers": servers, "etcd": etcd, "account": account, "remark": remark,
             "resources": self.access.resources, "role": role,
             "rotate_automatically": self.rotate_automatically, "migration": self.access.migrate,
+            "forgotten": forgotten,
         });
         let who = account.unwrap_or_else(|| "the kubeconfig's own account".to_owned());
         let mut text = format!("it is reached at {} as {who}", servers.join(" and "));
@@ -206,6 +220,36 @@ impl Prepared {
 /// now on.
 fn nobody_looked(of: &Known) -> Value {
     json!({ "kind": "cluster", "id": of.id, "name": of.name, "versions": {} })
+}
+
+/// What a registration had that the one in its place has not, as the options that would give it.
+fn forgotten(old: &Access, new: &Access) -> Vec<String> {
+    let servers = old.servers.iter().filter(|server| !new.servers.contains(server));
+    let mut options: Vec<String> = servers.map(|server| format!("--apiserver {server}")).collect();
+    if let Some(etcd) = &old.etcd {
+        if new.etcd.is_none() {
+            options.extend(etcd.servers.iter().map(|server| format!("--etcd {server}")));
+        }
+        let prefix = new.etcd.as_ref().map_or(ETCD_PREFIX, |etcd| &etcd.prefix);
+        if etcd.prefix != prefix {
+            options.push(format!("--etcd-prefix {}", etcd.prefix));
+        }
+    }
+    if let (Some(path), None) = (&old.encryption_config, &new.encryption_config) {
+        options.push(format!("--encryption-config {}", path.display()));
+    }
+    let named = |name: &String| Named { name: name.clone(), line: None };
+    let covered: Vec<Named> = new.resources.iter().map(named).collect();
+    for old in old.resources.iter().map(named) {
+        let (resource, group) = old.parts();
+        if !covered.iter().any(|new| new.covers(resource, group)) {
+            options.push(format!("--resource {}", old.name));
+        }
+    }
+    if new.migrate.is_auto() && !old.migrate.is_auto() {
+        options.push(format!("--migration {}", old.migrate.name()));
+    }
+    options
 }
 
 fn etcd(options: &AccessOptions) -> Result<Option<EtcdAccess>, Failure> {
@@ -295,4 +339,51 @@ fn due(credential: &Credential) -> Option<String> {
     let until: Timestamp = until.parse().ok()?;
     let left = until.duration_since(Timestamp::now());
     (left < RENEW_BELOW.try_into().ok()?).then(|| account.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(mut more: Value) -> Access {
+        let mut whole = json!({
+            "servers": ["https://10.0.0.1:6443"], "ca_pem": "", "resources": ["secrets"],
+            "credential": { "kind": "token", "token": "t" },
+        });
+        whole.as_object_mut().unwrap().append(more.as_object_mut().unwrap());
+        serde_json::from_value(whole).unwrap()
+    }
+
+    #[test]
+    fn what_a_new_registration_leaves_out_is_named() {
+        let plain = access(json!({}));
+        let etcd = json!({ "servers": ["https://10.0.0.1:2379"], "prefix": "/elsewhere" });
+        let full = access(json!({
+            "servers": ["https://10.0.0.1:6443", "https://10.0.0.2:6443"],
+            "etcd": etcd, "encryption_config": "/etc/e.yaml", "migrate": "cluster",
+            "resources": ["secrets", "configmaps", "*.example.org"],
+        }));
+        assert_eq!(
+            forgotten(&full, &plain),
+            [
+                "--apiserver https://10.0.0.2:6443",
+                "--etcd https://10.0.0.1:2379",
+                "--etcd-prefix /elsewhere",
+                "--encryption-config /etc/e.yaml",
+                "--resource configmaps",
+                "--resource *.example.org",
+                "--migration cluster",
+            ]
+        );
+        // what is there in other words is not left out
+        for (old, new) in [(&plain, &full), (&full, &full), (&plain, &plain)] {
+            assert_eq!(forgotten(old, new), [""; 0]);
+        }
+        let all = access(json!({ "resources": ["*.*"] }));
+        assert_eq!(forgotten(&plain, &all), [""; 0]);
+        assert_eq!(forgotten(&all, &plain), ["--resource *.*"]);
+        let usual = json!({ "servers": ["https://10.0.0.1:2379"], "prefix": ETCD_PREFIX });
+        let usual = access(json!({ "etcd": usual }));
+        assert_eq!(forgotten(&usual, &plain), ["--etcd https://10.0.0.1:2379"]);
+    }
 }

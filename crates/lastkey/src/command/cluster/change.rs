@@ -476,11 +476,15 @@ pub(super) fn state(known: &[Rotation], under: Option<bool>, writes: bool) -> Va
         });
     }
     let finished = newest.filter(|one| one.phase == RotationPhase::Finished);
+    // Whether the change saw that all was as it should be in the end.
+    let report =
+        finished.and_then(|one| serde_json::from_str::<Value>(one.report.as_deref()?).ok());
+    let whole = report.is_some_and(|report| report["content"]["whole"] == true);
     let status = match (under, finished.and_then(Rotation::way)) {
         (Some(true), _) | (None, Some(Way::Enable)) => "running",
         (None, _) if writes => "running",
-        // What lies there is not counted: the change has seen that nothing did.
-        (Some(false), _) | (None, Some(Way::Disable)) => "off",
+        (Some(false), _) => "off",
+        (None, Some(Way::Disable)) if whole => "off",
         (None, _) => "unknown",
     };
     json!({ "status": status })

@@ -502,7 +502,16 @@ mod tests {
         assert_eq!(state(&[], None, false), "unknown");
         let both = [off, on];
         assert_eq!(state(&both, None, false), "running");
-        assert_eq!(state(&both[..1], None, false), "off");
+        assert_eq!(
+            state(&both[..1], None, false),
+            "unknown",
+            "it does not say that nothing is left"
+        );
+        for (whole, status) in [(true, "off"), (false, "unknown")] {
+            let mut off = both[0].clone();
+            off.report = Some(json!({ "content": { "whole": whole } }).to_string());
+            assert_eq!(state(&[off], None, false), status);
+        }
         assert_eq!(state(&both[..1], None, true), "running", "somebody placed a file by hand");
         let broken_off = rotation(Some("disable"), "cancelled");
         assert_eq!(state(&[broken_off], None, false), "unknown");

@@ -1,9 +1,9 @@
 //! The apiserver's flags and its EncryptionConfiguration.
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
 use lastkey_kubernetes::{
-    doctor::flag,
+    doctor::{flag, is_yes},
     encryption_config::{EncryptionConfiguration, Finding, MAX_FILE, examine_bytes},
     socket::SocketAddress,
 };
@@ -48,13 +48,12 @@ fn runs_one(command: &[String]) -> bool {
 
 fn flags(apiserver: &Program, findings: &mut Vec<Finding>) {
     let from = &apiserver.from;
-    // an empty one is none to the apiserver
-    if flag(&apiserver.command, CONFIG).is_none_or(str::is_empty) {
+    if config_path(apiserver).is_none() {
         let message = format!("the apiserver ({from}) encrypts nothing: it has no --{CONFIG}");
         let fix = "lastkey cluster config kubeadm-config (or k3s, rke2) prints what it needs";
         return findings.push(Finding::error("apiserver-does-not-encrypt", message).fix(fix));
     }
-    if flag(&apiserver.command, RELOAD) != Some("true") {
+    if !is_yes(flag(&apiserver.command, RELOAD)) {
         let message = format!("the apiserver ({from}) reads its configuration only when it starts");
         let fix = format!("add --{RELOAD}=true");
         findings.push(Finding::warning("apiserver-does-not-reload", message).fix(fix));
@@ -63,11 +62,17 @@ fn flags(apiserver: &Program, findings: &mut Vec<Finding>) {
     if let Some(path) = liveness
         && !path.contains("exclude=kms-provider")
     {
-        let message = "the kubelet may restart the apiserver because its KMS is away, and the \
-                       restart drops the keys that it still holds";
+        let message = "up to 1.28 the kubelet may restart the apiserver because its KMS is away, and \
+                       the restart drops the keys that it still holds; from 1.29 on /livez has no \
+                       KMS in it";
         let fix = "set the liveness probe's path to /livez?exclude=kms-providers";
-        findings.push(Finding::warning("apiserver-liveness", message).fix(fix));
+        findings.push(Finding::info("apiserver-liveness", message).fix(fix));
     }
+}
+
+/// The file that it was given; an empty one is none to the apiserver.
+fn config_path(apiserver: &Program) -> Option<&Path> {
+    flag(&apiserver.command, CONFIG).filter(|path| !path.is_empty()).map(Path::new)
 }
 
 /// Reads and judges the file that was named, or that the apiserver names.
@@ -79,7 +84,7 @@ pub(super) fn encryption_config(
     let path = match (named, apiserver) {
         (Some(path), _) => path.to_owned(),
         (None, Some(apiserver)) => {
-            let path = Path::new(flag(&apiserver.command, CONFIG)?);
+            let path = config_path(apiserver)?;
             if let Some(manifest) = &apiserver.manifest
                 && manifest.on_node(path).is_none()
             {
@@ -95,7 +100,14 @@ pub(super) fn encryption_config(
         Ok(bytes) => bytes,
         Err(error) => {
             let message = format!("{}: {error}", path.display());
-            let fix = "lastkey cluster config encryption prints one; read it as root";
+            // what is printed for new clusters fails every list on one that encrypts
+            let fix = match error.kind() {
+                ErrorKind::PermissionDenied => "run this as root",
+                _ => {
+                    "copy it from another control-plane node; on a new cluster `lastkey cluster \
+                     enable NAME` makes it"
+                }
+            };
             findings.push(Finding::error("encryption-config-unreadable", message).fix(fix));
             return None;
         }
@@ -136,6 +148,9 @@ mod tests {
         let bare = words("kube-apiserver --encryption-provider-config-automatic-reload --v=2");
         assert_eq!(flag(&bare, RELOAD), Some("true"));
         assert_eq!(flag(&bare, CONFIG), None);
+        let before_a_word =
+            words("kube-apiserver --encryption-provider-config-automatic-reload -v 2");
+        assert_eq!(flag(&before_a_word, RELOAD), Some("true"), "a boolean takes no word");
         let k3s =
             words("/usr/local/bin/k3s server --kube-apiserver-arg=encryption-provider-config=/b");
         assert_eq!(flag(&k3s, CONFIG), Some("/b"));
@@ -143,5 +158,36 @@ mod tests {
         let twice =
             words("kube-apiserver --encryption-provider-config=/a --encryption-provider-config=/b");
         assert_eq!(flag(&twice, CONFIG), Some("/b"), "the last one counts");
+    }
+
+    fn started_as(line: &str) -> Program {
+        let command = line.split(' ').map(str::to_owned).collect();
+        Program { command, from: "a test".to_owned(), process: None, manifest: None }
+    }
+
+    #[test]
+    fn a_file_that_is_missing_is_copied() {
+        let mut findings = Vec::new();
+        let joined = started_as("kube-apiserver --encryption-provider-config=/nonexistent/e.yaml");
+        assert!(encryption_config(Some(&joined), None, &mut findings).is_none());
+        let [found] = &findings[..] else { panic!("{findings:?}") };
+        assert_eq!(found.code, "encryption-config-unreadable");
+        assert!(found.fix.starts_with("copy it from another control-plane node"), "{found:?}");
+    }
+
+    #[test]
+    fn an_empty_path_is_none_and_yes_is_what_go_takes_for_it() {
+        let mut findings = Vec::new();
+        let empty = started_as("kube-apiserver --encryption-provider-config=");
+        flags(&empty, &mut findings);
+        assert!(encryption_config(Some(&empty), None, &mut findings).is_none());
+        let codes: Vec<&str> = findings.iter().map(|finding| finding.code).collect();
+        assert_eq!(codes, ["apiserver-does-not-encrypt"]);
+        for (value, reloads) in [("=1", true), ("=T", true), ("", true), ("=false", false)] {
+            let mut findings = Vec::new();
+            let line = format!("kube-apiserver --{CONFIG}=/a --{RELOAD}{value}");
+            flags(&started_as(&line), &mut findings);
+            assert_eq!(findings.is_empty(), reloads, "{value}: {findings:?}");
+        }
     }
 }
