@@ -97,22 +97,30 @@ pub struct Done<T> {
     /// What is answered; or why it was refused, once the change is durable.
     output: Result<T, Error>,
     change: Option<Change>,
+    /// Whether it is answered even if the change cannot be made.
+    anyway: bool,
 }
 
 impl<T> Done<T> {
     /// Nothing to write.
     pub(crate) fn read(output: T) -> Self {
-        Self { output: Ok(output), change: None }
+        Self { output: Ok(output), change: None, anyway: false }
     }
 
     /// To be answered once this change is durable.
     pub(crate) fn write(output: T, change: Change) -> Self {
-        Self { output: Ok(output), change: Some(change) }
+        Self { output: Ok(output), change: Some(change), anyway: false }
+    }
+
+    /// To be answered once this change is durable, or cannot be made: what is read has to be there
+    /// when nothing can be written.
+    pub(crate) fn note(output: T, change: Change) -> Self {
+        Self { output: Ok(output), change: Some(change), anyway: true }
     }
 
     /// To be refused once this change is durable.
     pub(crate) fn refuse(error: Error, change: Change) -> Self {
-        Self { output: Err(error), change: Some(change) }
+        Self { output: Err(error), change: Some(change), anyway: false }
     }
 }
 
@@ -247,8 +255,14 @@ impl Core {
             // A caller who hangs up must not leave half of it done.
             let (core, request) = (Arc::clone(self), caller.request_id);
             let committed = Detached::new(async move { core.commit(request, change, body).await });
-            if let Ok(()) = committed.await.ok_or(Error::Internal)?? {
-                return Ok(Settled::Committed(done.output));
+            match committed.await.ok_or(Error::Internal)? {
+                Ok(Ok(())) => return Ok(Settled::Committed(done.output)),
+                Ok(Err(Conflict)) => {}
+                Err(error) if done.anyway => {
+                    tracing::debug!(%error, "answered without what was to be noted");
+                    return Ok(Settled::Read(done.output?));
+                }
+                Err(error) => return Err(error),
             }
         }
         Err(Error::Busy)

@@ -13,11 +13,15 @@ use std::{
     time::Duration,
 };
 
-use lastkey_engine::{Dependant, Engine, Error, Key, KeyState, Label, MemoryAnchor, command::*};
+use lastkey_crypto::ClusterId;
+use lastkey_engine::{
+    Caller, Clock as _, Dependant, Engine, Error, Key, KeyState, Label, MemoryAnchor, Principal,
+    Source, command::*,
+};
 use lastkey_store::{
     CommitError, Entry, MemoryStore, Revision, Store, StoreError, StoreHealth, Transaction, Watch,
 };
-use support::{START, World, by_id, create_key, parts, root};
+use support::{START, World, by_id, create_key, parts, root, secret};
 use tokio::sync::Notify;
 
 /// A store whose answers to commits can be late, and that can refuse what touches a path. It tells
@@ -132,6 +136,61 @@ async fn what_has_just_come_to_need_a_key_is_seen() {
     }
     store.may_go_on.notify_one();
     comes.await.unwrap().unwrap();
+    engine.shutdown().await;
+}
+
+/// A cluster of a key, and its plugin as a caller.
+async fn cluster_of(engine: &Engine, key: &Key) -> (ClusterId, Caller) {
+    let name = lastkey_engine::ClusterName::parse("prod").unwrap();
+    let plugin = PluginRequest { name: name.clone(), fingerprint: "print".to_owned() };
+    let add = AddCluster { name: Some(name), keys: vec![by_id(key)], plugin: Some(plugin) };
+    let cluster = engine.execute(&root(engine), add).await.unwrap().cluster.id;
+    let (name, fingerprint) = ("prod".into(), "print".to_owned().into());
+    let principal = Principal::Plugin { cluster, name, fingerprint };
+    (cluster, Caller::new(principal, Source::Internal, engine.new_request_id()))
+}
+
+/// Reads go on where nothing can be written: what they show is noted by the next one.
+#[tokio::test]
+async fn what_cannot_be_noted_is_read_all_the_same() {
+    let world = World::new();
+    let (store, engine) = Late::start(&world).await;
+    let key = create_key(&engine).await;
+    let (cluster, plugin) = cluster_of(&engine, &key).await;
+    let (pin, plaintext) = (None, secret("seed"));
+    let encrypt = PluginEncrypt { cluster, key: by_id(&key), pin, plaintext };
+    let made = engine.execute(&plugin, encrypt).await.unwrap();
+    // Somebody has looked, and found nothing; then etcd is restored from a snapshot.
+    let new = engine.execute(&root(&engine), CreateKeyVersion { key: by_id(&key) }).await.unwrap();
+    world.clock.advance(Duration::from_secs(60));
+    let dependant = Dependant {
+        kind: Label::parse("cluster").unwrap(),
+        id: Label::parse(&cluster.to_string()).unwrap(),
+        name: String::new(),
+        versions: BTreeMap::from([(key.primary.version, 0)]),
+        until: None,
+        seen_at: Some(world.clock.now()),
+        used: BTreeMap::new(),
+    };
+    let in_use = Some(std::collections::BTreeSet::from([new.id]));
+    let look = PutDependant { key: by_id(&key), dependant, in_use };
+    engine.execute(&root(&engine), look).await.unwrap();
+    let used = async || {
+        let list = ListDependants { key: by_id(&key) };
+        let all = engine.execute(&root(&engine), list).await.unwrap();
+        all.iter().any(|one| one.used.contains_key(&key.primary.version))
+    };
+    let decrypt = async || {
+        let (envelope, blob) = (made.key, made.blob.clone());
+        let decrypt = PluginDecrypt { cluster, key: by_id(&key), envelope, blob };
+        engine.execute(&plugin, decrypt).await.map(drop)
+    };
+    *store.refused.lock().unwrap() = Some("dependant/".to_owned());
+    decrypt().await.unwrap();
+    assert!(!used().await);
+    *store.refused.lock().unwrap() = None;
+    decrypt().await.unwrap();
+    assert!(used().await);
     engine.shutdown().await;
 }
 

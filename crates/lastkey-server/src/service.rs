@@ -172,7 +172,8 @@ impl Service {
         let reply = reply.unwrap_or_else(|| {
             tracing::warn!(%request_id, "a request took too long");
             // What it began may be finished after all.
-            refuse(Error::Uncertain("the request took too long".to_owned()).into())
+            let why = "the request took too long; one that only reads may be repeated";
+            refuse(Error::Uncertain(why.to_owned()).into())
         });
         (reply, exchange.head.headers)
     }

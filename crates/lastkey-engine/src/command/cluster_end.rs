@@ -115,7 +115,7 @@ impl Command for ForgetCluster {
                 Some(_) => scope.record.field("override", &self.reason),
             }
         }
-        Ok(Done::write((), forget(core, self.cluster).await?))
+        Ok(Done::write((), forget(core, &known).await?))
     }
 }
 
@@ -162,11 +162,12 @@ fn own_dependants(core: &Core, cluster: &Cluster) -> Vec<Own> {
     cluster.keys.iter().filter_map(|key| Some((*key, find(*key)?))).collect()
 }
 
-/// What has to be written for a cluster to be forgotten.
-pub(super) async fn forget(core: &Core, cluster: ClusterId) -> Result<Change, Error> {
-    let known = core.records.cluster(cluster).ok_or(Error::NotFound("cluster"))?;
+/// What has to be written for a cluster to be forgotten: as it was `known` when it was looked at what
+/// needs it, for a plugin's first use since then changes it.
+pub(super) async fn forget(core: &Core, known: &Stored<Cluster>) -> Result<Change, Error> {
+    let cluster = known.value.id;
     rotations::refuse_under_way(core, cluster).await?;
-    let mut change = Change::new().delete_cluster(&known);
+    let mut change = Change::new().delete_cluster(known);
     let path = access_path(cluster);
     if let Some(stored) = core.records.raw(&path).await? {
         change = change.delete_raw(path, stored.expect());

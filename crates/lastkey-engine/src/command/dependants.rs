@@ -1,7 +1,7 @@
 //! Dependants: written down, taken away, listed; and what the loss of a key would mean.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -351,6 +351,11 @@ pub struct DescribeImpact {
     pub version: Option<KeyVersionId>,
 }
 
+/// What tells dependants apart.
+fn name_of(dependant: &Dependant) -> (String, String) {
+    (dependant.kind.to_string(), dependant.id.to_string())
+}
+
 impl Command for DescribeImpact {
     const ACTION: Action = Action::DescribeImpact;
     type Output = Impact;
@@ -373,13 +378,14 @@ impl Command for DescribeImpact {
         let now = core.clock.now();
         let known = core.records.dependants.of(key.id);
         let mut versions = Vec::with_capacity(wanted.len());
+        let mut told: HashSet<(String, String)> =
+            known.iter().map(|one| name_of(&one.value)).collect();
         let (mut unwritten, mut by_version) = (Vec::new(), BTreeMap::new());
         for version in wanted {
             let version = core.records.version(version).await?;
             let needing = retire::needing(core, key.id, &version, &known);
             for one in &needing {
-                let is_written = known.iter().any(|known| known.value == *one);
-                if !is_written && !unwritten.contains(one) {
+                if told.insert(name_of(one)) {
                     unwritten.push(one.clone());
                 }
             }

@@ -363,8 +363,9 @@ impl Command for PluginDecrypt {
         }
         let key = core.records.key(opened.key_id).await?;
         let found = (opened.key_version, core.clock.now());
+        // A store that takes no note takes no retirement either; the next one is noted.
         Ok(match dependants::mark_found(core, &key, self.cluster, found) {
-            Some(change) => Done::write(opened.plaintext, change),
+            Some(change) => Done::note(opened.plaintext, change),
             None => Done::read(opened.plaintext),
         })
     }
