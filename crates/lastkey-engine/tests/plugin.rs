@@ -126,8 +126,18 @@ async fn the_first_cluster_added_adopts_the_one_of_the_first_start() {
     let key = create_key(&engine).await;
     let unnamed = AddCluster { name: None, keys: vec![by_id(&key)], plugin: None };
     let first = engine.execute(&root(&engine), unnamed).await.unwrap().cluster;
+    let encrypt =
+        PluginEncrypt { cluster: first.id, key: by_id(&key), pin: None, plaintext: secret("seed") };
+    engine.execute(&root(&engine), encrypt).await.unwrap();
+    let needs = async || {
+        let list = ListDependants { key: by_id(&key) };
+        let all = engine.execute(&root(&engine), list).await.unwrap();
+        all.into_iter().map(|one| one.name).collect::<Vec<_>>()
+    };
+    assert_eq!(needs().await, [""]);
     let adopted = add_cluster(&engine, "prod", &key).await;
     assert_eq!(adopted.id, first.id);
+    assert_eq!(needs().await, ["prod"], "what needs the key is called by its name");
     let second = add_cluster(&engine, "staging", &key).await;
     assert_ne!(second.id, first.id);
     let twice = AddCluster {

@@ -2,7 +2,7 @@
 
 use lastkey_crypto::ClusterId;
 
-use super::{Command, Done, Scope};
+use super::{Command, Done, Scope, dependants};
 use crate::{
     Error, Timestamp,
     action::Action,
@@ -108,7 +108,10 @@ impl AddCluster {
         }
         scope.record.field("cluster", cluster.id);
         let change = match &unnamed {
-            Some(old) => Change::new().update_cluster(old, cluster.clone()),
+            Some(old) => {
+                let change = Change::new().update_cluster(old, cluster.clone());
+                dependants::named(core, &cluster, change)
+            }
             None => Change::new().create_cluster(cluster.clone()),
         };
         Ok(Done::write(AddedCluster { cluster, adopted: unnamed.is_some() }, change))

@@ -239,6 +239,18 @@ pub(super) async fn expect_a_look(core: &Core, cluster: &Cluster) -> Result<Chan
     Ok(change)
 }
 
+/// That a cluster got a name after its plugin's first use was written down.
+pub(super) fn named(core: &Core, cluster: &Cluster, change: Change) -> Change {
+    let (id, name) = (cluster.id.to_string(), cluster.name.clone().map(String::from));
+    let Some(name) = name else { return change };
+    let find = |key| core.records.dependants.find(key, CLUSTER_KIND, &id);
+    let known = cluster.keys.iter().filter_map(|key| Some((*key, find(*key)?)));
+    known.take(LOOKED_FOR).fold(change, |change, (key, known)| {
+        let new = Dependant { name: name.clone(), ..known.value.clone() };
+        change.put_dependant(key, Some(&known), new)
+    })
+}
+
 /// Forgets a dependant: it is gone, and nobody will look any more.
 #[derive(Clone, Debug)]
 pub struct RemoveDependant {
