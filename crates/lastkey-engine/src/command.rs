@@ -23,7 +23,7 @@ mod second_person;
 mod service;
 mod tags;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 pub use aliases::{
     AliasEntry, CreateAlias, DeleteAlias, ListAliases, ListAliasesByKeyId, UpdateAlias,
@@ -74,7 +74,7 @@ pub use tags::{
     ListResourceTags, ListTagResources, TagResource, TaggedKey, UntagResource, UntagWhich,
 };
 
-use lastkey_crypto::KeyId;
+use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};
 
 use self::detached::Detached;
 use crate::{
@@ -89,38 +89,42 @@ use crate::{
     records::{Change, Conflict},
 };
 
-/// A lost race is run again at most this often.
-const MAX_ATTEMPTS: usize = 32;
+/// A lost race is run again at most this often, the second time after a millisecond, and each time
+/// a millisecond later: whoever has won it may not have told the indexes yet.
+const MAX_ATTEMPTS: u64 = 32;
 
 /// What a command comes to.
 pub struct Done<T> {
     /// What is answered; or why it was refused, once the change is durable.
     output: Result<T, Error>,
     change: Option<Change>,
-    /// Whether it is answered even if the change cannot be made.
-    anyway: bool,
+    /// What is answered even if the change cannot be made, which notes this.
+    noting: Option<Unnoted>,
 }
+
+/// A cluster's plugin has opened what was encrypted under that version of a key.
+pub(crate) type Unnoted = (KeyId, ClusterId, KeyVersionId);
 
 impl<T> Done<T> {
     /// Nothing to write.
     pub(crate) fn read(output: T) -> Self {
-        Self { output: Ok(output), change: None, anyway: false }
+        Self { output: Ok(output), change: None, noting: None }
     }
 
     /// To be answered once this change is durable.
     pub(crate) fn write(output: T, change: Change) -> Self {
-        Self { output: Ok(output), change: Some(change), anyway: false }
+        Self { output: Ok(output), change: Some(change), noting: None }
     }
 
-    /// To be answered once this change is durable, or cannot be made: what is read has to be there
-    /// when nothing can be written.
-    pub(crate) fn note(output: T, change: Change) -> Self {
-        Self { output: Ok(output), change: Some(change), anyway: true }
+    /// To be answered once this change, which notes what was `found`, is durable or cannot be made:
+    /// what is read has to be there when nothing can be written. Then it is noted later.
+    pub(crate) fn note(output: T, change: Change, found: Unnoted) -> Self {
+        Self { output: Ok(output), change: Some(change), noting: Some(found) }
     }
 
     /// To be refused once this change is durable.
     pub(crate) fn refuse(error: Error, change: Change) -> Self {
-        Self { output: Err(error), change: Some(change), anyway: false }
+        Self { output: Err(error), change: Some(change), noting: None }
     }
 }
 
@@ -228,7 +232,7 @@ impl Core {
         caller: &Caller,
         command: &C,
         record: &mut Record,
-        started: std::time::Duration,
+        started: Duration,
     ) -> Result<Settled<C::Output>, Error> {
         let resource = command.resource(self, record);
         if !self.policy.allows(&caller.principal, C::ACTION, resource) {
@@ -238,7 +242,7 @@ impl Core {
         // Nothing is served from a store that somebody else has changed, not from caches either.
         self.records.barrier.trust()?;
         let mark = record.mark();
-        for _ in 0..MAX_ATTEMPTS {
+        for attempt in 0..MAX_ATTEMPTS {
             record.back_to(mark);
             let mut scope = Scope { caller, record, noted: false };
             let done = command.act(self, &mut scope).await?;
@@ -257,9 +261,12 @@ impl Core {
             let committed = Detached::new(async move { core.commit(request, change, body).await });
             match committed.await.ok_or(Error::Internal)? {
                 Ok(Ok(())) => return Ok(Settled::Committed(done.output)),
-                Ok(Err(Conflict)) => {}
-                Err(error) if done.anyway => {
-                    tracing::debug!(%error, "answered without what was to be noted");
+                Ok(Err(Conflict)) => tokio::time::sleep(Duration::from_millis(attempt)).await,
+                Err(error @ (Error::StorageFull | Error::Unavailable(_) | Error::Uncertain(_)))
+                    if done.noting.is_some() =>
+                {
+                    self.records.barrier.trust()?;
+                    self.note_later(done.noting, &error);
                     return Ok(Settled::Read(done.output?));
                 }
                 Err(error) => return Err(error),

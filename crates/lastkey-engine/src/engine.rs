@@ -1,7 +1,7 @@
 //! The engine: its parts, its start, its background work and its end.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,7 +24,8 @@ use crate::{
     caller::{NoncePrint, Principal, RequestId, RequestIds, Source},
     cluster::Identities,
     command::{
-        DropKeyringKeys, PluginStatus, RedrawEpochs, RotateDueKey, RotateKeyring, VainRequests,
+        DropKeyringKeys, PluginStatus, RedrawEpochs, RotateDueKey, RotateKeyring, Unnoted,
+        VainRequests,
     },
     heads,
     holders::{Holders, Taken, Unconfirmed},
@@ -129,6 +130,8 @@ pub struct Core {
     nonces: NonceTable,
     request_ids: RequestIds,
     refusals: Mutex<HashMap<&'static str, Refusals>>,
+    /// What was found to be needed while nothing could be written.
+    pub(crate) unnoted: Mutex<BTreeSet<Unnoted>>,
     pub(crate) vain: VainRequests,
     time_guard: tokio::sync::Mutex<TimeGuard>,
     pub(crate) deleting: tokio::sync::Mutex<Deleting>,
@@ -213,6 +216,7 @@ impl Engine {
             nonces: NonceTable::new(),
             request_ids: RequestIds::default(),
             refusals: Mutex::default(),
+            unnoted: Mutex::default(),
             vain: VainRequests::default(),
             time_guard: tokio::sync::Mutex::new(TimeGuard::new(&*clock, kept)),
             deleting: tokio::sync::Mutex::default(),
@@ -621,6 +625,7 @@ impl Core {
         };
         // First of all: what a full disk keeps from being done may be done once there is room.
         self.delete_old_records(may_destroy).await;
+        self.note_found().await;
         self.rotate_worn(may_rotate).await?;
         self.run_due_work(may_rotate, may_destroy).await
     }

@@ -282,6 +282,8 @@ impl Book {
     /// States that everything up to `through` is to be deleted, and forgets what was stated about
     /// it, unless there is no room for that: then the next deletion does.
     fn retire(&mut self, through: Head) -> io::Result<()> {
+        // One that a crash has left takes the room that it is looked for.
+        let _ = self.disk.remove(&self.directory.join(TEMPORARY));
         let needed = self.length.saturating_add(LEFT_FREE);
         if self.file.free_space().is_some_and(|free| free < needed) {
             return self.sign(CheckpointKind::Retention, through);

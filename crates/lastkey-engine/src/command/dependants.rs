@@ -8,7 +8,7 @@ use std::{
 
 use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};
 
-use super::{Command, Done, Scope, guard::MAX_REASON, retire, rotations, second_person};
+use super::{Command, Done, Scope, Unnoted, guard::MAX_REASON, retire, rotations, second_person};
 use crate::{
     Error, Timestamp,
     action::Action,
@@ -209,6 +209,49 @@ pub(super) fn mark_found(
         }
     }
     mark_use(core, key, cluster, version)
+}
+
+/// So many uses wait to be noted; there are as many as clusters have versions.
+const TO_NOTE: usize = 4096;
+
+impl Core {
+    /// What could not be noted is, once something can be written: a store that takes no note takes no
+    /// retirement either, and this comes before the due ones.
+    pub(super) fn note_later(&self, found: Option<Unnoted>, why: &Error) {
+        let mut unnoted = self.unnoted.lock();
+        if let Some(found @ (key, cluster, version)) = found.filter(|_| unnoted.len() < TO_NOTE)
+            && unnoted.insert(found)
+        {
+            tracing::warn!(
+                %key, %cluster, %version, %why,
+                "what was decrypted is answered, and cannot be written down as needed yet; after a \
+                 restart of the server run `lastkey cluster status`"
+            );
+        }
+    }
+
+    /// Notes what could not be when it was found.
+    pub(crate) async fn note_found(&self) {
+        let waiting: Vec<Unnoted> = self.unnoted.lock().iter().copied().collect();
+        for found @ (key, cluster, version) in waiting {
+            let noted = match self.records.key(key).await {
+                Err(Error::KeyNotFound) => true,
+                Err(_) => false,
+                Ok(key) => {
+                    let now = (version, self.clock.now());
+                    match mark_found(self, &key, cluster, now) {
+                        Some(change) => {
+                            matches!(self.records.commit(change, None).await, Ok(Ok(())))
+                        }
+                        None => true,
+                    }
+                }
+            };
+            if noted {
+                self.unnoted.lock().remove(&found);
+            }
+        }
+    }
 }
 
 /// A plugin's clock and the server's differ by less than this.

@@ -363,9 +363,9 @@ impl Command for PluginDecrypt {
         }
         let key = core.records.key(opened.key_id).await?;
         let found = (opened.key_version, core.clock.now());
-        // A store that takes no note takes no retirement either; the next one is noted.
+        let noted = (key.value.id, self.cluster, opened.key_version);
         Ok(match dependants::mark_found(core, &key, self.cluster, found) {
-            Some(change) => Done::note(opened.plaintext, change),
+            Some(change) => Done::note(opened.plaintext, change, noted),
             None => Done::read(opened.plaintext),
         })
     }

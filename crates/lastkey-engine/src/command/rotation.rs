@@ -72,7 +72,7 @@ impl Command for RotateDueKey {
             return Ok(Done::read(()));
         }
         let rotated = rotate(core, scope, &old)?;
-        Ok(Done { output: Ok(()), change: rotated.change, anyway: false })
+        Ok(Done { output: Ok(()), change: rotated.change, noting: None })
     }
 }
 

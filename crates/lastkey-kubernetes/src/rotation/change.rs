@@ -18,6 +18,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker, convergence};
 use crate::{
+    doctor::is_yes,
     encryption_config::{
         Edited, EncryptionConfiguration, Kms, Provider, ProviderKind, Rule, apply, examine,
         readable,
@@ -220,7 +221,14 @@ impl Worker {
             return Err(RotateError::Changed { path: hands.place.path.clone() }.into());
         }
         let (step, edited) = match pending {
-            Some(step) if now == step.after => (step, None),
+            Some(mut step) if now == step.after => {
+                if step.asks.is_empty() {
+                    // An earlier release has put it in place.
+                    let text = current.as_ref().map_or("", |text| text.as_str());
+                    step.asks = asked(text, &self.goal(claim)?.0.target);
+                }
+                (step, None)
+            }
             _ => {
                 let edited =
                     self.edited(claim, stage, current.as_ref().map(|text| text.as_str())).await?;
@@ -456,8 +464,8 @@ impl Loads {
             flags.get("encryption-provider-config"),
             flags.get("encryption-provider-config-automatic-reload"),
         ) {
-            (None, _) => Self::Never,
-            (Some(_), Some("true")) => Self::Unknown,
+            (None | Some(""), _) => Self::Never,
+            (Some(_), reload) if is_yes(reload) => Self::Unknown,
             (Some(_), _) => Self::AtStart,
         }
     }

@@ -227,9 +227,10 @@ fn forgotten(old: &Access, new: &Access) -> Vec<String> {
     let servers = old.servers.iter().filter(|server| !new.servers.contains(server));
     let mut options: Vec<String> = servers.map(|server| format!("--apiserver {server}")).collect();
     if let Some(etcd) = &old.etcd {
-        if new.etcd.is_none() {
-            options.extend(etcd.servers.iter().map(|server| format!("--etcd {server}")));
-        }
+        let is_left_out =
+            |server: &&_| new.etcd.as_ref().is_none_or(|new| !new.servers.contains(server));
+        let left_out = etcd.servers.iter().filter(is_left_out);
+        options.extend(left_out.map(|server| format!("--etcd {server}")));
         let prefix = new.etcd.as_ref().map_or(ETCD_PREFIX, |etcd| &etcd.prefix);
         if etcd.prefix != prefix {
             options.push(format!("--etcd-prefix {}", etcd.prefix));
