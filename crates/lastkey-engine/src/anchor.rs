@@ -21,7 +21,7 @@ use std::{
 };
 
 use lastkey_crypto::{SystemEntropy, wrap};
-use lastkey_store::disk::{Access, Disk, DiskFile, FileSystem, Reader};
+use lastkey_store::disk::{Access, Disk, DiskFile, FileSystem, Reader, is_full};
 use parking_lot::Mutex;
 
 use crate::{
@@ -220,9 +220,9 @@ fn wrapped(witness: &Witness, sequences: Counts) -> Vec<u8> {
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
 fn unusable(error: io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::StorageFull,
-        _ => Error::Unavailable(format!("the store's anchor cannot be used: {error}")),
+    match is_full(&error) {
+        true => Error::StorageFull,
+        false => Error::Unavailable(format!("the store's anchor cannot be used: {error}")),
     }
 }
 

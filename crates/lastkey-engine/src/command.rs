@@ -98,7 +98,7 @@ pub struct Done<T> {
     /// What is answered; or why it was refused, once the change is durable.
     output: Result<T, Error>,
     change: Option<Change>,
-    /// What is answered even if the change cannot be made, which notes this.
+    /// What the change notes, if the answer does not depend on it.
     noting: Option<Unnoted>,
 }
 
@@ -262,14 +262,17 @@ impl Core {
             match committed.await.ok_or(Error::Internal)? {
                 Ok(Ok(())) => return Ok(Settled::Committed(done.output)),
                 Ok(Err(Conflict)) => tokio::time::sleep(Duration::from_millis(attempt)).await,
-                Err(error @ (Error::StorageFull | Error::Unavailable(_) | Error::Uncertain(_)))
-                    if done.noting.is_some() =>
-                {
+                Err(error) => {
+                    use Error::{StorageFull, Unavailable, Uncertain};
+                    let (Some(found), StorageFull | Unavailable(_) | Uncertain(_)) =
+                        (done.noting, &error)
+                    else {
+                        return Err(error);
+                    };
                     self.records.barrier.trust()?;
-                    self.note_later(done.noting, &error);
+                    self.note_later(found, &error);
                     return Ok(Settled::Read(done.output?));
                 }
-                Err(error) => return Err(error),
             }
         }
         Err(Error::Busy)

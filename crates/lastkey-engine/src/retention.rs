@@ -1,11 +1,9 @@
 //! Deleting old audit segments, as the options of the log say: recorded first, then stated in a
 //! signed checkpoint, then done.
 
-use std::{
-    io::{self, ErrorKind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
+
+use lastkey_store::disk::is_full;
 
 use crate::{
     Caller, Timestamp,
@@ -144,8 +142,4 @@ impl Core {
         let worked = tokio::task::spawn_blocking(move || work(&*audit)).await;
         worked.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }

@@ -5,10 +5,10 @@ mod support;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lastkey_crypto::{EncryptionContext, KeyVersionId};
+use lastkey_crypto::{ClusterId, EncryptionContext, KeyVersionId};
 use lastkey_engine::{
     AliasName, CLUSTER_KIND, Clock, ClusterName, Dependant, Engine, Error, Key, Label, Principal,
-    Source, VersionState, command::*,
+    Rotation, Source, VersionState, command::*,
 };
 use support::{START, World, by_id, create_key, root, secret, signing};
 
@@ -66,6 +66,24 @@ async fn live(world: &World, engine: &Engine, days: u32) {
         world.clock.advance(DAY / 24);
         engine.run_due_work().await.unwrap();
     }
+}
+
+/// A rotation that retires the older versions, claimed: it, how it is named, and the claim.
+async fn begun(engine: &Engine, cluster: ClusterId) -> (Rotation, Which, u64) {
+    let start = StartRotation {
+        cluster,
+        key: None,
+        keep_version: false,
+        namespace: None,
+        course: None,
+        retire: true,
+        automatic: false,
+    };
+    let now = engine.execute(&root(engine), start).await.unwrap().rotation;
+    let which = Which { cluster, id: now.id.clone() };
+    let claim = ClaimRotation { which: which.clone(), holder: "me".to_owned() };
+    let fence = engine.execute(&root(engine), claim).await.unwrap().rotation.fence;
+    (now, which, fence)
 }
 
 #[tokio::test]
@@ -271,19 +289,7 @@ async fn a_rotation_has_the_versions_before_it_retired() {
     let name = Some(ClusterName::parse("prod").unwrap());
     let add = AddCluster { name, keys: vec![by_id(&key)], plugin: None };
     let cluster = engine.execute(&root(&engine), add).await.unwrap().cluster.id;
-    let start = StartRotation {
-        cluster,
-        key: None,
-        keep_version: false,
-        namespace: None,
-        course: None,
-        retire: true,
-        automatic: false,
-    };
-    let now = engine.execute(&root(&engine), start).await.unwrap().rotation;
-    let which = Which { cluster, id: now.id.clone() };
-    let claim = ClaimRotation { which: which.clone(), holder: "me".to_owned() };
-    let fence = engine.execute(&root(&engine), claim).await.unwrap().rotation.fence;
+    let (now, which, fence) = begun(&engine, cluster).await;
     let mut failed = 0;
     for phase in [lastkey_engine::Phase::Rewriting, lastkey_engine::Phase::Verifying] {
         let save = SaveRotation {
@@ -339,19 +345,7 @@ async fn decrypts_around_a_rotation() {
         let decrypt = PluginDecrypt { cluster, key: by_id(&key), envelope, blob };
         engine.execute(&caller, decrypt).await.unwrap();
     };
-    let start = StartRotation {
-        cluster,
-        key: None,
-        keep_version: false,
-        namespace: None,
-        course: None,
-        retire: true,
-        automatic: false,
-    };
-    let now = engine.execute(&root(&engine), start).await.unwrap().rotation;
-    let which = Which { cluster, id: now.id.clone() };
-    let claim = ClaimRotation { which: which.clone(), holder: "me".to_owned() };
-    let fence = engine.execute(&root(&engine), claim).await.unwrap().rotation.fence;
+    let (now, which, fence) = begun(&engine, cluster).await;
     for phase in [lastkey_engine::Phase::Rewriting, lastkey_engine::Phase::Verifying] {
         let (which, state) = (which.clone(), serde_json::Value::Null);
         let (release, progress, problem) = (false, None, None);

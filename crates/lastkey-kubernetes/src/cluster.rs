@@ -10,6 +10,8 @@ mod apiserver;
 mod connect;
 mod error;
 mod etcd;
+#[cfg(test)]
+pub(crate) mod fake;
 #[doc(hidden)]
 pub mod fuzzing;
 mod kubeconfig;

@@ -186,6 +186,11 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn gather(&self) {}
 }
 
+/// Whether an error is that there was no room: on the disk, or in somebody's quota.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Fills `out` from `offset`, as far as the file goes, and says how far that was.
 ///
 /// # Errors

@@ -1,9 +1,9 @@
 //! Room on the disk that nothing but a deletion may use.
 //!
 //! Whatever deletes old records needs some room first: for their deletion's record, with which the
-//! open segment may want to grow, and for the file of checkpoints, which is written anew. On a full
-//! disk there is none, and the disk would stay full. So a file holds some, is removed when a
-//! deletion finds the disk full, and is made again afterwards.
+//! open segment may want to grow, and for its statement among the checkpoints. On a full disk there
+//! is none, and the disk would stay full. So a file holds some, is removed when a deletion finds the
+//! disk full, and is made again afterwards.
 
 use std::{
     io::{self, ErrorKind},
@@ -15,7 +15,7 @@ use lastkey_store::disk::{Access, DiskFile};
 use super::{Retention, keeper::Shelf};
 
 const FILE: &str = "ballast";
-/// A segment's next step, and as much for the checkpoints.
+/// A segment's next step, and as much again.
 const BYTES: u64 = 8 << 20;
 /// It is made where so much is free, and again, once a deletion has used it, where so much is.
 const AMPLE: u64 = 64 * BYTES;

@@ -16,7 +16,7 @@ use lastkey_crypto::{
     KeyMaterial, mac,
     signing::{PublicKey, SIGNATURE_LEN},
 };
-use lastkey_store::disk::{Disk, FileSystem};
+use lastkey_store::disk::{Disk, FileSystem, is_full};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::{
@@ -587,8 +587,8 @@ impl Committer {
 }
 
 fn refusal(error: &io::Error) -> AuditError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => AuditError::Full,
-        _ => AuditError::Failed(error.to_string()),
+    match is_full(error) {
+        true => AuditError::Full,
+        false => AuditError::Failed(error.to_string()),
     }
 }

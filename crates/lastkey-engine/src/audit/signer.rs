@@ -18,7 +18,7 @@ use std::{
 };
 
 use lastkey_crypto::signing::{PublicKey, SIGNATURE_LEN, SigningKey};
-use lastkey_store::disk::{Access, Disk, DiskFile, read_full};
+use lastkey_store::disk::{Access, Disk, DiskFile, is_full, read_full};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -293,11 +293,7 @@ impl Book {
             let _ = self.disk.remove(&self.directory.join(TEMPORARY));
         }
         match retired {
-            Err(error)
-                if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
-            {
-                self.sign(CheckpointKind::Retention, through)
-            }
+            Err(error) if is_full(&error) => self.sign(CheckpointKind::Retention, through),
             retired => retired,
         }
     }

@@ -217,11 +217,10 @@ const TO_NOTE: usize = 4096;
 impl Core {
     /// What could not be noted is, once something can be written: a store that takes no note takes no
     /// retirement either, and this comes before the due ones.
-    pub(super) fn note_later(&self, found: Option<Unnoted>, why: &Error) {
+    pub(super) fn note_later(&self, found: Unnoted, why: &Error) {
+        let (key, cluster, version) = found;
         let mut unnoted = self.unnoted.lock();
-        if let Some(found @ (key, cluster, version)) = found.filter(|_| unnoted.len() < TO_NOTE)
-            && unnoted.insert(found)
-        {
+        if unnoted.len() < TO_NOTE && unnoted.insert(found) {
             tracing::warn!(
                 %key, %cluster, %version, %why,
                 "what was decrypted is answered, and cannot be written down as needed yet; after a \

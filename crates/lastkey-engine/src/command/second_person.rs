@@ -242,10 +242,8 @@ async fn perform(core: &Core, scope: &mut Scope<'_>, proposed: &Proposed) -> Res
         Proposed::ForgetCluster { cluster } => {
             scope.record.field("proposed", "ForgetCluster");
             scope.record.field("cluster", cluster);
-            {
-                let known = core.records.cluster(*cluster).ok_or(Error::NotFound("cluster"))?;
-                cluster_end::forget(core, &known).await
-            }
+            let known = core.records.cluster(*cluster).ok_or(Error::NotFound("cluster"))?;
+            cluster_end::forget(core, &known).await
         }
         Proposed::SecondPersonOff => {
             scope.record.field("proposed", "SetSecondPerson");

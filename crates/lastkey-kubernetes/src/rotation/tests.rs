@@ -9,17 +9,11 @@ use std::{
 use lastkey_client::Config;
 use lastkey_crypto::{ClusterId, KeyId};
 use parking_lot::Mutex;
-use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpListener, UnixListener},
-};
-use tokio_rustls::TlsAcceptor;
-use zeroize::Zeroizing;
+use tokio::net::UnixListener;
 
 use super::*;
 use crate::{
-    cluster::{Access, Credential},
+    cluster::{Access, fake},
     transition::{Goal, Place, Target, hash},
 };
 
@@ -229,34 +223,6 @@ fn rotation() -> Value {
     })
 }
 
-/// Answers one call after the other.
-async fn serve(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    answer: impl Fn(&str, &str, &Value) -> (u16, String),
-) -> Option<()> {
-    let mut read = Vec::new();
-    loop {
-        while !read.ends_with(b"\r\n\r\n") {
-            read.push(stream.read_u8().await.ok()?);
-        }
-        let head = String::from_utf8(std::mem::take(&mut read)).ok()?;
-        let length = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(": ")?;
-            name.eq_ignore_ascii_case("content-length").then(|| value.parse().ok())?
-        });
-        let mut body = vec![0; length.unwrap_or(0)];
-        stream.read_exact(&mut body).await.ok()?;
-        let mut line = head.split(' ');
-        let (method, path) = (line.next()?, line.next()?);
-        let (status, text) =
-            answer(method, path, &serde_json::from_slice(&body).unwrap_or_default());
-        let length = text.len();
-        let text = format!("HTTP/1.1 {status} said\r\ncontent-length: {length}\r\n\r\n{text}");
-        stream.write_all(text.as_bytes()).await.ok()?;
-        stream.flush().await.ok()?;
-    }
-}
-
 /// Both servers, and where they are reached.
 struct Lab {
     world: Arc<Mutex<World>>,
@@ -273,49 +239,16 @@ impl Lab {
         tokio::spawn(async move {
             while let Ok((stream, _)) = socket.accept().await {
                 let world = Arc::clone(&shared);
-                tokio::spawn(serve(stream, move |method, path, body| {
+                tokio::spawn(fake::serve(stream, move |method: &str, path: &str, body: &Value| {
                     world.lock().lastkey(method, path, body)
                 }));
             }
         });
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        let tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key.into())
-            .unwrap();
-        let (tls, shared) = (TlsAcceptor::from(Arc::new(tls)), Arc::clone(&world));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (tls, world) = (tls.clone(), Arc::clone(&shared));
-                tokio::spawn(async move {
-                    let stream = tls.accept(stream).await.ok()?;
-                    serve(stream, move |method, path, body| {
-                        world.lock().apiserver(method, path, body)
-                    })
-                    .await
-                });
-            }
+        let shared = Arc::clone(&world);
+        let access = fake::apiserver(move |method: &str, path: &str, body: &Value| {
+            shared.lock().apiserver(method, path, body)
         });
-        let access = Access {
-            servers: vec![url.parse().unwrap()],
-            ca_pem: certificate.pem(),
-            tls_server_name: None,
-            credential: Credential::Token {
-                token: Zeroizing::new("t".to_owned()),
-                account: None,
-                until: None,
-            },
-            etcd: None,
-            encryption_config: None,
-            resources: Vec::new(),
-            migrate: Migrate::Auto,
-        };
+        let access = access.await;
         Self { world, folder, access }
     }
 

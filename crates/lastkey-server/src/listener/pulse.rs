@@ -79,8 +79,7 @@ impl Pulse {
     pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
             0 if self.written.load(Ordering::Relaxed) == 0 => Phase::Silent,
-            0 => Phase::Handshake,
-            1 => Phase::Handshake,
+            0 | 1 => Phase::Handshake,
             _ => Phase::Open,
         }
     }

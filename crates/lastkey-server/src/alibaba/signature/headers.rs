@@ -15,7 +15,7 @@ use lastkey_crypto::mac;
 use zeroize::Zeroizing;
 
 use super::{
-    Claim, SignatureError, SignedRequest,
+    API_PATH, Claim, SignatureError, SignedRequest,
     canonical::{Canonical, SignedHeader},
     parse_nonce, parse_timestamp,
 };
@@ -25,8 +25,6 @@ const ACS4: &str = "ACS4-HMAC-SHA256";
 const PREFIX: &str = "x-acs-";
 /// SHA-256 of nothing: most requests have no body.
 const EMPTY_HASH: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-/// The path where a body's content type decides whether it is read.
-const FORM_PATH: &str = "/";
 /// SDKs sign about ten.
 const MAX_SIGNED_HEADERS: usize = 64;
 
@@ -248,7 +246,7 @@ fn require_content_type(
     request: &SignedRequest<'_>,
     headers: &[SignedHeader<'_>],
 ) -> Result<(), SignatureError> {
-    let decides = request.path == FORM_PATH && !request.body.is_empty();
+    let decides = request.path == API_PATH && !request.body.is_empty();
     if decides && value(headers, CONTENT_TYPE).is_none() {
         return Err(SignatureError::Incomplete("the signature does not cover the content-type"));
     }

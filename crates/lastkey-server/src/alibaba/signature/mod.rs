@@ -22,6 +22,8 @@ mod rpc;
 
 use crate::params::Params;
 
+/// The path of the API, where all that is wanted is in parameters.
+const API_PATH: &str = "/";
 /// Longest nonce in bytes; SDKs send 32 to 36.
 const MAX_NONCE: usize = 128;
 

@@ -6,11 +6,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lastkey_crypto::mac;
 use zeroize::Zeroizing;
 
-use super::{Claim, SignatureError, SignedRequest, canonical, parse_nonce, parse_timestamp};
+use super::{
+    API_PATH, Claim, SignatureError, SignedRequest, canonical, parse_nonce, parse_timestamp,
+};
 use crate::params::Place;
-
-/// The path that the text to sign names.
-const PATH: &str = "/";
 
 #[derive(Clone, Copy, Debug)]
 enum Method {
@@ -54,7 +53,7 @@ pub(super) fn claim<'a>(request: &SignedRequest<'a>) -> Result<Claim<'a>, Signat
 
 /// Refuses what this protocol's signatures say nothing about.
 fn require_cover(request: &SignedRequest<'_>) -> Result<(), SignatureError> {
-    if request.path != PATH {
+    if request.path != API_PATH {
         return Err(SignatureError::Incomplete(
             "RPC v1 covers neither path nor JSON and is taken at / alone; sign by \
              ACS3-HMAC-SHA256, or use a client certificate or the admin socket",

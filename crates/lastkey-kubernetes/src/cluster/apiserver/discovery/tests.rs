@@ -3,20 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider};
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
-use tokio_rustls::TlsAcceptor;
-use zeroize::Zeroizing;
 
 use super::*;
-use crate::{
-    cluster::{Access, Credential, Migrate},
-    rotation,
-};
+use crate::{cluster::fake, rotation};
 
 /// By path, the answers one after the other; the last one for ever. What is not named is not found.
 type Script = BTreeMap<&'static str, Vec<(u16, Value)>>;
@@ -28,41 +18,20 @@ struct Fake {
 
 impl Fake {
     async fn new(script: Script) -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        let tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key.into())
-            .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (tls, script) = (TlsAcceptor::from(Arc::new(tls)), Arc::new(script));
-        let seen = Arc::clone(&asked);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (tls, script, seen) = (tls.clone(), Arc::clone(&script), Arc::clone(&seen));
-                tokio::spawn(async move { serve(stream, tls, (&script, &seen)).await });
-            }
+        let (seen, script) = (Arc::clone(&asked), Arc::new(script));
+        let access = fake::apiserver(move |_: &str, path: &str, _: &Value| {
+            let before = {
+                let mut seen = seen.lock();
+                seen.push(path.to_owned());
+                seen.iter().filter(|one| **one == path).count() - 1
+            };
+            let answers = script.get(path);
+            let answer = answers.and_then(|all| all.get(before).or(all.last())).cloned();
+            let (status, body) = answer.unwrap_or((404, json!({ "reason": "NotFound" })));
+            (status, body.to_string())
         });
-        let access = Access {
-            servers: vec![url.parse().unwrap()],
-            ca_pem: certificate.pem(),
-            tls_server_name: None,
-            credential: Credential::Token {
-                token: Zeroizing::new("t".to_owned()),
-                account: None,
-                until: None,
-            },
-            etcd: None,
-            encryption_config: None,
-            resources: Vec::new(),
-            migrate: Migrate::Auto,
-        };
-        Self { api: ApiServer::new(&access).unwrap(), asked }
+        Self { api: ApiServer::new(&access.await).unwrap(), asked }
     }
 
     async fn named(&self, names: &[&str]) -> Result<Discovery, ApiError> {
@@ -72,35 +41,6 @@ impl Fake {
 
     fn times(&self, path: &str) -> usize {
         self.asked.lock().iter().filter(|asked| *asked == path).count()
-    }
-}
-
-async fn serve(
-    stream: TcpStream,
-    tls: TlsAcceptor,
-    (script, seen): (&Script, &Mutex<Vec<String>>),
-) -> Option<()> {
-    let mut stream = tls.accept(stream).await.ok()?;
-    let mut read = Vec::new();
-    loop {
-        while !read.ends_with(b"\r\n\r\n") {
-            read.push(stream.read_u8().await.ok()?);
-        }
-        let head = String::from_utf8(std::mem::take(&mut read)).ok()?;
-        let path = head.split(' ').nth(1)?.to_owned();
-        let before = {
-            let mut seen = seen.lock();
-            seen.push(path.clone());
-            seen.iter().filter(|one| **one == path).count() - 1
-        };
-        let answers = script.get(path.as_str());
-        let answer = answers.and_then(|all| all.get(before).or(all.last())).cloned();
-        let (status, body) = answer.unwrap_or((404, json!({ "reason": "NotFound" })));
-        let body = body.to_string();
-        let length = body.len();
-        let text = format!("HTTP/1.1 {status} said\r\ncontent-length: {length}\r\n\r\n{body}");
-        stream.write_all(text.as_bytes()).await.ok()?;
-        stream.flush().await.ok()?;
     }
 }
 
