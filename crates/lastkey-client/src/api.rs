@@ -33,14 +33,31 @@ impl Reply {
         }
     }
 
-    /// Itself, unless the server refused.
+    /// Itself, unless the server refused. No server of ours has another one behind it, so 502 is a
+    /// proxy's, whatever it says.
     pub(crate) fn accepted(self) -> Result<Self, Error> {
         if self.status.is_success() {
             return Ok(self);
         }
+        if self.status == StatusCode::BAD_GATEWAY {
+            return Err(self.garbage("a proxy's error"));
+        }
         match serde_json::from_slice::<Refusal>(&self.body) {
             Ok(refusal) => Err(refusal.with(self.status).into()),
             Err(_) => Err(self.garbage("an error without a code")),
+        }
+    }
+
+    /// The same, where somebody else's refusal must not be taken for ours: each of ours names its
+    /// request.
+    pub(crate) fn accepted_by_ours(self) -> Result<Self, Error> {
+        let server = self.server.clone();
+        match self.accepted() {
+            Err(Error::Api(refusal)) if refusal.request_id.is_none() => Err(Error::Garbage {
+                server: server.to_string(),
+                what: "an error without a request id",
+            }),
+            outcome => outcome,
         }
     }
 
@@ -94,6 +111,20 @@ mod tests {
                 ("Rejected.Disabled", "m", Some("r"))
             );
         }
+    }
+
+    #[test]
+    fn a_refusal_of_somebody_elses_is_none() {
+        let ours = r#"{"code":"Rejected.Disabled","message":"m","request_id":"r"}"#;
+        let theirs = r#"{"code":"bad_route","message":"m"}"#;
+        for (status, body, is_refusal) in
+            [(409, ours, true), (503, ours, true), (502, ours, false), (404, theirs, false)]
+        {
+            let error = reply(status, body).accepted_by_ours().unwrap_err();
+            assert_eq!(error.api().is_some(), is_refusal, "{status} {body}");
+        }
+        assert!(reply(200, "").accepted_by_ours().is_ok());
+        assert!(reply(502, theirs).accepted().unwrap_err().api().is_none());
     }
 
     #[test]

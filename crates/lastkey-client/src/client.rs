@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
@@ -173,17 +173,23 @@ impl Client {
         Arc::clone(&self.transport.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The addresses that are asked.
+    pub fn servers(&self) -> &[Endpoint] {
+        &self.parts.servers
+    }
+
     /// Calls an action of the Alibaba KMS API, or `AssumeRole…` of its STS; parameters travel in
     /// the form body, so that none ends in an access log.
     pub async fn alibaba(&self, action: &str, parameters: &[(&str, &str)]) -> Result<Value, Error> {
-        self.alibaba_reply(action, parameters).await?.json()
+        self.alibaba_as(action, parameters, Reply::json).await
     }
 
-    pub(crate) async fn alibaba_reply(
+    pub(crate) async fn alibaba_as<T: Send>(
         &self,
         action: &str,
         parameters: &[(&str, &str)],
-    ) -> Result<Reply, Error> {
+        read: fn(Reply) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let sts = action.starts_with("AssumeRole") || action == "GetCallerIdentity";
         let version = if sts { STS_VERSION } else { KMS_VERSION };
         let request = self
@@ -191,22 +197,22 @@ impl Client {
             .header("x-acs-action", action)
             .header("x-acs-version", version)
             .form(parameters);
-        request.send().await
+        request.read(read).await
     }
 
     /// `GET` on a native route, for answers that have no type of their own.
     pub async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
-        self.request(Method::GET, path.to_owned()).query(owned(query)).send().await?.json()
+        self.request(Method::GET, path.to_owned()).query(owned(query)).answer().await
     }
 
     /// `POST` of a JSON body to a native route.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Error> {
-        self.request(Method::POST, path.to_owned()).json(body).send().await?.json()
+        self.request(Method::POST, path.to_owned()).json(body).answer().await
     }
 
     /// `DELETE` on a native route.
     pub async fn delete(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
-        self.request(Method::DELETE, path.to_owned()).query(owned(query)).send().await?.json()
+        self.request(Method::DELETE, path.to_owned()).query(owned(query)).answer().await
     }
 
     pub(crate) fn request(
@@ -338,8 +344,23 @@ impl RequestBuilder<'_> {
         self
     }
 
-    pub(crate) async fn send(self) -> Result<Reply, Error> {
+    /// Sends it. What came back is an answer if it can be read so, or refuses in our words.
+    pub(crate) async fn read<T: Send>(
+        self,
+        read: fn(Reply) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let Self { client, call } = self;
-        client.transport().send(&call, |call, host| client.headers(call, host)).await
+        let mut value = None;
+        let mut take = |reply| {
+            value = Some(read(reply)?);
+            Ok(())
+        };
+        client.transport().send(&call, |call, host| client.headers(call, host), &mut take).await?;
+        Ok(value.expect("a call that succeeded has been read"))
+    }
+
+    /// Sends it; the answer is JSON.
+    pub(crate) async fn answer<T: DeserializeOwned + Send>(self) -> Result<T, Error> {
+        self.read(Reply::json).await
     }
 }

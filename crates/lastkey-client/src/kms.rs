@@ -75,7 +75,7 @@ impl Kms for Client {
     ) -> Result<Ciphertext, Error> {
         let plaintext = Zeroizing::new(BASE64.encode(plaintext));
         let parameters = [("KeyId", key), ("Plaintext", &plaintext)];
-        Parsed::of(self.call("Encrypt", &parameters, context).await?)?.ciphertext()
+        self.call(("Encrypt", &parameters), context, |it| Parsed::of(it)?.ciphertext()).await
     }
 
     async fn decrypt(
@@ -84,8 +84,8 @@ impl Kms for Client {
         context: &EncryptionContext,
     ) -> Result<SecretBytes, Error> {
         let blob = BASE64.encode(blob);
-        let reply = self.call("Decrypt", &[("CiphertextBlob", &blob)], context).await?;
-        Parsed::of(reply)?.plaintext()
+        let parameters = [("CiphertextBlob", &*blob)];
+        self.call(("Decrypt", &parameters), context, |it| Parsed::of(it)?.plaintext()).await
     }
 
     async fn generate_data_key(
@@ -96,24 +96,27 @@ impl Kms for Client {
     ) -> Result<DataKey, Error> {
         let bytes = bytes.to_string();
         let parameters = [("KeyId", key), ("NumberOfBytes", &bytes)];
-        let mut parsed = Parsed::of(self.call("GenerateDataKey", &parameters, context).await?)?;
-        Ok(DataKey { plaintext: parsed.plaintext()?, wrapped: parsed.ciphertext()? })
+        let data_key = |reply| {
+            let mut parsed = Parsed::of(reply)?;
+            Ok(DataKey { plaintext: parsed.plaintext()?, wrapped: parsed.ciphertext()? })
+        };
+        self.call(("GenerateDataKey", &parameters), context, data_key).await
     }
 }
 
 impl Client {
-    async fn call(
+    async fn call<T: Send>(
         &self,
-        action: &str,
-        parameters: &[(&str, &str)],
+        (action, parameters): (&str, &[(&str, &str)]),
         context: &EncryptionContext,
-    ) -> Result<Reply, Error> {
+        read: fn(Reply) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let json = context_json(context);
         let mut parameters = parameters.to_vec();
         if !context.is_empty() {
             parameters.push(("EncryptionContext", &json));
         }
-        self.alibaba_reply(action, &parameters).await
+        self.alibaba_as(action, &parameters, read).await
     }
 }
 

@@ -18,7 +18,7 @@ use lastkey_crypto::{ClusterId, KeyId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Client, Error};
+use crate::{Client, Error, api::Reply};
 
 pub use audit::AuditProgress;
 pub use guard::RetireVersion;
@@ -179,12 +179,12 @@ impl Client {
     /// An operator's order: `init`, `unseal`, `seal`, …. It may take as long as a start does.
     pub async fn operator(&self, route: &str, body: &Value) -> Result<Value, Error> {
         let request = self.request(Method::POST, format!("/v1/operator/{route}"));
-        request.json(body).timeout(Duration::from_secs(300)).send().await?.json()
+        request.json(body).timeout(Duration::from_secs(300)).answer().await
     }
 
     /// The installation's CA, in PEM.
     pub async fn ca(&self) -> Result<String, Error> {
-        self.request(Method::GET, "/v1/ca").send().await?.text()
+        self.request(Method::GET, "/v1/ca").read(Reply::text).await
     }
 
     /// Makes the server sign itself a new certificate.
@@ -194,23 +194,23 @@ impl Client {
 
     /// All registered clusters.
     pub async fn clusters(&self) -> Result<Page, Error> {
-        self.request(Method::GET, "/v1/clusters").send().await?.json()
+        self.request(Method::GET, "/v1/clusters").answer().await
     }
 
     /// Registers a cluster.
     pub async fn add_cluster(&self, cluster: &AddCluster) -> Result<AddedCluster, Error> {
-        self.request(Method::POST, "/v1/clusters").json(cluster).send().await?.json()
+        self.request(Method::POST, "/v1/clusters").json(cluster).answer().await
     }
 
     /// Registers one more plugin of a cluster.
     pub async fn add_plugin(&self, to: ClusterId, plugin: &AddPlugin) -> Result<Issued, Error> {
         let path = format!("/v1/clusters/{to}/plugins");
-        self.request(Method::POST, path).json(plugin).send().await?.json()
+        self.request(Method::POST, path).json(plugin).answer().await
     }
 
     /// One page of audit records, oldest first.
     pub async fn audit(&self, query: &AuditQuery) -> Result<Page, Error> {
-        self.request(Method::GET, "/v1/audit").query(query.pairs()).send().await?.json()
+        self.request(Method::GET, "/v1/audit").query(query.pairs()).answer().await
     }
 
     /// The newest records; with `after`, those that follow it, waiting up to `wait` for the first.
@@ -226,13 +226,13 @@ impl Client {
             query.push(("wait".to_owned(), wait.as_secs().to_string()));
         }
         let request = self.request(Method::GET, "/v1/audit/tail").query(query);
-        request.timeout(wait + LONG_POLL_GRACE).send().await?.json()
+        request.timeout(wait + LONG_POLL_GRACE).answer().await
     }
 
     /// Checks the audit chain; this may take as long as the log is.
     pub async fn audit_verify(&self) -> Result<AuditVerification, Error> {
         let request = self.request(Method::POST, "/v1/audit/verify");
-        request.json(&serde_json::json!({})).timeout(Duration::from_secs(600)).send().await?.json()
+        request.json(&serde_json::json!({})).timeout(Duration::from_secs(600)).answer().await
     }
 }
 

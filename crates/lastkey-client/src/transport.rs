@@ -3,7 +3,7 @@
 //! Each server has a pool of its own: one HTTP/2 connection where the server offers it, HTTP/1.1
 //! with keep-alive otherwise. A request goes to the server that answered last; the next one is
 //! asked only while it is certain that nobody has carried out the call, or where that would do no
-//! harm ([`Repeat`]).
+//! harm ([`Repeat`]). Whoever answers nonsense, or nothing, is not asked first again.
 
 mod connector;
 mod hedge;
@@ -68,9 +68,11 @@ pub(crate) struct Call {
 pub(crate) enum Repeat {
     /// It changes something.
     Never,
-    /// It only asks, and may wait for long: another server is asked when a connection broke, or one
-    /// does not know what became of the call.
+    /// Another server is asked as well when a connection broke, or one does not know what became of
+    /// the call, or answers nonsense.
     WhenBroken,
+    /// It only asks, and may wait for long, so whoever asks wants to know of every failure.
+    Once,
     /// It must be answered soon, by whichever server ([`hedge`]).
     Hedged,
 }
@@ -82,6 +84,10 @@ enum Way {
     /// One that nothing else uses, where the usual one says nothing.
     Spare,
 }
+
+/// Takes what came back, or says why that is no answer: then its server is not asked first again,
+/// and another one now, where the call allows that. A refusal is an answer.
+pub(crate) type Read<'a> = &'a mut (dyn FnMut(Reply) -> Result<(), Error> + Send);
 
 /// All servers of one installation.
 pub(crate) struct Transport {
@@ -127,9 +133,10 @@ impl Transport {
         &self,
         call: &Call,
         headers: impl Fn(&Call, &str) -> HeaderMap + Send + Sync,
-    ) -> Result<Reply, Error> {
+        read: Read<'_>,
+    ) -> Result<(), Error> {
         if call.repeat == Repeat::Hedged {
-            return hedge::send(self, call, headers).await;
+            return hedge::send(self, (call, headers), read).await;
         }
         let first = self.preferred.load(Ordering::Relaxed);
         let count = self.servers.len();
@@ -140,7 +147,7 @@ impl Transport {
             let headers = headers(call, server.authority.as_str());
             let answer = server.ask((call, headers), Way::Usual);
             let outcome = match timeout(call.timeout, answer).await {
-                Ok(outcome) => outcome,
+                Ok(answer) => answer.and_then(&mut *read),
                 Err(_) => Err(server.silent(call.timeout)),
             };
             turn += 1;
@@ -148,10 +155,10 @@ impl Transport {
                 Err(error) if call.may_go_on_after(&error) && turn < count => {
                     tracing::debug!(%error, "asking the next server");
                 }
-                Err(Error::Timeout { server, after }) => {
+                Err(error @ (Error::Timeout { .. } | Error::Garbage { .. })) => {
                     // the call must not be repeated, but the next one may have more luck elsewhere
-                    self.preferred.store((index + 1) % count, Ordering::Relaxed);
-                    return Err(Error::Timeout { server, after });
+                    self.turn_from(index);
+                    return Err(error);
                 }
                 outcome => {
                     self.preferred.store(index, Ordering::Relaxed);
@@ -163,6 +170,11 @@ impl Transport {
 }
 
 impl Transport {
+    /// Asks the one after it first, next time.
+    fn turn_from(&self, server: usize) {
+        self.preferred.store((server + 1) % self.servers.len(), Ordering::Relaxed);
+    }
+
     /// What each server says of itself, in their order; all are asked at the same time.
     pub(crate) async fn readiness(&self, within: Duration) -> Vec<Readiness> {
         let asked = self.servers.iter().map(|server| async move {
@@ -188,8 +200,14 @@ pub struct Readiness {
 impl Call {
     /// Whether another server may be asked after that failure.
     fn may_go_on_after(&self, error: &Error) -> bool {
-        let may_be_twice = error.is_in_the_call() && self.repeat == Repeat::WhenBroken;
-        error.is_before_the_call() || may_be_twice
+        match self.repeat {
+            Repeat::Once => false,
+            Repeat::Never | Repeat::Hedged => error.is_before_the_call(),
+            Repeat::WhenBroken => {
+                let is_none = matches!(error, Error::Garbage { .. });
+                error.is_before_the_call() || error.is_in_the_call() || is_none
+            }
+        }
     }
 }
 

@@ -15,10 +15,10 @@ use std::{
 use http::{Method, Version};
 use lastkey_client::{
     AccessKey, Category, Client, ClientCertificate, Config, Error, Identity, Kms, Timeouts,
-    native::PluginStatusRequest,
+    native::{PluginRecords, PluginStatusRequest},
     signature::acs3::{Request, authorization, content_hash},
 };
-use lastkey_crypto::{EncryptionContext, SecretBytes};
+use lastkey_crypto::{ClusterId, EncryptionContext, SecretBytes, SpoolId};
 use serde_json::json;
 use support::{FakeServer, Handler, Pki, handler, serve_unix};
 use tokio::{io::AsyncReadExt, net::TcpListener};
@@ -175,8 +175,8 @@ async fn a_server_that_does_not_know_hands_no_change_over() {
             wait: Duration::from_secs(0),
             instance: None,
         };
-        let answer = client(&pki, &servers).plugin_status(question).await;
-        assert!(matches!(answer, Err(Error::Garbage { .. })), "the second's: {answer:?}");
+        let error = client(&pki, &servers).plugin_status(question).await.unwrap_err();
+        assert_eq!(error.code(), Some("Unavailable.Uncertain"), "which says more than nonsense");
         assert_eq!(calls.load(Ordering::SeqCst), 1);
     }
 }
@@ -217,6 +217,39 @@ async fn nonsense_is_garbage_and_is_not_repeated() {
         let error = client(&pki, &[server.url()]).plugin_status(question).await.unwrap_err();
         assert!(matches!(error, Error::Garbage { .. }), "{error:?}");
         assert!(!error.to_string().contains("hush"));
+    }
+}
+
+/// Whatever a call was for: the one after it goes to another address.
+#[tokio::test]
+async fn whoever_answered_nonsense_is_not_asked_first_again() {
+    let pki = Pki::new();
+    let open = FakeServer::start(&pki, fixed(200, r#"{"delivered":7}"#)).await;
+    for (status, body) in [(200, "<html>"), (404, "<html>"), (502, "<html>"), (500, "{}")] {
+        let mad = FakeServer::start(&pki, fixed(status, body)).await;
+        let servers = [mad.url(), open.url()];
+        let client = || self::client(&pki, &servers);
+        // a change is not made again, for it may have been made
+        let changing = client();
+        let error = changing.post("/v1/clusters", &json!({})).await.unwrap_err();
+        assert!(matches!(error, Error::Garbage { .. }), "{status} {body}: {error:?}");
+        assert!(changing.post("/v1/clusters", &json!({})).await.is_ok(), "{status} {body}");
+        // what comes twice without harm goes to the next at once
+        let (cluster, spool) = (ClusterId::from_bytes([2; 16]), SpoolId::from_bytes([3; 16]));
+        let records = PluginRecords { cluster, spool, batches: &[] };
+        assert_eq!(client().plugin_records(records).await.unwrap(), 7, "{status} {body}");
+        // a long poll tells of it, and another question goes elsewhere
+        let patient = client();
+        let question = PluginStatusRequest {
+            key: "alias/k",
+            cluster: None,
+            known: "t",
+            wait: Duration::from_secs(1),
+            instance: None,
+        };
+        let error = patient.plugin_status(question).await.unwrap_err();
+        assert!(error.to_string().starts_with(&mad.url()), "{error}");
+        assert!(patient.get("/v1/clusters", &[]).await.is_ok(), "{status} {body}");
     }
 }
 

@@ -218,9 +218,18 @@ async fn nonsense_and_a_seal_send_a_call_to_the_next() {
     let server = FakeServer::start(&pki, good(&calls)).await;
     let sealed = r#"{"code":"ServiceUnavailableTemporary","message":"sealed"}"#;
     let uncertain = r#"{"code":"Unavailable.Uncertain","message":"it took too long"}"#;
-    for (status, body) in
-        [(200, "<html>"), (500, "<html>"), (200, ""), (503, sealed), (504, uncertain)]
-    {
+    for (status, body) in [
+        (200, "<html>"),
+        (500, "<html>"),
+        (404, "{}"),
+        (404, r#"{"code":"bad_route","message":"no such route"}"#),
+        (502, r#"{"code":"bad_gateway","message":"no","request_id":"r"}"#),
+        (200, ""),
+        (200, "{}"),
+        (200, r#"{"plaintext":"?"}"#),
+        (503, sealed),
+        (504, uncertain),
+    ] {
         let bad = FakeServer::start(&pki, fixed(status, body)).await;
         let client = client(&pki, &[bad.url(), server.url()]);
         assert_eq!(decrypt(&client).await.unwrap(), b"ok", "{status} {body}");
@@ -263,7 +272,7 @@ async fn a_refusal_is_final() {
     let other = FakeServer::start(&pki, never).await;
     for (status, code) in [(409, "Rejected.Disabled"), (429, "Rejected.Throttling")] {
         let refusal = handler(move |_, _| async move {
-            (status, format!(r#"{{"code":"{code}","message":"no"}}"#))
+            (status, format!(r#"{{"code":"{code}","message":"no","request_id":"r"}}"#))
         });
         let refusing = FakeServer::start(&pki, refusal).await;
         let client = client(&pki, &[refusing.url(), other.url()]);

@@ -28,6 +28,7 @@ mod progress;
 mod query;
 mod record;
 mod recover;
+mod remembered;
 mod retain;
 mod scan;
 mod seconds;
@@ -56,6 +57,7 @@ pub use log::{AuditLog, AuditOpenError, AuditOptions, SEGMENT_BYTES};
 pub use progress::Progress;
 pub use query::{Nonces, Query, QueryPage};
 pub use record::Record;
+pub use remembered::{Recalled, Remembered};
 pub use retain::{Deletion, Retention};
 pub(crate) use retain::{SIGNED_FOR, SIGNED_UNTIL, Told};
 pub use seconds::Seconds;
@@ -186,6 +188,12 @@ pub trait AuditSink: Send + Sync + 'static {
     fn keep_room(&self, again: bool) -> std::io::Result<bool>;
     /// The newest checkpoint's record, and when it was signed.
     fn newest_checkpoint(&self) -> Option<(u64, Timestamp)>;
+    /// The newest checkpoint, for the store to remember, if it is durable.
+    fn checkpoint_to_remember(&self) -> Option<Remembered>;
+    /// Compares the checkpoints with the one that the store remembers, before anything is recorded.
+    /// Numbers go on behind that one, whatever became of it. Answers what is missing, for the
+    /// operator, once it is said in the server's own log.
+    fn recall_checkpoint(&self, remembered: Option<Remembered>) -> Recalled;
     /// Writes what is queued and closes the log cleanly.
     fn close(&self);
 }
@@ -204,6 +212,9 @@ pub(crate) fn parse_checkpoints(bytes: &[u8]) {
 }
 
 pub(crate) use fuzz::parse_segment;
+#[cfg(test)]
+pub(crate) use remembered::encoded as remembered;
+pub(crate) use remembered::parse as parse_remembered;
 
 /// For the fuzz target: reads an index whose code is right.
 pub(crate) fn parse_index(bytes: &[u8]) {

@@ -71,7 +71,8 @@ pub use service::{
 };
 pub(crate) use service::{RedrawEpochs, sealed_path};
 pub use tags::{
-    ListResourceTags, ListTagResources, TagResource, TaggedKey, UntagResource, UntagWhich,
+    ListResourceTags, ListTagResources, MAX_RESOURCES, TagResource, TagResources, TaggedKey,
+    UntagResource, UntagResources, UntagWhich,
 };
 
 use lastkey_crypto::{ClusterId, KeyId, KeyVersionId};

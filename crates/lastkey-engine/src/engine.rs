@@ -45,6 +45,7 @@ use crate::{
 mod background;
 
 pub(crate) const AUDIT_KEY_PATH: &str = "meta/audit-key";
+pub(crate) const CHECKPOINT_PATH: &str = "meta/checkpoint";
 const TIME_PATH: &str = "meta/time";
 const INCARNATION_PATH: &str = "meta/incarnation";
 /// At most this many sources are named in one summary.
@@ -192,12 +193,13 @@ impl Engine {
         let barrier = Barrier::open(store, root, Arc::clone(&entropy)).await?;
         // 3. The store is compared with its heads, its anchor and the audit log, or held; what a
         //    crash kept from the log is delivered.
-        let Opened { audit, remembered, accepted } =
+        let Opened { audit, remembered, lost, accepted } =
             opening::open(parts, &barrier, accepted).await?;
         barrier.begin_counting().await?;
         let outbox = Outbox::default();
         outbox.recall(remembered);
-        let log_warnings = compare_heads(remembered, audit.head());
+        let mut log_warnings = compare_heads(remembered, audit.head());
+        log_warnings.extend(lost);
         let delivered = outbox.recover(&barrier, &*audit).await?;
         if delivered > 0 {
             tracing::warn!(delivered, "audit records of changes were delivered after a crash");
@@ -506,6 +508,9 @@ impl Engine {
         core.anchor().await;
         let audit = Arc::clone(&core.audit);
         let _ = tokio::task::spawn_blocking(move || audit.close()).await;
+        // Only now is the last checkpoint made.
+        core.keep_checkpoint().await;
+        core.anchor().await;
     }
 }
 
@@ -625,6 +630,7 @@ impl Core {
         };
         // First of all: what a full disk keeps from being done may be done once there is room.
         self.delete_old_records(may_destroy).await;
+        self.keep_checkpoint().await;
         self.note_found().await;
         self.rotate_worn(may_rotate).await?;
         self.run_due_work(may_rotate, may_destroy).await

@@ -36,7 +36,7 @@ pub fn audit_journal(bytes: &mut [u8]) {
     audit::parse_journal(bytes);
 }
 
-/// The records that are not JSON: versions, access keys, outbox parcels.
+/// The records that are not JSON: versions, access keys, outbox parcels, the newest checkpoint.
 pub fn records(bytes: &[u8]) {
     let id = KeyVersionId::from_bytes([0; 16]);
     if let Some(version) = Version::decode(id, bytes) {
@@ -50,6 +50,7 @@ pub fn records(bytes: &[u8]) {
         assert_eq!(uses::decode_of(&again), Some((count, direct)), "a count comes back");
     }
     outbox::parse(bytes);
+    audit::parse_remembered(bytes);
 }
 
 /// The records that are JSON: keys, aliases, clusters, what needs keys, rotations, what is kept of

@@ -57,6 +57,15 @@ fn mark_and_anchor() {
 }
 
 #[test]
+fn checkpoints_that_the_store_remembers() {
+    let vectors = vectors();
+    let newest = (7, 104, [0x33; 32]);
+    assert_eq!(audit::remembered(newest, None), bytes(&vectors, "checkpoint"));
+    let lost = Some((4, 80, [0x22; 32]));
+    assert_eq!(audit::remembered(newest, lost), bytes(&vectors, "checkpoint_behind_a_lost_one"));
+}
+
+#[test]
 fn parcels_and_uses() {
     let vectors = vectors();
     assert_eq!(outbox::shards_of(&bytes(&vectors, "parcel")), Some(vec![0x00, 0x7f, 0xff]));

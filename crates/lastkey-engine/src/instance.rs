@@ -104,6 +104,7 @@ enum Current {
 struct Shown {
     record: Option<SealRecord>,
     order: Option<&'static str>,
+    target: Option<String>,
     progress: Option<Threshold>,
     waiting: Option<String>,
     /// Whether a seal that opens by itself is tried again and again.
@@ -144,6 +145,8 @@ pub struct InstanceStatus {
     pub pending: Option<SealSummary>,
     /// What shares are being entered for: `unseal`, `rekey`, …
     pub order: Option<&'static str>,
+    /// What that leads to: the seal to come, or the number of shares.
+    pub target: Option<String>,
     /// How many of them were.
     pub progress: Option<Threshold>,
     /// Why a seal that opens by itself does not, at the moment.
@@ -219,6 +222,7 @@ impl Instance {
             seal: record.and_then(SealRecord::summary),
             pending: record.and_then(SealRecord::pending).map(SealSummary::of),
             order: shown.order,
+            target: shown.target.clone(),
             progress: shown.progress,
             waiting: shown.waiting.clone(),
             version: env!("CARGO_PKG_VERSION"),
@@ -388,7 +392,11 @@ impl Instance {
         };
         if let Some(given) = given {
             let root = Arc::new(given.root);
-            self.open(&mut work, root, None).await?;
+            if let Err(error) = self.open(&mut work, root, None).await {
+                // The shares went as they gave their key; status must not count them any more.
+                let _ = self.show(&work).await;
+                return Err(OperatorError::opening_by_shares(error));
+            }
             parts.seal.settle(&kept.record).await;
             if kept.record.pending() == Some(&SealEntry::Shamir(given.entry.clone())) {
                 let given = (&given.entry, &given.unseal_key);
@@ -397,6 +405,15 @@ impl Instance {
             self.show(&work).await?;
         }
         Ok(self.status())
+    }
+
+    /// Whether a share names a set and a generation that this server takes. That is no proof; but
+    /// strangers are told neither.
+    pub fn expects(&self, share: &Share) -> bool {
+        let shown = self.inner.shown.read();
+        let mut sets = shown.record.iter().flat_map(SealRecord::shamir);
+        let head = share.head();
+        sets.any(|entry| entry.is_of(head.set) && entry.generation == head.generation)
     }
 
     /// Drops the shares that were entered to unseal.
@@ -458,6 +475,8 @@ impl Instance {
                 tracing::error!("{reason}");
                 work.held = Some(root);
                 self.turn(Current::Held(reason.clone()));
+                // No share is asked for any more.
+                let _ = self.show(work).await;
                 return Err(StartError::Held { reason });
             }
             Err(error) => return Err(error),
@@ -540,6 +559,7 @@ impl Instance {
         };
         let sets: Vec<ShamirEntry> = record.iter().flat_map(|r| r.shamir().cloned()).collect();
         let mut shown = self.inner.shown.write();
+        shown.target = work.order.as_ref().and_then(order::Begun::target);
         (shown.order, shown.progress) = match (&work.order, self.life()) {
             (Some(order::Begun { order, gathering, .. }), _) => {
                 let of = order.takes(record.as_ref());

@@ -3,7 +3,9 @@
 //! In numbered steps, which docs/promises/rollback.md explains:
 //!
 //! 1. Every record is compared with the sealed heads ([`crate::heads`]).
-//! 2. The log opens, with the key that is behind the barrier.
+//! 2. The log opens, with the key that is behind the barrier, and its checkpoints are compared with
+//!    the one that the store remembers. If they do not fit, that is said and holds nothing: the store
+//!    is none the worse for it.
 //! 3. The heads are compared with the anchor, which lies apart from the store.
 //! 4. The log is compared with the store: a change in the log that the store does not know was
 //!    made in a newer store.
@@ -13,15 +15,15 @@
 
 use std::sync::Arc;
 
-use lastkey_crypto::{Entropy, KeyMaterial};
+use lastkey_crypto::{Entropy, KeyMaterial, SecretBytes};
 
 use crate::{
     Caller, Error, StartError,
     action::Action,
     anchor,
-    audit::{AuditSink, Head, Record},
-    barrier::{Barrier, Batch, Expect, Inspection},
-    engine::{AUDIT_KEY_PATH, Parts},
+    audit::{AuditSink, Head, Recalled, Record, Remembered},
+    barrier::{Barrier, Batch, Expect, Inspection, Stored},
+    engine::{AUDIT_KEY_PATH, CHECKPOINT_PATH, Parts},
     outbox::Outbox,
 };
 
@@ -30,6 +32,8 @@ pub(crate) struct Opened {
     pub(crate) audit: Arc<dyn AuditSink>,
     /// Where the log ended, as the store remembered it.
     pub(crate) remembered: Option<Head>,
+    /// What is missing of the log's checkpoints, or of what is known of them, for the operator.
+    pub(crate) lost: Vec<String>,
     /// The operator accepted it as it is, so what callers know of it may be newer.
     pub(crate) accepted: bool,
 }
@@ -43,13 +47,16 @@ pub(crate) async fn open(
     // 1. Records and heads.
     let inspection = barrier.inspect().await?;
     let mut findings = inspection.findings.clone();
-    // 2. The log. Where its key does not open, there are findings already.
-    let key = match barrier.read(AUDIT_KEY_PATH).await {
-        Ok(stored) => stored.map(|stored| KeyMaterial::from_slice(stored.value.expose())),
-        Err(_) if !findings.is_empty() => return Err(held(&findings)),
-        Err(other) => return Err(other.into()),
-    };
+    // 2. The log. Where what is kept of it does not open, there are findings already.
+    let key = read_kept(barrier, AUDIT_KEY_PATH, &findings).await?;
+    let key = key.map(|stored| KeyMaterial::from_slice(stored.value.expose()));
+    let (checkpoint, forgotten) = read_checkpoint(barrier, &findings).await?;
     let audit = key.map(|key| (parts.audit)(key)).transpose()?;
+    let Recalled { warning, begins_anew } = match &audit {
+        Some(audit) => compare_checkpoints(audit, checkpoint).await?,
+        None => Recalled::default(),
+    };
+    let lost: Vec<String> = forgotten.into_iter().chain(warning).collect();
     // 3. The anchor, 4. the log's newer changes.
     findings.extend(anchor::compare(&*parts.anchor, barrier, &inspection)?);
     if let Some(audit) = &audit {
@@ -60,6 +67,7 @@ pub(crate) async fn open(
         (true, _) => false,
         (false, Some(reason)) => {
             if let Some(audit) = &audit {
+                findings.extend(lost.clone());
                 record_acceptance(parts, &**audit, reason, &findings).await?;
             }
             true
@@ -78,6 +86,10 @@ pub(crate) async fn open(
     } else {
         barrier.accept(inspection)?;
     }
+    if begins_anew && let Err(error) = forget_checkpoint(barrier).await {
+        // The first checkpoint of the new log takes its place.
+        tracing::warn!(%error, "the store still remembers a checkpoint of the log before this one");
+    }
     // What it says already is true as well; a full disk must not keep an operator out.
     if let Err(error) = anchor::write(&*parts.anchor, barrier) {
         tracing::warn!(%error, "the anchor fell behind the store");
@@ -86,7 +98,63 @@ pub(crate) async fn open(
         Some(audit) => audit,
         None => (parts.audit)(new_audit_key(barrier, &*parts.entropy).await?)?,
     };
-    Ok(Opened { audit, remembered, accepted: restored })
+    Ok(Opened { audit, remembered, lost, accepted: restored })
+}
+
+/// Reads a record that a store with findings may have lost.
+async fn read_kept(
+    barrier: &Barrier,
+    path: &str,
+    findings: &[String],
+) -> Result<Option<Stored<SecretBytes>>, StartError> {
+    match barrier.read(path).await {
+        Err(_) if !findings.is_empty() => Err(held(findings)),
+        read => Ok(read?),
+    }
+}
+
+/// Reads which checkpoint the store remembers, or says that it does not any more: nothing but the
+/// search for missing ones needs it, and the next one takes its place.
+async fn read_checkpoint(
+    barrier: &Barrier,
+    findings: &[String],
+) -> Result<(Option<Remembered>, Option<String>), StartError> {
+    let known = match barrier.read(CHECKPOINT_PATH).await {
+        Ok(None) => return Ok((None, None)),
+        Ok(Some(stored)) => Remembered::decode(stored.value.expose()),
+        Err(Error::CorruptRecord { .. }) => None,
+        Err(_) if !findings.is_empty() => return Err(held(findings)),
+        Err(error) => return Err(error.into()),
+    };
+    let forgotten = known.is_none().then(|| {
+        let warning = format!(
+            "the store's {CHECKPOINT_PATH} is damaged, or of another release, so nobody misses \
+             checkpoints that were taken away before this start: compare audit/checkpoints.log \
+             with a copy that was kept elsewhere"
+        );
+        tracing::error!("{warning}");
+        warning
+    });
+    Ok((known, forgotten))
+}
+
+/// Looks whether the checkpoints are there that the store remembers.
+async fn compare_checkpoints(
+    audit: &Arc<dyn AuditSink>,
+    remembered: Option<Remembered>,
+) -> Result<Recalled, Error> {
+    let log = Arc::clone(audit);
+    let compared = tokio::task::spawn_blocking(move || log.recall_checkpoint(remembered));
+    compared.await.map_err(|_| Error::Internal)
+}
+
+/// Has the store forget its checkpoint, which belongs to a log that was moved away.
+async fn forget_checkpoint(barrier: &Barrier) -> Result<(), Error> {
+    let Some(stored) = barrier.read(CHECKPOINT_PATH).await? else { return Ok(()) };
+    let mut batch = Batch::default();
+    batch.delete(CHECKPOINT_PATH, stored.expect());
+    barrier.commit(&batch).await?;
+    Ok(())
 }
 
 fn held(findings: &[String]) -> StartError {

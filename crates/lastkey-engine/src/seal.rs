@@ -166,6 +166,17 @@ pub trait Seal: Send + Sync + 'static {
         print: Option<RootPrint>,
     ) -> Result<KeyMaterial, SealError>;
 
+    /// Which token and key it is on, as people know them, and by which module; `None` where it is on
+    /// none. Nothing in it is secret.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
+    /// The token that is used where an order names none.
+    fn token(&self) -> Option<Arc<dyn Seal>> {
+        None
+    }
+
     /// Names the token to use from now on.
     fn use_token(&self, _token: Arc<dyn Seal>) {}
 

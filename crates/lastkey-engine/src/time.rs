@@ -15,9 +15,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
 
-/// A text that is not an RFC 3339 instant.
+/// A text that is not an RFC 3339 instant, or one that no [`Timestamp`] can be.
 #[derive(Debug, thiserror::Error)]
-#[error("not a time of the form 2026-01-31T12:00:00Z")]
+#[error(
+    "not a time of the form 2026-01-31T12:00:00Z, from 0000-01-01T00:00:00Z to 9999-12-30T22:00:00Z"
+)]
 pub struct InvalidTimestamp;
 
 impl Timestamp {
@@ -217,7 +219,10 @@ mod tests {
             assert!(Timestamp::parse(text).is_err(), "{text}");
         }
         for text in ["0000-01-01T00:00:00.000Z", "9999-12-30T22:00:00.000Z"] {
-            assert_eq!(Timestamp::parse(text).unwrap().to_string(), text);
+            let bound = Timestamp::parse(text).unwrap();
+            assert_eq!(bound.to_string(), text);
+            let said = Timestamp::parse("9999-12-31T23:59:59Z").unwrap_err().to_string();
+            assert!(said.contains(&bound.to_seconds_text()), "{said}");
         }
     }
 

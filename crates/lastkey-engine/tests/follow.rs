@@ -174,6 +174,56 @@ fn a_checkpoint_that_is_signed_later_comes_once() {
     }
 }
 
+/// So many checkpoints, one record apart, as lines of one length.
+fn signed(world: &World, count: usize) -> Vec<String> {
+    for _ in 0..count {
+        let log = world.open();
+        write(&log, 1);
+        log.close();
+    }
+    let text = fs::read_to_string(world.audit().join("checkpoints.log")).unwrap();
+    let lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
+    assert!(lines.len() == count && lines.iter().all(|line| line.len() == lines[0].len()));
+    lines
+}
+
+/// The numbers of the checkpoints that come, and go.
+fn numbers(follower: &mut Follower) -> Vec<u64> {
+    let numbers = |line: &Vec<u8>| match came(line) {
+        Came::Checkpoint { number, .. } => number,
+        Came::Record(seq) => panic!("record {seq} has come before"),
+    };
+    rest(follower).0.iter().map(numbers).collect()
+}
+
+#[test]
+fn checkpoints_come_once_from_a_file_that_was_written_anew() {
+    let world = World { segment_bytes: 1 << 20, ..World::new() };
+    let lines = signed(&world, 6);
+    let path = world.audit().join("checkpoints.log");
+    let mut follower = follower(&world, 6);
+    fs::write(&path, lines[..2].concat()).unwrap();
+    assert_eq!(numbers(&mut follower), [1, 2]);
+    // Another line stands where the second one was read, and ends where it did.
+    fs::write(&path, lines[1..4].concat()).unwrap();
+    assert_eq!(numbers(&mut follower), [3, 4]);
+    fs::write(&path, lines[2..5].concat()).unwrap();
+    fs::write(&path, lines[2..].concat()).unwrap();
+    assert_eq!(numbers(&mut follower), [5, 6]);
+}
+
+#[test]
+fn what_is_no_checkpoint_hides_none_behind_it() {
+    let world = World { segment_bytes: 1 << 20, ..World::new() };
+    let lines = signed(&world, 3);
+    let path = world.audit().join("checkpoints.log");
+    // Longer than what is read at once, and not a multiple of it.
+    let garbage = "x".repeat(200_000);
+    fs::write(&path, [&lines[0], garbage.as_str(), "\n", &lines[1], "torn\n", &lines[2]].concat())
+        .unwrap();
+    assert_eq!(numbers(&mut follower(&world, 3)), [1, 2, 3]);
+}
+
 #[test]
 fn a_line_comes_once_it_is_whole() {
     let world = World { segment_bytes: 1 << 20, ..World::new() };

@@ -330,6 +330,118 @@ async fn tags_are_bounded_and_found_again() {
 }
 
 #[tokio::test]
+async fn tags_go_to_all_of_several_keys_or_to_none() {
+    let world = World::new();
+    let engine = world.start().await;
+    let (first, full, doomed) =
+        (create_key(&engine).await, create_key(&engine).await, create_key(&engine).await);
+    let caller = || root(&engine);
+    let many = (0..20).map(|n| (format!("t{n}"), String::new())).collect();
+    engine.execute(&caller(), TagResource { key: by_id(&full), tags: many }).await.unwrap();
+    let delete = ScheduleKeyDeletion { key: by_id(&doomed), window_days: 7, overriding: None };
+    engine.execute(&caller(), delete).await.unwrap();
+    let tag = |keys: &[&KeyRef]| TagResources {
+        keys: keys.iter().copied().cloned().collect(),
+        tags: BTreeMap::from([("team".to_owned(), "a".to_owned())]),
+    };
+    let count = async |key: &KeyRef| {
+        let tags = engine.execute(&caller(), ListResourceTags { key: key.clone() }).await.unwrap();
+        tags.tags.len()
+    };
+    let [first, full, doomed] = [&first, &full, &doomed].map(|key| by_id(key));
+    let missing = KeyRef::Alias(AliasName::parse("alias/missing").unwrap());
+    let found = async |key: &KeyRef, outcome: &str| {
+        let KeyRef::Id(id) = key else { panic!("an id") };
+        let query = lastkey_engine::audit::Query {
+            key: Some(id.to_string()),
+            action: Some("TagResource".to_owned()),
+            outcome: Some(outcome.to_owned()),
+            limit: 100,
+            ..Default::default()
+        };
+        engine.execute(&caller(), QueryAudit { query }).await.unwrap().records
+    };
+    let writes = async |key: &KeyRef| found(key, "ok").await;
+
+    let limit = Some(Error::LimitExceeded { what: "tags", limit: 20 });
+    for (other, why) in [
+        (&full, limit),
+        (&doomed, Some(Error::KeyPendingDeletion)),
+        (&missing, Some(Error::AliasNotFound)),
+    ] {
+        assert_eq!(engine.execute(&caller(), tag(&[&first, other])).await.err(), why);
+        assert_eq!(count(&first).await, 0, "{other:?}");
+    }
+    assert!(writes(&first).await.is_empty());
+    // Who was refused is found by each of the keys that they named.
+    for key in [&first, &doomed] {
+        let refused = found(key, "Rejected.PendingDeletion").await;
+        assert_eq!(refused.len(), 1, "{key:?}");
+        assert!(refused[0]["target"].as_str().unwrap().starts_with("key/"), "{}", refused[0]);
+    }
+    assert_eq!(found(&first, "Forbidden.AliasNotFound").await[0]["target"], "alias/missing");
+
+    // A key that is named twice is one key, and one record of the log is found by each of them.
+    let alias = AliasName::parse("alias/first").unwrap();
+    let named = CreateAlias { alias: alias.clone(), key: first.clone() };
+    engine.execute(&caller(), named).await.unwrap();
+    let untag = |keys: &[&KeyRef], which| UntagResources {
+        keys: keys.iter().copied().cloned().collect(),
+        which,
+    };
+    let some = UntagWhich::Names(vec!["t0".to_owned()]);
+    engine.execute(&caller(), untag(&[&full, &first], some)).await.unwrap();
+    let alias = KeyRef::Alias(alias);
+    engine.execute(&caller(), tag(&[&first, &full, &alias])).await.unwrap();
+    assert_eq!((count(&first).await, count(&full).await), (1, 20));
+    let of_first = writes(&first).await;
+    assert_eq!(of_first.len(), 1);
+    assert_eq!(of_first[0]["writes"], 2);
+    assert_eq!(writes(&full).await.last(), of_first.last());
+
+    let refused = engine.execute(&caller(), untag(&[&first, &missing], UntagWhich::All)).await;
+    assert_eq!((refused.err(), count(&first).await), (Some(Error::AliasNotFound), 1));
+    engine.execute(&caller(), untag(&[&first, &full], UntagWhich::All)).await.unwrap();
+    assert_eq!((count(&first).await, count(&full).await), (0, 0));
+    let too_many = TagResources { keys: vec![first.clone(); 51], ..tag(&[]) };
+    let refused = engine.execute(&caller(), too_many).await.err();
+    assert_eq!(refused, Some(Error::LimitExceeded { what: "resources", limit: 50 }));
+}
+
+#[tokio::test]
+async fn keys_that_are_too_much_for_one_transaction_are_left_alone() {
+    let world = World::new();
+    let engine = world.start().await;
+    let mut keys = Vec::new();
+    for _ in 0..50 {
+        let long = CreateKey { description: "x".repeat(8192), ..CreateKey::default() };
+        keys.push(by_id(&engine.execute(&root(&engine), long).await.unwrap()));
+    }
+    let tag = |prefix: &str| TagResources {
+        keys: keys.clone(),
+        // Of a character that takes four bytes.
+        tags: (0..9).map(|n| (format!("{prefix}{n}"), "\u{1F511}".repeat(256))).collect(),
+    };
+    let engine = &engine;
+    engine.execute(&root(engine), tag("a")).await.unwrap();
+    let refused = engine.execute(&root(engine), tag("b")).await.unwrap_err();
+    assert!(refused.to_string().contains("name fewer"), "{refused}");
+    let KeyRef::Id(last) = &keys[49] else { panic!("an id") };
+    let query = lastkey_engine::audit::Query {
+        key: Some(last.to_string()),
+        outcome: Some("InvalidParameter".to_owned()),
+        limit: 100,
+        ..Default::default()
+    };
+    let found = engine.execute(&root(engine), QueryAudit { query }).await.unwrap();
+    assert_eq!(found.records.len(), 1);
+    for key in &keys {
+        let tags = ListResourceTags { key: key.clone() };
+        assert_eq!(engine.execute(&root(engine), tags).await.unwrap().tags.len(), 9);
+    }
+}
+
+#[tokio::test]
 async fn a_data_key_is_what_its_blob_opens_to() {
     let world = World::new();
     let engine = world.start().await;

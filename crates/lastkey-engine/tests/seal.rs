@@ -21,9 +21,9 @@ use std::{
 use async_trait::async_trait;
 use lastkey_crypto::{EncryptionContext, Entropy, KeyMaterial, SecretBytes, share::Share};
 use lastkey_engine::{
-    Caller, Engine, Error, FileSeal, GIVEN_UP, Instance, KeyRef, Life, NewShares, NoAnchor,
-    OperatorError, Order, Outcome, Parts, RootPrint, Seal, SealEntry, SealError, SealKind,
-    SealRecord, Seals, ShareRefused, With,
+    Attendant, Caller, Engine, Error, FileSeal, GIVEN_UP, Instance, KeyRef, Life, NewShares,
+    NoAnchor, OperatorError, Order, Outcome, Parts, RootPrint, Seal, SealEntry, SealError,
+    SealKind, SealRecord, Seals, ShareRefused, With,
     audit::Query,
     command::{CreateKey, Decrypt, Encrypt, QueryAudit},
 };
@@ -290,7 +290,7 @@ async fn after_a_rekey_both_generations_work_until_the_new_one_was_entered() {
     // Another order cannot take what was given for this one.
     assert!(matches!(
         order(&instance, Order::RotateRoot, Some(&old[1])).await,
-        Err(OperatorError::OtherOrder("rekey"))
+        Err(OperatorError::OtherOrder(begun)) if begun == "rekey to 3 of 5 shares"
     ));
     let new = ordered(&instance, Order::Rekey { splitting: None }, &old[2..]).await.unwrap();
     let new = texts(&new);
@@ -571,6 +571,88 @@ async fn a_share_of_a_cancelled_set_is_named_and_loses_nothing() {
     instance.unseal(parse(&new[0])).await.unwrap();
     assert!(instance.unseal(parse(&again[1])).await.is_err());
     unseal(&instance, &new[1..]).await;
+    instance.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_share_is_used_for_no_other_order_than_it_was_given_for() {
+    let world = World::new();
+    let instance = started(&world, SealKind::Shamir).await;
+    let shares = texts(&instance.init(2, 2).await.unwrap());
+    unseal(&instance, &shares).await;
+    let to = |to| Order::Migrate { to, splitting: None };
+    let rekey = |splitting| Order::Rekey { splitting };
+    for (begun, other, named) in [
+        (to(SealKind::File), to(SealKind::Pkcs11), "migrate to file"),
+        (rekey(Some((2, 2))), rekey(Some((3, 3))), "rekey to 2 of 2 shares"),
+        (rekey(Some((2, 2))), rekey(Some((3, 2))), "rekey to 2 of 2 shares"),
+    ] {
+        order(&instance, begun, Some(&shares[0])).await.unwrap();
+        let refused = order(&instance, other, Some(&shares[1])).await.unwrap_err();
+        assert_eq!(refused.code(), "Rejected.OtherOrder");
+        assert!(refused.to_string().contains(named), "{refused}");
+        let status = instance.status();
+        assert_eq!((status.seal.unwrap().kind, status.pending), (SealKind::Shamir, None));
+        assert_eq!(status.progress.unwrap().entered, 1);
+        let target = status.target.unwrap();
+        assert!(named.ends_with(&target), "{target}");
+        order(&instance, Order::Cancel, None).await.unwrap();
+        assert_eq!(instance.status().target, None);
+    }
+    assert!(!world.directory.path().join("root.key").exists());
+    // Who names nothing joins, and the same may be named again.
+    for other in [rekey(None), rekey(Some((3, 3)))] {
+        order(&instance, rekey(Some((3, 3))), Some(&shares[0])).await.unwrap();
+        let Outcome::Shares(new) = order(&instance, other, Some(&shares[1])).await.unwrap() else {
+            panic!("no shares");
+        };
+        assert_eq!((new.seal.shares, new.seal.threshold), (Some(3), Some(3)));
+        order(&instance, Order::Cancel, None).await.unwrap();
+    }
+    // Who gave a share for what is in the audit log.
+    let query = QueryAudit { query: Query { limit: 1000, ..Query::default() } };
+    let engine = instance.engine().unwrap();
+    let page = engine.execute(&root(&engine), query).await.unwrap();
+    let asked = |field: &str, value: serde_json::Value| {
+        let given = |r: &&serde_json::Value| r["action"] == "ManageSeal" && r[field] == value;
+        page.records.iter().filter(given).count()
+    };
+    assert_eq!((asked("seal", "file".into()), asked("seal", "pkcs11".into())), (1, 1));
+    assert_eq!((asked("threshold", 3.into()), asked("shares", 2.into())), (4, 2));
+    drop(engine);
+    instance.shutdown().await;
+}
+
+/// Has no room for what it makes with each opening, at first.
+struct Full(AtomicUsize);
+
+#[async_trait]
+impl Attendant for Full {
+    async fn opened(&self, _: &Engine) -> Result<(), String> {
+        match self.0.fetch_sub(1, Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err("no space left on device".to_owned()),
+        }
+    }
+
+    async fn closing(&self) {}
+}
+
+#[tokio::test]
+async fn shares_that_opened_nothing_are_counted_no_more() {
+    let world = World::new();
+    let instance = started(&world, SealKind::Shamir).await;
+    let shares = texts(&instance.init(2, 2).await.unwrap());
+    let full: Arc<dyn Attendant> = Arc::new(Full(AtomicUsize::new(1)));
+    instance.attend(&full);
+    instance.unseal(parse(&shares[0])).await.unwrap();
+    let failed = instance.unseal(parse(&shares[1])).await.unwrap_err();
+    assert_eq!(failed.code(), "Unavailable.Start");
+    let text = failed.to_string();
+    assert!(text.contains("no space") && text.contains("enter all of them again"), "{text}");
+    let status = instance.status();
+    assert_eq!((status.state, status.progress.unwrap().entered), (Life::Sealed, 0));
+    unseal(&instance, &shares).await;
     instance.shutdown().await;
 }
 

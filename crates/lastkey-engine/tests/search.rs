@@ -180,6 +180,28 @@ fn a_key_is_found_where_a_re_encryption_opened_with_it_too() {
 }
 
 #[test]
+fn each_of_several_keys_finds_the_record_of_them_all() {
+    let world = World { compress: true, ..World::new() };
+    let log = world.open();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let body =
+        br#""action":"TagResource","principal":"p","changed_keys":["one","two"],"outcome":"ok""#;
+    runtime.block_on(log.append(body.to_vec())).unwrap();
+    write(&log, 1..=60, 300);
+    let of = |key: &str| numbers(&log, &Query { key: Some(key.into()), ..all() });
+    let found = || {
+        assert_eq!(
+            (of("one"), of("two"), of("k7"), of("p")),
+            ([1].into(), [1].into(), [8].into(), vec![])
+        )
+    };
+    // Plain or not.
+    found();
+    settled(&world);
+    found();
+}
+
+#[test]
 fn a_page_ends_where_there_is_no_more() {
     let (_world, log, packed) = packed();
     for without_index in [false, true] {

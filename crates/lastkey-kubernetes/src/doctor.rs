@@ -31,6 +31,7 @@ pub fn check_coverage(coverage: &Coverage, config: &EncryptionConfiguration) -> 
     for resource in &coverage.resources {
         let name = &resource.resource;
         let providers = config.providers_of(name);
+        let anew = anew(&providers, name);
         for share in &resource.under {
             let under = &share.under;
             let objects = share.objects.map_or_else(|| "some".to_owned(), |n| n.to_string());
@@ -48,8 +49,7 @@ pub fn check_coverage(coverage: &Coverage, config: &EncryptionConfiguration) -> 
             let fix = match under.is_clear() {
                 true => "add `- identity: {}` to the end of the rule's providers".to_owned(),
                 false => {
-                    "add that provider to the end of the rule again, then `lastkey cluster rotate`"
-                        .to_owned()
+                    format!("add that provider to the end of the rule again, then {anew}")
                 }
             };
             findings.push(Finding::error("provider-removed", message).fix(fix));
@@ -61,7 +61,7 @@ pub fn check_coverage(coverage: &Coverage, config: &EncryptionConfiguration) -> 
             Some(share) if encrypts && share.objects != Some(0) => {
                 let objects = share.objects.map_or_else(|| "some".to_owned(), |n| n.to_string());
                 let message = format!("{objects} objects of {name} are still in clear");
-                let fix = "`lastkey cluster rotate` writes them anew";
+                let fix = format!("{anew} writes them anew");
                 findings.push(Finding::warning("objects-in-clear", message).fix(fix));
             }
             None if coverage.exact && encrypts && has_identity(&providers) => {
@@ -81,6 +81,18 @@ pub fn check_coverage(coverage: &Coverage, config: &EncryptionConfiguration) -> 
         }
     }
     findings
+}
+
+/// What writes objects of a resource anew: a rotation, where a KMS v2 provider writes them.
+fn anew(providers: &[&Provider], name: &str) -> String {
+    match providers.first().and_then(|first| first.kind()) {
+        Some(ProviderKind::Kms(kms)) if kms.version() == "v2" => {
+            "`lastkey cluster rotate NAME --keep-version`".to_owned()
+        }
+        _ => format!(
+            "`lastkey cluster enable NAME --resource {name}`, which brings them under a KMS,"
+        ),
+    }
 }
 
 fn shown(under: &Under) -> String {
@@ -179,5 +191,26 @@ mod tests {
             ["provider-removed", "identity-needless"]
         );
         assert_eq!(codes(&coverage(&some[..1]), &less), [""; 0]);
+    }
+
+    /// A rotation is refused where no KMS provider writes.
+    #[test]
+    fn what_writes_anew_is_what_can() {
+        let (v1, v2) = (
+            "  - kms: {apiVersion: v1, name: a, endpoint: 'unix:///a'}\n",
+            "  - kms: {apiVersion: v2, name: a, endpoint: 'unix:///a'}\n",
+        );
+        let local = "  - aescbc: {keys: [{name: k, secret: c2VjcmV0IGlzIHNlY3VyZQ==}]}\n";
+        for (first, command) in [
+            (v2, "`lastkey cluster rotate NAME --keep-version`"),
+            (v1, "`lastkey cluster enable NAME --resource secrets`"),
+            (local, "`lastkey cluster enable NAME --resource secrets`"),
+        ] {
+            let config = config(&format!("{first}  - identity: {{}}\n"));
+            for under in ["clear", "kms v2 gone"] {
+                let found = check_coverage(&coverage(&[(under, None)]), &config);
+                assert!(found[0].fix.contains(command), "{found:?}");
+            }
+        }
     }
 }

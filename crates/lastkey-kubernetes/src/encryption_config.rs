@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 
 pub use edit::{Draft, DraftRule, EditError, Edited, Item, apply, readable};
 pub use finding::{Finding, Severity};
+pub use rules::resource_options;
 
 /// Larger files are refused unread.
 pub const MAX_FILE: usize = 1 << 20;

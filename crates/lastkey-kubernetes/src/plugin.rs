@@ -57,8 +57,8 @@ pub use self::{
 };
 
 /// How long an apiserver that dials waits for the server's first answer, whichever it is; then it is
-/// told that there was none.
-const OPENS_WITHIN: Duration = Duration::from_secs(10);
+/// told that there was none. Below its own deadline for Status, of 3 s.
+const OPENS_WITHIN: Duration = Duration::from_millis(1500);
 /// How long calls in flight have at the end.
 const DRAIN: Duration = Duration::from_secs(4);
 /// Streams one connection may have open; an apiserver's Decrypts are at most so many.
@@ -259,7 +259,8 @@ impl Plugin {
         let sockets = self.sockets();
         let Self { config, listeners, metrics, predecessor } = self;
         // 1. Watch the key.
-        let (sender, view) = channel::channel(Arc::new(View::starting(config.leases)));
+        let starting = View::starting(config.leases).asking(names(&config.client));
+        let (sender, view) = channel::channel(Arc::new(starting));
         let refresh = Arc::new(Notify::new());
         let memory = config
             .memory
@@ -345,6 +346,11 @@ pub async fn run(
 #[doc(hidden)]
 pub fn read_spool(bytes: &[u8]) -> Option<usize> {
     memory::read_spool(bytes)
+}
+
+/// The addresses of the server, for people.
+fn names(client: &Client) -> String {
+    client.servers().iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 struct AbortOnDrop(AbortHandle);

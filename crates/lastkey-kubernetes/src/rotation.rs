@@ -24,6 +24,7 @@ mod convergence;
 mod error;
 mod flight;
 mod gate;
+mod loads;
 mod migration;
 mod new_keys;
 mod other;
@@ -59,7 +60,7 @@ pub use self::{
     migration::{By, Choice, Chosen, choose},
     state::{Counts, Refusal},
 };
-use self::{gate::Gate, other::Other, state::State};
+use self::{gate::Gate, loads::RELOADS_WITHIN, other::Other, state::State};
 use crate::{
     cluster::{ApiError, ApiServer, Discovery, EtcdAccess, MIGRATIONS, Migrate, Migration},
     transition::Hands,
@@ -299,7 +300,7 @@ impl Worker {
                         claim.state.begin_pass();
                         self.save(claim, Some(RotationPhase::Verifying), false).await?;
                     } else if claim.rotation.way() != Some(Way::Disable)
-                        && !self.behind(claim).await?.is_empty()
+                        && !self.behind(claim, false).await?.is_empty()
                     {
                         // An apiserver fell back, or the key was rotated once more.
                         claim.state.begin_pass();
@@ -356,14 +357,14 @@ impl Worker {
 
     /// Waits until every apiserver uses the present key id.
     async fn converge(&self, claim: &mut Claim) -> Result<(), Stop> {
-        let mut told = Vec::new();
+        let (began, mut told) = (Instant::now(), Vec::new());
         self.save(claim, None, false).await?;
         loop {
             if claim.saved.elapsed() >= RENEW_EVERY {
                 self.save(claim, None, false).await?;
             }
             self.go_on()?;
-            let behind = self.behind(claim).await?;
+            let behind = self.behind(claim, began.elapsed() >= RELOADS_WITHIN).await?;
             if behind.is_empty() {
                 return Ok(());
             }
@@ -375,12 +376,19 @@ impl Worker {
         }
     }
 
-    /// The apiservers that do not use the key id of the rotation, each with a reason.
-    async fn behind(&self, claim: &Claim) -> Result<Vec<String>, Stop> {
+    /// The apiservers that do not use the key id of the rotation, each with a reason; if they are
+    /// `late`, with what may have to be done.
+    async fn behind(&self, claim: &Claim, late: bool) -> Result<Vec<String>, Stop> {
         if claim.rotation.primary != Some(claim.rotation.target) {
             return Ok(vec!["the key was rotated once more".to_owned()]);
         }
-        Ok(convergence::behind(&self.api, &claim.rotation.plugin_key_id).await)
+        Ok(self.not_told(claim, late).await)
+    }
+
+    /// The same, whatever the key's version is by now.
+    async fn not_told(&self, claim: &Claim, late: bool) -> Vec<String> {
+        let path = self.change.as_ref().map(|hands| hands.place.path.as_path());
+        convergence::behind(&self.api, &claim.rotation.plugin_key_id, (path, late)).await
     }
 
     /// What was written has to have gone under the key id.

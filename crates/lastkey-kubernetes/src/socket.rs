@@ -188,6 +188,12 @@ pub enum SocketError {
         .0.display(), shell(.0)
     )]
     NotASocket(PathBuf),
+    /// A directory is in the way.
+    #[error(
+        "{} is a directory, and no socket: give the path of a socket in it, such as {}",
+        .0.display(), .0.join("kms.sock").display()
+    )]
+    IsDirectory(PathBuf),
     /// What `LISTEN_FDS` hands over is not what it should be.
     #[error("descriptor {fd} ({name}) from LISTEN_FDS is no listening unix stream socket")]
     NotAListener {

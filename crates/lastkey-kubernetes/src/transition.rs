@@ -25,7 +25,9 @@ use zeroize::Zeroizing;
 
 pub use place::{Place, PlaceError, hash};
 pub(crate) use plan::covers;
-pub use plan::{PlanError, Target, names_of_ours, next, resources_to_enable, resources_under};
+pub use plan::{
+    PlanError, Target, in_clear, names_of_ours, next, resources_to_enable, resources_under,
+};
 
 use crate::{cluster::EtcdAccess, encryption_config::EncryptionConfiguration};
 
@@ -54,7 +56,8 @@ pub enum Stage {
 pub struct Hands {
     /// Where the registered configuration lies, on this machine or another.
     pub place: Place,
-    /// Have each step put in place by somebody else, even if it could be written here.
+    /// Have each step put in place by somebody else, even if it could be written here, and shown to
+    /// them even if it holds keys.
     pub by_hand: bool,
     /// Go on from the file as it is, although somebody changed it.
     pub accept: bool,

@@ -17,7 +17,7 @@ use hyper_util::{
 use lastkey_kubernetes::proto::v2::{
     EncryptRequest, StatusRequest, key_management_service_client::KeyManagementServiceClient,
 };
-use support::{Running, eventually, fake::Pki};
+use support::{FakeKms, Running, connect, eventually, fake::Pki};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -87,6 +87,26 @@ const TABLE: [(Wrong, &[Code], &[&str]); 16] = [
     ),
 ];
 
+/// What somebody else's server says, and what one of ours would not.
+const NONSENSE: [Wrong; 10] = [
+    Endless,
+    Says(404, "<h1>Not Found</h1>"),
+    Says(502, "<h1>Bad Gateway</h1>"),
+    Says(200, "{}"),
+    Says(404, "{\"kind\": \"Status\", \"status\": \"Failure\", \"code\": 404}"),
+    Says(404, "{\"code\": \"bad_route\", \"message\": \"no such route\"}"),
+    Says(403, "{\"code\": \"denied\", \"message\": \"no\", \"request_id\": null}"),
+    Says(502, "{\"code\": \"bad_gateway\", \"message\": \"no\", \"request_id\": \"r\"}"),
+    Says(200, "{\"token\": \"t\", \"usable\": true}"),
+    Says(
+        200,
+        "{\"token\": \"t\", \"usable\": true, \"cluster\": \"00000000-0000-4000-8000-000000000001\", \
+         \"lineage\": \"00000000000000000000000000000002\", \
+         \"key_version\": \"00000000-0000-4000-8000-000000000003\", \
+         \"epoch\": \"00000000000000000000000000000004\", \"plugin_key_id\": \"0\"}",
+    ),
+];
+
 /// Somebody else at that address; gone when dropped.
 struct Hostile(JoinHandle<()>);
 
@@ -98,7 +118,17 @@ impl Drop for Hostile {
 
 impl Hostile {
     async fn start(address: SocketAddr, pki: &Pki, wrong: Wrong) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        Self::at(TcpListener::bind(address).await.unwrap(), pki, wrong)
+    }
+
+    /// And where it is.
+    async fn anywhere(pki: &Pki, wrong: Wrong) -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        (Self::at(listener, pki, wrong), url)
+    }
+
+    fn at(listener: TcpListener, pki: &Pki, wrong: Wrong) -> Self {
         let acceptor = pki.acceptor();
         Self(tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -245,4 +275,58 @@ async fn one((wrong, codes, kinds): (Wrong, &[Code], &[&str])) -> Result<(), Str
     eventually(async || encrypt(&kms).await, |code| *code == Code::Ok).await;
     eventually(async || healthz(&kms).await, |text| text == "ok").await;
     Ok(())
+}
+
+/// Whoever has not asked the good address yet has nothing but Status to find it by: an apiserver that
+/// waits for Status encrypts nothing.
+#[tokio::test]
+async fn a_good_address_is_found_past_one_that_is_none() {
+    let mut tasks = JoinSet::new();
+    for wrong in NONSENSE.into_iter().chain([Mute, Drips]) {
+        tasks.spawn(beside(wrong));
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+}
+
+async fn beside(wrong: Wrong) {
+    let pki = Pki::new();
+    let (_hostile, url) = Hostile::anywhere(&pki, wrong).await;
+    let mut plugin = Running::start_after(pki, &[url], FakeKms::new()).await;
+    // 1. At the start.
+    let connected = tokio::time::timeout(Duration::from_secs(10), plugin.connected()).await;
+    let kms = Kms::new(connected.unwrap_or_else(|_| panic!("{wrong:?}: nobody was found")));
+    assert_eq!(healthz(&kms).await, "ok", "{wrong:?}");
+    // 2. When the good one was away, and the other was asked meanwhile.
+    for _ in 0..2 {
+        let address = plugin.stop_server().await;
+        eventually(async || healthz(&kms).await, |text| text != "ok").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        plugin.start_server(address).await;
+        let back = eventually(async || healthz(&kms).await, |text| text == "ok");
+        let back = tokio::time::timeout(Duration::from_secs(10), back).await;
+        assert!(back.is_ok(), "{wrong:?}: it stays with it\n{}", plugin.metrics);
+    }
+    assert_eq!(encrypt(&kms).await, Code::Ok, "{wrong:?}");
+}
+
+/// An apiserver gives Status 3 s, and cannot tell a plugin that waits from one that is dead.
+#[tokio::test]
+async fn status_tells_in_time_whom_a_plugin_that_starts_waits_for() {
+    let pki = Pki::new();
+    let (_first, one) = Hostile::anywhere(&pki, Drips).await;
+    let (_second, two) = Hostile::anywhere(&pki, Drips).await;
+    let mut plugin = Running::start_after(pki, &[one.clone(), two.clone()], FakeKms::new()).await;
+    // not the good one, which it would hear
+    plugin.stop_server().await;
+    let mut kms = Kms::new(connect(plugin.socket.clone()).await);
+    let asked = tokio::time::timeout(Duration::from_secs(3), kms.status(StatusRequest {}));
+    let said = asked.await.expect("an apiserver waits no longer").map(|_| "an answer").unwrap_err();
+    assert_eq!(said.code(), Code::Unavailable);
+    assert!(said.message().contains("not reached its server yet"), "{}", said.message());
+    // whether its first question is under way still, or has failed already
+    for url in [one, two] {
+        assert!(said.message().contains(&url), "{}", said.message());
+    }
 }

@@ -6,14 +6,16 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use lastkey_kubernetes::plugin::Leases;
 use lastkey_kubernetes::proto::v2::{
     EncryptRequest, StatusRequest, StatusResponse,
     key_management_service_client::KeyManagementServiceClient,
 };
 use support::{
     FakeKms, Mode, Running, eventually,
-    fake::{FakeServer, Pki},
+    fake::{FakeServer, Pki, handler},
 };
+use tokio::sync::watch;
 use tonic::{Code, transport::Channel};
 
 type Kms = KeyManagementServiceClient<Channel>;
@@ -104,6 +106,67 @@ async fn one_of_two_servers_is_away() {
     assert!(metrics.to_string().lines().any(|it| it == line), "{metrics}");
     let _first = FakeServer::start_on(address, &plugin.pki, other.handler()).await;
     eventually(up, |up| *up == [true, true]).await;
+}
+
+/// Its connections stay open and alive, so only the time tells: before a lease has ended, the other
+/// address is asked.
+#[tokio::test]
+async fn an_address_that_falls_silent_costs_no_lease() {
+    let pki = Pki::new();
+    let store = FakeKms::new();
+    let (hush, is_silent) = watch::channel(false);
+    let answers = store.handler();
+    let until_then = handler(move |parts, body| {
+        let (answers, mut is_silent) = (answers.clone(), is_silent.clone());
+        async move {
+            let silence = async {
+                let _ = is_silent.wait_for(|silent| *silent).await;
+            };
+            tokio::select! {
+                () = silence => std::future::pending().await,
+                answer = answers(parts, body) => answer,
+            }
+        }
+    });
+    let first = FakeServer::start(&pki, until_then).await;
+    let shortest = Some(Duration::from_secs(5));
+    let mut plugin = Running::start_after_with((pki, &[first.url()]), store, |config| {
+        config.leases = Leases { reads: shortest, writes: shortest };
+    })
+    .await;
+    let kms = Kms::new(plugin.connected().await);
+    hush.send_replace(true);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(12) {
+        assert_eq!(healthz(&kms).await, "ok", "after {:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(plugin.metrics.memory().failures("timeout") > 0, "it was asked, and said nothing");
+}
+
+/// An address that refuses the key has answered: another that would still allow it is not asked.
+#[tokio::test]
+async fn a_refusal_of_one_address_is_final() {
+    let (original, other) = (FakeKms::new(), FakeKms::new());
+    let (mut plugin, _first) = Running::start_both(&original, other.clone()).await;
+    let kms = Kms::new(plugin.connected().await);
+    assert_eq!(healthz(&kms).await, "ok");
+    for (mode, code) in [
+        (Mode::Refused("Rejected.Disabled"), "FailedPrecondition"),
+        (Mode::Fails(403, "Forbidden.NoPermission"), "PermissionDenied"),
+    ] {
+        original.set(mode);
+        eventually(async || healthz(&kms).await, |text| text == code).await;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(3) {
+            assert_eq!(healthz(&kms).await, code);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    original.set(Mode::Good);
+    let said = async || kms.clone().status(StatusRequest {}).await.map(|said| said.into_inner());
+    let allowed = eventually(said, |said| said.is_ok()).await.unwrap();
+    assert_eq!(allowed.key_id, original.key().key_id(), "the other one was never asked");
 }
 
 /// Which nobody should do: what is encrypted under a version that the copy alone has is lost with it.

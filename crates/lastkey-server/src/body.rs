@@ -2,7 +2,9 @@
 //! memory.
 
 use std::{
+    error::Error as _,
     future::{Future as _, poll_fn},
+    io,
     net::IpAddr,
     pin::Pin,
     task::Poll,
@@ -39,7 +41,7 @@ pub(crate) struct Bounds<'a> {
 /// Reads `body` whole.
 ///
 /// # Errors
-/// It is too large, too slow, incomplete, or there is no room for it.
+/// It is too large, too slow, incomplete, malformed, or there is no room for it.
 pub(crate) async fn read(
     mut body: Incoming,
     bounds: &Bounds<'_>,
@@ -58,7 +60,7 @@ pub(crate) async fn read(
     let mut all = BytesMut::new();
     let mut length = 0_usize;
     while let Some(piece) = clock.next(&mut body, length).await? {
-        let Ok(data) = piece.map_err(|_| Refusal::Incomplete)?.into_data() else { continue };
+        let Ok(data) = piece.map_err(|error| unread(&error))?.into_data() else { continue };
         length += data.len();
         if length > limit {
             return Err(Refusal::TooLarge(limit));
@@ -77,6 +79,15 @@ pub(crate) async fn read(
     }
     let whole = if all.is_empty() { first } else { all.freeze() };
     Ok((whole, Some(room)))
+}
+
+/// What came was not what frames a body, or nothing more will come.
+fn unread(error: &hyper::Error) -> Refusal {
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    match source.map(io::Error::kind) {
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Refusal::Malformed,
+        _ => Refusal::Incomplete,
+    }
 }
 
 /// How long the next piece may take.

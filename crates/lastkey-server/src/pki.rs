@@ -53,6 +53,14 @@ impl Pki {
         self.certificate.not_after()
     }
 
+    /// What an operator should know about the server's certificate.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let text = "the server's certificate could not be written to the data directory: after a \
+                    restart, clients may not recognise the server while it is sealed; make room on \
+                    the disk, it is tried again each minute";
+        (!self.certificate.is_kept()).then(|| text.to_owned())
+    }
+
     /// Reads a signing request and checks that its sender holds the key.
     ///
     /// # Errors
@@ -101,8 +109,8 @@ impl Pki {
         self.certificate.keep_in(leaf)
     }
 
-    /// Renews the certificate if it is time to.
-    pub(crate) fn look(&self, engine: &Engine, metrics: &Metrics) {
+    /// Renews the certificate if it is time to. Waits for the disk.
+    pub(crate) fn renew_if_due(&self, engine: &Engine) {
         match self.certificate.renew_if_due(&self.authority, terms(engine)) {
             Ok(true) => tracing::info!(
                 not_after = %self.certificate_not_after(),
@@ -115,6 +123,10 @@ impl Pki {
                 "the server's certificate could not be renewed; the old one stays in use"
             ),
         }
+    }
+
+    /// Looks when certificates end, and tells of those that end soon.
+    pub(crate) fn look(&self, engine: &Engine, metrics: &Metrics) {
         metrics.certificate_ends(self.certificate_not_after().as_seconds());
         let identities = engine.identities();
         metrics.plugins_end(identities.first_end.map(Timestamp::as_seconds), identities.late.len());

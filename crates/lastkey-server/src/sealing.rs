@@ -6,14 +6,18 @@
 //! that an unsealed server left in the data directory for this; otherwise with one that proves
 //! nothing, for probes that do not look.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+mod shares;
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
-use lastkey_engine::{Attendant, Clock as _, Engine, Instance, SealKind, SystemClock};
+use lastkey_crypto::share::Share;
+use lastkey_engine::{Attendant, Clock as _, Engine, Instance, SystemClock};
 use parking_lot::{Mutex, RwLock};
 use rustls_pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
 
+use self::shares::ShareLimit;
 use crate::{
     metrics::Metrics,
     pki::Pki,
@@ -21,10 +25,6 @@ use crate::{
     stopping::{Stop, Stopping, stop},
     tls::{CertificateError, CertificateSource, Leaf, Shown, sealed_config},
 };
-
-/// Shares over the network: so many at once, and so many a second after that.
-const SHARES_AT_ONCE: f64 = 20.0;
-const SHARES_A_SECOND: f64 = 2.0;
 
 /// What a request works with.
 pub(crate) struct Open {
@@ -45,7 +45,7 @@ pub(crate) struct Sealing {
     leaf: Option<Leaf>,
     on_open: RwLock<Option<OnOpen>>,
     stopped: Mutex<bool>,
-    shares: Mutex<(f64, Instant)>,
+    shares: ShareLimit,
 }
 
 /// How new connections are welcomed, until something changes.
@@ -81,7 +81,7 @@ impl Sealing {
             leaf,
             on_open: RwLock::new(None),
             stopped: Mutex::new(false),
-            shares: Mutex::new((SHARES_AT_ONCE, Instant::now())),
+            shares: ShareLimit::new(Instant::now()),
         });
         // First this: what opens from here on is not missed.
         let attendant: Arc<dyn Attendant> = Arc::<Self>::clone(&sealing);
@@ -150,16 +150,9 @@ impl Sealing {
         }
     }
 
-    /// Whether one more share may come from the network now.
-    pub(crate) fn admits_share(&self) -> bool {
-        let mut shares = self.shares.lock();
-        let (left, since) = *shares;
-        let now = Instant::now();
-        let grown = left + now.duration_since(since).as_secs_f64() * SHARES_A_SECOND;
-        let left = grown.min(SHARES_AT_ONCE);
-        let admitted = left >= 1.0;
-        *shares = (if admitted { left - 1.0 } else { left }, now);
-        admitted
+    /// Whether this share may come from that address now.
+    pub(crate) fn admits_share(&self, share: &Share, from: IpAddr) -> bool {
+        self.shares.admits((from, self.instance.expects(share)), Instant::now())
     }
 
     /// The seal may be of another kind now: a server that can start sealed leaves a certificate.
@@ -170,13 +163,10 @@ impl Sealing {
         }
     }
 
+    /// Under whatever seal: a start whose store is older than it should be is held, and its
+    /// clients have to know it, too.
     fn leave_certificate(&self, engine: &Engine, pki: &Pki) -> Result<(), CertificateError> {
         let Some(leaf) = &self.leaf else { return Ok(()) };
-        if engine.seal_kind() == SealKind::File {
-            pki.keep_in(None);
-            leaf.remove();
-            return Ok(());
-        }
         if pki.keep_in(Some(leaf.clone())) { Ok(()) } else { pki.renew(engine) }
     }
 
@@ -184,6 +174,14 @@ impl Sealing {
     pub(crate) async fn keep_fresh(&self, metrics: &Metrics) {
         loop {
             if let Some(open) = self.open() {
+                let renewing = Arc::clone(&open);
+                // It waits for the disk: no thread that serves requests may.
+                let renewed = tokio::task::spawn_blocking(move || {
+                    renewing.pki.renew_if_due(&renewing.engine);
+                });
+                if let Err(error) = renewed.await {
+                    tracing::error!(%error, "looking after the server's certificate failed");
+                }
                 open.pki.look(&open.engine, metrics);
             }
             tokio::time::sleep(crate::pki::LOOK_EVERY).await;

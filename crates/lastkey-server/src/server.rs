@@ -49,8 +49,8 @@ pub struct ServerConfig {
     pub region: String,
     /// The account's id in ARNs.
     pub account: String,
-    /// Where the server's certificate and key lie for a start that is sealed: `server.pem` and
-    /// `server.key` in this directory. Nowhere, under a seal that is only a file.
+    /// Where the server's certificate and key lie for a start that is sealed or held: `server.pem`
+    /// and `server.key` in this directory.
     pub certificate_dir: Option<PathBuf>,
     /// Bounds of everything.
     pub limits: Limits,
@@ -85,6 +85,15 @@ impl ServerConfig {
             account: "lastkey".to_owned(),
             limits: Limits::default(),
         }
+    }
+
+    /// Looks for what is wrong with it in itself, before anything is opened or made.
+    ///
+    /// # Errors
+    /// [`BindError::Address`] and [`BindError::Certificate`]: it will never be served by.
+    pub fn check(&self) -> Result<(), BindError> {
+        let host = host_of(&self.listen)?;
+        Ok(with_own_names(self.certificate.clone(), &host).check()?)
     }
 }
 

@@ -216,6 +216,10 @@ async fn what_is_not_offered_says_so() {
     assert_eq!(code("CreateKey", &[("KeySpec", "RSA_2048")]).await, unsupported);
     assert_eq!(code("CreateKey", &[("Origin", "EXTERNAL")]).await, unsupported);
     assert_eq!(code("CreateKey", &[("ProtectionLevel", "HSM")]).await, unsupported);
+    for mechanism in ["HsmInternal", "HsmEncryptedDatabase"] {
+        assert_eq!(code("CreateKey", &[("KeyStorageMechanism", mechanism)]).await, unsupported);
+    }
+    assert_eq!(server.call("ListKeys", &[]).await.ok()["TotalCount"], 0);
     assert_eq!(code("Frobnicate", &[]).await, (404, "InvalidAction.NotFound".to_owned()));
     assert_eq!(code("DescribeKey", &[]).await, (400, "MissingParameter".to_owned()));
     let not_found = (404, "Forbidden.KeyNotFound".to_owned());
@@ -227,6 +231,73 @@ async fn what_is_not_offered_says_so() {
     assert_eq!(code("Decrypt", &[("CiphertextBlob", "not base64")]).await, invalid);
     let interval = [("EnableAutomaticRotation", "true"), ("RotationInterval", "7w")];
     assert_eq!(code("CreateKey", &interval).await, invalid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_version_that_is_named_must_be_the_ciphertexts() {
+    let server = start().await;
+    let key = server.call("CreateKey", &[]).await.ok();
+    let key = key["KeyMetadata"]["KeyId"].as_str().unwrap();
+    let made = server.call("Encrypt", &[("KeyId", key), ("Plaintext", "x")]).await.ok();
+    let [blob, old] =
+        ["CiphertextBlob", "KeyVersionId"].map(|name| made[name].as_str().unwrap().to_owned());
+    let rotated = server.call("CreateKeyVersion", &[("KeyId", key)]).await.ok();
+    let new = rotated["KeyVersion"]["KeyVersionId"].as_str().unwrap().to_owned();
+    let moved = async |version: &str| {
+        let from = [("CiphertextBlob", &*blob), ("SourceKeyId", key), ("DestinationKeyId", key)];
+        let call = [&from[..], &[("SourceKeyVersionId", version)]].concat();
+        server.call("ReEncrypt", &call).await
+    };
+    moved(&old).await.ok();
+    moved("").await.ok();
+    assert_eq!(moved(&new).await.error(), (400, "InvalidParameter".to_owned()));
+    assert_eq!(moved("x").await.error(), (404, "Forbidden.KeyVersionNotFound".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_go_to_all_of_several_resources_or_to_none() {
+    let server = start().await;
+    let mut keys = Vec::new();
+    for _ in 0..2 {
+        let made = server.call("CreateKey", &[]).await.ok();
+        keys.push(made["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned());
+    }
+    let [open, doomed] = [&*keys[0], &*keys[1]];
+    server
+        .call("ScheduleKeyDeletion", &[("KeyId", doomed), ("PendingWindowInDays", "7")])
+        .await
+        .ok();
+    let both = [("ResourceType", "key"), ("ResourceId.1", open), ("ResourceId.2", doomed)];
+    let tag = [&both[..], &[("Tag.1.Key", "z"), ("Tag.1.Value", "p")]].concat();
+    let refused = server.call("TagResources", &tag).await.error();
+    assert_eq!(refused, (409, "Rejected.PendingDeletion".to_owned()));
+    let count = async || {
+        let tags = server.call("ListResourceTags", &[("KeyId", open)]).await.ok();
+        tags["Tags"]["Tag"].as_array().unwrap().len()
+    };
+    assert_eq!(count().await, 0);
+    server.call("CancelKeyDeletion", &[("KeyId", doomed)]).await.ok();
+    server.call("TagResources", &tag).await.ok();
+    assert_eq!(count().await, 1);
+    let lost = [("ResourceType", "key"), ("ResourceId.1", open), ("ResourceId.2", "alias/none")];
+    let untag = [&lost[..], &[("All", "true")]].concat();
+    assert_eq!(server.call("UntagResources", &untag).await.error().0, 404);
+    assert_eq!(count().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_meant_as_a_dry_run_is_not_carried_out() {
+    let server = start().await;
+    let key = server.call("CreateKey", &[]).await.ok();
+    let key = key["KeyMetadata"]["KeyId"].as_str().unwrap();
+    for dry in ["1", "yes", "x", "true "] {
+        let delete = [("KeyId", key), ("PendingWindowInDays", "7"), ("DryRun", dry)];
+        let error = server.call("ScheduleKeyDeletion", &delete).await.error();
+        assert_eq!(error, (400, "InvalidParameter".to_owned()), "{dry}");
+    }
+    let state = server.call("DescribeKey", &[("KeyId", key)]).await.ok();
+    assert_eq!(state["KeyMetadata"]["KeyState"], "Enabled");
+    server.call("DisableKey", &[("KeyId", key), ("DryRun", "False")]).await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,20 @@ async fn too_much_is_refused_at_once() {
     assert!(server.raw(HEALTH).await.ends_with("ok\n"));
 }
 
+/// Who has sent nonsense did not take too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_are_none_are_a_bad_request() {
+    let server = start().await;
+    let head = "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    for chunks in
+        ["ZZ\r\n", "FFFFFFFFFFFFFFFFF\r\n", "\r\n", "3\r\nabcd\r\n", "0\r\nx\x01: y\r\n\r\n"]
+    {
+        let refused = server.raw(format!("{head}{chunks}").as_bytes()).await;
+        assert!(refused.starts_with("HTTP/1.1 400 "), "{chunks:?}: {refused}");
+        assert!(refused.contains("ParseRequestParameterException"), "{chunks:?}: {refused}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn http2_is_bounded_and_answers_heads_without_bodies() {
     let server = start_with(Limits { headers: 16, ..Limits::default() }).await;

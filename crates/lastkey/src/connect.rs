@@ -52,6 +52,20 @@ fn find() -> Result<PathBuf, Failure> {
     })
 }
 
+/// The admin socket of a server on this machine, where nobody has said which server is meant: the
+/// one beside the credentials that would be used, or in the default data directory if there are
+/// none.
+pub(crate) fn socket_at_hand(connect: &Connect) -> Option<PathBuf> {
+    if connect.admin_socket.is_some() || connect.credentials.is_some() {
+        return None;
+    }
+    let directory = match find() {
+        Ok(credentials) => credentials.parent()?.to_owned(),
+        Err(_) => default_data_dir()?,
+    };
+    Some(directory.join("admin.sock")).filter(|socket| socket.exists())
+}
+
 fn places() -> Vec<PathBuf> {
     let configuration = own("XDG_CONFIG_HOME", ".config", |name| std::env::var_os(name));
     let configuration = configuration.map(|directory| directory.join("lastkey"));

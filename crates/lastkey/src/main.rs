@@ -5,6 +5,8 @@ mod command;
 mod connect;
 mod daemon;
 mod output;
+mod streams;
+mod usage;
 
 use std::{io::IsTerminal, process::ExitCode};
 
@@ -22,12 +24,7 @@ static ALLOCATOR: lastkey_crypto::memory::GuardedHeap = lastkey_crypto::memory::
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are what was asked for; anything else is wrong usage.
-            let asked = !error.use_stderr();
-            let _ = error.print();
-            return if asked { ExitCode::SUCCESS } else { ExitCode::from(output::WRONG_USAGE) };
-        }
+        Err(error) => return usage::tell(&error),
     };
     let serves = matches!(cli.command, Command::Up(_) | Command::Server(_) | Command::KmsPlugin(_));
     start_logging(serves);
@@ -68,6 +65,12 @@ fn start_logging(serves: bool) {
 }
 
 fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
+    use Command::{DrillChild, DrillSweep, KmsPlugin, Server, Up};
+    // All others are asked for what they print.
+    if !matches!(cli.command, Up(_) | Server(_) | KmsPlugin(_) | DrillChild(_) | DrillSweep { .. })
+    {
+        streams::require_output()?;
+    }
     match cli.command {
         Command::Up(options) => daemon::up(options, output),
         Command::Server(options) => daemon::server(options, output),

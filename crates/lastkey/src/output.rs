@@ -159,7 +159,7 @@ impl Output {
         match self.format {
             Format::Json => line(&value.to_string()),
             Format::Table => line(&human()),
-        }
+        };
     }
 
     /// Prints one event of a longer piece of work, or what a person reads instead, if anything;
@@ -168,7 +168,9 @@ impl Output {
         let json = self.is_json().then(|| value.to_string());
         match json.as_deref().or(human) {
             Some(text) if data_out => remark(text),
-            Some(text) => line(text),
+            Some(text) => {
+                line(text);
+            }
             None => {}
         }
     }
@@ -179,7 +181,7 @@ impl Output {
             Format::Json => line(&json!({ "items": items, "next": next }).to_string()),
             Format::Table if items.is_empty() => line("none"),
             Format::Table => line(&table(items, columns)),
-        }
+        };
     }
 
     /// A remark for people only.
@@ -232,13 +234,17 @@ pub(crate) const DEPENDANTS: [Column; 6] = [
 static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
 
 /// Prints a line; a reader that went away is no failure of ours, and any other is [`unwritten`].
-pub(crate) fn line(text: &str) {
+/// Answers whether it was written: a command that does nothing but print can end where it was not.
+pub(crate) fn line(text: &str) -> bool {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            UNWRITTEN.get_or_init(|| error);
+        Ok(()) => true,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                UNWRITTEN.get_or_init(|| error);
+            }
+            false
         }
-        _ => {}
     }
 }
 

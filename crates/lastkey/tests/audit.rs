@@ -188,6 +188,99 @@ fn a_search_finds_what_was_meant_or_says_what_is_wrong() {
 }
 
 #[test]
+fn what_is_no_log_or_no_checkpoint_is_the_wrong_argument() {
+    let place = tempfile::tempdir().unwrap();
+    let server = Server::start(&place.path().join("data"), &[]);
+    server.work(1);
+    let (data, key) = (server.place.clone(), server.place.join("audit-public-key.pem"));
+    server.stop();
+    let refused = |output: Output, why: &str| {
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(why), "{said}");
+    };
+    let nothing = place.path().join("nothing");
+    fs::create_dir(&nothing).unwrap();
+    refused(offline(&nothing, &key), "no audit log in");
+    fs::create_dir(nothing.join("audit")).unwrap();
+    refused(offline(&nothing, &key), "no audit log in");
+    refused(offline(&place.path().join("dta"), &key), "No such file");
+
+    // A log of which something is left was tampered with, and so was one that lacks what a
+    // checkpoint says.
+    let checkpoints = fs::read_to_string(data.join("audit/checkpoints.log")).unwrap();
+    fs::write(nothing.join("audit/checkpoints.log"), &checkpoints).unwrap();
+    assert_eq!(offline(&nothing, &key).status.code(), Some(1));
+
+    let witnessed = |text: &str| {
+        let witness = place.path().join("witness.log");
+        fs::write(&witness, text).unwrap();
+        let mut verify = Command::new(BINARY);
+        verify.args(["audit", "verify", "--offline"]).arg(&data).arg("--public-key").arg(&key);
+        verify.arg("--checkpoint").arg(&witness).output().unwrap()
+    };
+    assert!(witnessed(&checkpoints).status.success());
+    assert!(witnessed(&checkpoints.replace('\n', "\r\n\n")).status.success());
+    refused(witnessed("Dear auditor,\n"), "line 1 is no checkpoint");
+    refused(witnessed(&format!("{checkpoints}{{}}\n")), "is no checkpoint");
+    let forged = checkpoints.lines().next().unwrap().replace("\"seq\":", "\"seq\":9");
+    assert_eq!(witnessed(&forged).status.code(), Some(1));
+}
+
+#[test]
+fn following_ends_when_nothing_more_can_be_written() {
+    let place = tempfile::tempdir().unwrap();
+    let server = Server::start(&place.path().join("data"), &[]);
+    let follow = |out: Stdio| {
+        Command::new(BINARY)
+            .args(["audit", "tail", "--follow", "--lines", "1000", "--credentials"])
+            .arg(server.ready["credentials_file"].as_str().unwrap())
+            .stdout(out)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let ended = |mut child: Child| {
+        let started = std::time::Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if started.elapsed() > Duration::from_secs(60) {
+                child.kill().unwrap();
+            }
+            server.work(1);
+        }
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    // A reader that has read enough.
+    let mut read = follow(Stdio::piped());
+    let mut line = String::new();
+    BufReader::new(read.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(ended(read), (Some(0), String::new()));
+    // A disk without room.
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let (code, said) = ended(follow(full.into()));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("could not be written to standard output"), "{said}");
+    server.stop();
+}
+
+#[test]
+fn segments_that_are_not_compressed_stay_as_they_were_written() {
+    let place = tempfile::tempdir().unwrap();
+    let options = ["--audit-segment-bytes", "4k", "--audit-compress", "off"];
+    let server = Server::start(&place.path().join("data"), &options);
+    server.work(40);
+    let data = server.place.clone();
+    server.stop();
+    let names = fs::read_dir(data.join("audit")).unwrap();
+    let names: Vec<String> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.iter().filter(|name| name.ends_with(".jsonl")).count() > 2, "{names:?}");
+    assert!(!names.iter().any(|name| name.ends_with(".zst")), "{names:?}");
+    assert!(offline(&data, &data.join("audit-public-key.pem")).status.success());
+}
+
+#[test]
 fn standard_output_gets_the_ready_line_first_and_then_every_record() {
     let place = tempfile::tempdir().unwrap();
     let mut server = Server::start(place.path(), &["--audit-sink", "stdout"]);
@@ -259,5 +352,8 @@ fn options_that_make_no_sense_are_wrong_usage() {
     ] {
         let refused = Command::new(BINARY).arg("server").args(wrong).output().unwrap();
         assert_eq!(refused.status.code(), Some(2), "{wrong:?}");
+        // and it is the value that is wrong
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(said.contains(&format!("invalid value '{}'", wrong[1])), "{said}");
     }
 }

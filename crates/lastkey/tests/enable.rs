@@ -81,6 +81,18 @@ fn from_local_keys_and_over_to_others() {
     let test = "from_local_keys_and_over_to_others";
     let Some(world) = World::new(test, "1.37.0", &[AES, CLEAR], &[RELOADS]) else { return };
     world.assert_all_under("aescbc");
+    // A file that cannot be replaced is not printed with its keys, unless that is asked for.
+    let chmod = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&world.config, mode).unwrap();
+    };
+    chmod(0o400);
+    let refused = world.cli(&["cluster", "enable", "prod"]);
+    assert!(refused.code == 1 && refused.stderr.contains("--by-hand"), "{}", refused.stderr);
+    let secret = AES.rsplit("secret: ").next().unwrap().trim();
+    assert!(!format!("{}{}", refused.stdout, refused.stderr).contains(secret));
+    assert_eq!(world.encryption()["status"], "off", "nothing is begun");
+    chmod(0o600);
     // Begun by several at the same moment it is one change, and each tells how it ends.
     let reports: Vec<Value> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..4).map(|_| scope.spawn(|| world.run("enable", &[]))).collect();
@@ -92,10 +104,6 @@ fn from_local_keys_and_over_to_others() {
     world.assert_all_under(OURS);
     assert_eq!(world.providers(), ["kms"]);
     // Over to local keys, which are made: never in a file that others can read.
-    let chmod = |mode| {
-        let mode = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(&world.config, mode).unwrap();
-    };
     chmod(0o644);
     let before = std::fs::read_to_string(&world.config).unwrap();
     let refused = world.cli(&["cluster", "disable", "prod", "--to", "secretbox"]);
@@ -198,6 +206,34 @@ fn what_cannot_be_done_is_not_begun() {
     assert_eq!(std::fs::read_to_string(&world.config).unwrap(), before);
     assert_eq!(world.encryption()["status"], "off");
     world.assert_all_under("clear");
+}
+
+/// The file is right already, as on a cluster that is made with it, but nobody has told the apiserver:
+/// it is said with which flags it has to be started.
+#[test]
+fn without_its_flag_an_apiserver_is_not_waited_for_in_silence() {
+    let test = "without_its_flag_an_apiserver_is_not_waited_for_in_silence";
+    let flags = ["--encryption-provider-config="];
+    let Some(world) = World::new(test, "1.37.0", &[CLEAR], &flags) else { return };
+    let socket = world.ready().plugin_socket.display();
+    let ours = format!(
+        "  - kms:\n      apiVersion: v2\n      name: lastkey\n      endpoint: unix://{socket}\n      \
+         timeout: 3s\n"
+    );
+    worlds::write_config(&world.config, &[&ours, CLEAR]);
+    let file = world.config.to_str().unwrap();
+    for verb in ["enable", "rotate"] {
+        let mut work = world.start(verb, &[]);
+        let event = work.wait_for(|event| event["event"] == "waiting");
+        let said = event["behind"].to_string();
+        let file = if verb == "enable" { file } else { "FILE" };
+        let flags = format!(
+            "--encryption-provider-config={file} --encryption-provider-config-automatic-reload=true"
+        );
+        assert!(said.contains("started without") && said.contains(&flags), "{verb}: {said}");
+        work.kill();
+        assert_eq!(world.cli(&["cluster", verb, "prod", "--cancel"]).code, 0);
+    }
 }
 
 /// Nothing is written where somebody has forbidden it, an apiserver that does not load by itself is

@@ -212,6 +212,61 @@ fn odd_names_and_places_lose_nothing() {
 }
 
 #[test]
+fn a_stream_that_is_closed_is_not_taken_for_an_empty_one() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    let run = |redirected: &str, args: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec \"$0\" \"$@\" {redirected}")]).arg(&user.binary);
+        command.args(args).current_dir(&user.dir).env("LASTKEY_CREDENTIALS", &user.credentials);
+        command.output().unwrap()
+    };
+    user.write("plan", b"attack at dawn");
+    for (redirected, args, stream) in [
+        ("<&-", &["encrypt", "--key", KEY, "-o", "sealed"][..], "standard input is closed"),
+        ("0>>log", &["encrypt", "--key", KEY, "-o", "sealed"], "standard input is closed"),
+        ("<&-", &["encrypt", "--key", KEY, "--files-from", "-"], "standard input is closed"),
+        ("<&-", &["decrypt", "-o", "opened"], "standard input is closed"),
+        (">&-", &["encrypt", "--key", KEY, "-i", "plan"], "standard output is closed"),
+        (">&-", &["decrypt", "-i", "plan"], "standard output is closed"),
+    ] {
+        let output = run(redirected, args);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(stream), "{args:?}: {said}");
+    }
+    let _ = fs::remove_file(user.path("log"));
+    assert_eq!(user.listing(), ["plan"]);
+    assert!(run("<&-", &["encrypt", "--key", KEY, "plan"]).status.success(), "it reads a file");
+    assert!(run("</dev/null", &["encrypt", "--key", KEY, "-o", "empty"]).status.success());
+    assert_eq!(user.run(&["decrypt", "empty", "-o", "-"]).stdout, b"");
+}
+
+#[test]
+fn a_folder_that_may_be_written_and_not_read_takes_files() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let user = User::new(&lab, &up.ready);
+    let folder = user.path("dropbox");
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o1333)).unwrap();
+    user.write("plan", b"attack at dawn");
+    let mut command = Command::new("setpriv");
+    if rustix::process::getuid().is_root() {
+        // Whom no permission stops does without what lets it pass.
+        let without = "-dac_override,-dac_read_search";
+        command.args(["--bounding-set", without, "--inh-caps", without]);
+    }
+    command.arg(&user.binary);
+    command.args(["encrypt", "--key", KEY, "plan", "-o", "dropbox/plan.lastkey"]);
+    command.current_dir(&user.dir).env("LASTKEY_CREDENTIALS", &user.credentials);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(user.run(&["decrypt", "dropbox/plan.lastkey", "-o", "-"]).stdout, b"attack at dawn");
+}
+
+#[test]
 fn what_a_pipe_got_before_the_damage_is_declared_worthless() {
     let lab = Lab::new();
     let up = lab.up();

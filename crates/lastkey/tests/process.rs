@@ -127,6 +127,29 @@ fn a_taken_port_is_named() {
 }
 
 #[test]
+fn options_that_cannot_work_leave_nothing_behind() {
+    let lab = Lab::new();
+    let data = lab.path("data");
+    let fixed = ["--data-dir", data.to_str().unwrap()];
+    for (wrong, named) in [
+        (&["--listen", "127.0.0.1:0", "--seal", "pkcs11"][..], "--pkcs11-module"),
+        (&["--listen", "127.0.0.1:0", "--tls-name", "https://kms.example"], "https://kms.example"),
+        (&["--listen", "7343"], "HOST:PORT"),
+    ] {
+        for verb in ["up", "server"] {
+            let (code, log) = fails_to_start(&lab, &[&[verb], &fixed[..], wrong].concat());
+            assert_eq!(code, 2, "{wrong:?}: {log}");
+            assert!(log.contains(named) && !log.contains("PUBLIC KEY"), "{wrong:?}: {log}");
+            assert!(!data.exists(), "{verb} {wrong:?} has made something");
+        }
+    }
+    let missing = ["--tls-cert", "/missing.pem", "--tls-key", "/missing.key"];
+    let (code, log) = fails_to_start(&lab, &[&["server"], &fixed[..], &missing].concat());
+    assert!(code == 1 && log.contains("/missing.pem"), "{log}");
+    assert!(!data.exists());
+}
+
+#[test]
 fn an_unwritable_directory_is_named() {
     let lab = Lab::new();
     // Root may write anywhere, but not below a file.
@@ -231,6 +254,67 @@ fn nothing_ends_because_standard_error_cannot_be_written() {
     let pid = Pid::from_child(&server);
     kill_process(pid, Signal::TERM).unwrap();
     assert_eq!(server.wait().unwrap().code(), Some(0), "it stops cleanly");
+}
+
+#[test]
+fn a_result_without_a_place_to_go_is_not_made() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let with = |redirected: &str, args: &[&str]| {
+        Command::new("sh")
+            .args(["-c", &format!("exec \"$0\" \"$@\" {redirected}")])
+            .arg(lab.lastkey.binary())
+            .args(args)
+            .env("LASTKEY_CREDENTIALS", &up.ready.credentials_file)
+            .output()
+            .unwrap()
+    };
+    let create = ["key", "create", "--alias", "alias/unheard"];
+    let split = ["operator", "init", "--shares", "3", "--threshold", "2"];
+    let split = [&split[..], &["--admin-socket", "/nowhere"]].concat();
+    // Closed, or open for reading alone, which a write would not tell either.
+    for redirected in [">&-", "1</dev/null", "<&- >&-"] {
+        for args in [&create[..], &split] {
+            let unheard = with(redirected, args);
+            let said = String::from_utf8(unheard.stderr).unwrap();
+            assert_eq!(unheard.status.code(), Some(2), "{redirected}: {said}");
+            assert!(said.contains("standard output is closed"), "{redirected}: {said}");
+        }
+    }
+    assert_eq!(with(">&- 2>&-", &create).status.code(), Some(2));
+    // Who names the null device means it.
+    assert_eq!(with("", &["key", "describe", "alias/unheard"]).status.code(), Some(3));
+    for (n, redirected) in [">/dev/null", "<&-", "<>/dev/null 1>&0"].into_iter().enumerate() {
+        let alias = format!("alias/heard-{n}");
+        let made = with(redirected, &["key", "create", "--alias", &alias]);
+        assert_eq!(made.status.code(), Some(0), "{redirected}");
+        assert_eq!(with("", &["key", "describe", &alias]).status.code(), Some(0));
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_to_scripts_as_every_error_is() {
+    let lab = Lab::new();
+    let run = |args: &[&str]| {
+        let output = Command::new(lab.lastkey.binary()).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for (args, why) in [
+        (&["key", "tag", "alias/a", "novalue", "--output", "json"][..], "novalue"),
+        (&["--output=json", "key", "create", "--spec", "rsa"], "rsa"),
+        (&["key", "--output", "json"], "--help"),
+        (&["encrypt", "plan.txt", "--output", "json"], "--key"),
+    ] {
+        let said: serde_json::Value = serde_json::from_str(&run(args)).expect("one object");
+        let error = &said["error"];
+        assert!(error["exit_code"] == 2 && error["code"].is_null(), "{said}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(why) && message.contains("--help"), "{said}");
+    }
+    let said = run(&["key", "frobnicate"]);
+    assert!(said.starts_with("error: ") && said.contains("\n\nUsage: "), "{said}");
 }
 
 #[test]

@@ -88,6 +88,28 @@ impl Site {
         with_input(&self.lab, &[&["operator"], args, &place].concat(), input)
     }
 
+    /// The same by somebody whose credentials lie beside the admin socket, and who names neither.
+    fn at_hand(&self, args: &[&str]) -> Outcome {
+        let configuration = self.lab.folder("configuration");
+        let ours = configuration.join("lastkey");
+        if !ours.exists() {
+            std::os::unix::fs::symlink(self.data(), ours).unwrap();
+        }
+        let output = Command::new(self.lab.lastkey.binary())
+            .arg("operator")
+            .args(args)
+            .args(["--output", "json"])
+            .env_remove("LASTKEY_CREDENTIALS")
+            .env("XDG_CONFIG_HOME", configuration)
+            .output()
+            .unwrap();
+        Outcome {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     fn ok(&self, args: &[&str], input: &str) -> Value {
         self.operator(args, input).expect_ok(&args.join(" ")).unwrap().json()
     }
@@ -240,18 +262,22 @@ fn a_server_under_shares_from_init_to_a_restart() {
     }
 }
 
-/// Types an answer to the question for a share at a terminal; whether it went well, and what was
-/// on the screen.
-fn typed(site: &Site, answer: &str) -> (bool, String) {
-    use std::io::Read as _;
-    // `script` gives the command a terminal of its own.
-    let command = format!(
+/// `operator unseal`, as a shell runs it.
+fn unseal_command(site: &Site) -> String {
+    format!(
         "{} operator unseal --admin-socket {}",
         site.lab.lastkey.binary().display(),
         site.data().join("admin.sock").display()
-    );
+    )
+}
+
+/// Runs a command at a terminal and, once it asks for a share, answers; `answer` gets what was on
+/// the screen by then. Whether it went well, and what was on the screen in the end.
+fn asked(command: &str, answer: impl FnOnce(&str, &mut dyn io::Write)) -> (bool, String) {
+    use std::io::Read as _;
+    // `script` gives the command a terminal of its own.
     let mut child = Command::new("script")
-        .args(["-qec", &command, "/dev/null"])
+        .args(["-qec", command, "/dev/null"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -263,9 +289,31 @@ fn typed(site: &Site, answer: &str) -> (bool, String) {
         assert_eq!(output.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
         said.push(byte[0]);
     }
-    input.write_all(answer.as_bytes()).unwrap();
+    answer(&String::from_utf8_lossy(&said), &mut input);
     output.read_to_end(&mut said).unwrap();
     (child.wait().unwrap().success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Types an answer to the question for a share.
+fn typed(site: &Site, answer: &str) -> (bool, String) {
+    asked(&unseal_command(site), |_, input| input.write_all(answer.as_bytes()).unwrap())
+}
+
+#[test]
+fn who_is_ended_at_the_question_leaves_a_terminal_that_shows_what_is_typed() {
+    let site = Site::start("server", &["--seal", "shamir"]);
+    site.ok(&["init", "--shares", "2", "--threshold", "2"], "");
+    for (signal, code) in [("TERM", 143), ("HUP", 129), ("QUIT", 131)] {
+        let command =
+            format!("sh -c 'echo pid=$$; exec {}'; echo ended=$?; stty -a", unseal_command(&site));
+        let (_, said) = asked(&command, |said, _| {
+            let pid = said.split("pid=").nth(1).unwrap().split_whitespace().next().unwrap();
+            let killed = Command::new("kill").args(["-s", signal, pid]).status().unwrap();
+            assert!(killed.success());
+        });
+        assert!(said.contains(&format!("ended={code}")), "{said}");
+        assert!(said.contains(" echo ") && !said.contains("-echo "), "{signal}: {said}");
+    }
 }
 
 #[test]
@@ -363,12 +411,47 @@ fn an_older_store_is_held_until_the_operator_says_why_it_is_served() {
     site.restart("server", &[]);
     let status = site.status();
     assert_eq!(status["state"], "held", "{status}");
-    assert_eq!(site.keys().code, 6);
+    let refused = site.keys();
+    assert!(refused.code == 6 && !refused.stderr.contains("TLS"), "{}", refused.stderr);
     assert_eq!(site.health("/readyz").0, 503);
-    assert_eq!(site.operator(&["accept-restore", "--reason", " "], "").code, 1);
-    site.ok(&["accept-restore", "--reason", "the test put a backup back"], "");
+    // Clients know it by the authority that they trust.
+    let ready = site.up().client().unwrap().get("/readyz").unwrap();
+    assert_eq!(ready.status, 503, "{}", ready.text());
+    let socket = site.data().join("admin.sock");
+    let way_out = format!("accept-restore --reason TEXT --admin-socket {}", socket.display());
+    site.log_with(&way_out);
+    assert_eq!(site.at_hand(&["status"]).expect_ok("status").unwrap().json()["state"], "held");
+    assert_eq!(site.at_hand(&["accept-restore", "--reason", " "]).code, 1);
+    let accept = ["accept-restore", "--reason", "the test put a backup back"];
+    site.at_hand(&accept).expect_ok("accept-restore").unwrap();
     assert_eq!(site.status()["state"], "unsealed");
     assert_eq!(site.keys().code, 0);
+}
+
+#[test]
+fn a_held_server_asks_for_no_shares_and_says_what_to_do() {
+    let mut site = Site::start("server", &["--seal", "shamir"]);
+    let shares = shares(&site.ok(&["init", "--shares", "3", "--threshold", "2"], ""));
+    site.unseal(&shares[..2]);
+    let (store, old) = (site.data().join("store.redb"), site.lab.path("old.redb"));
+    drop(site.running.take().map(|mut running| running.stop()));
+    fs::copy(&store, &old).unwrap();
+    site.restart("server", &[]);
+    site.unseal(&shares[..2]);
+    site.encrypt();
+    drop(site.running.take().map(|mut running| running.stop()));
+    fs::copy(&old, &store).unwrap();
+    site.restart("server", &[]);
+    site.ok(&["unseal"], &shares[0]);
+    assert_ne!(site.operator(&["unseal"], &shares[1]).code, 0);
+    let status = site.status();
+    assert_eq!(status["state"], "held", "{status}");
+    assert!(status["order"].is_null() && status["progress"].is_null(), "{status}");
+    let refused = site.operator(&["unseal"], &shares[2]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("accept-restore --reason"), "{}", refused.stderr);
+    site.ok(&["accept-restore", "--reason", "the test put a backup back"], "");
+    assert_eq!(site.status()["state"], "unsealed");
 }
 
 #[test]
@@ -444,7 +527,7 @@ fn the_seal_is_changed_while_the_server_runs() {
     for share in &new[..3] {
         site.ok(&["migrate", "--to", "file"], share);
     }
-    assert!(root.exists() && !site.data().join("server.key").exists());
+    assert!(root.exists());
     site.assert_decrypts(&sealed);
     site.restart("server", &[]);
     assert_eq!(site.status()["state"], "unsealed");
@@ -489,6 +572,81 @@ fn keepers_enter_their_shares_over_the_network() {
     }
     assert_eq!(ok(&site, &["status"], "")["state"], "unsealed");
     site.assert_decrypts(&sealed);
+}
+
+impl Site {
+    /// What a stranger is told, each of so many times, who sends this as a share.
+    fn stranger(&self, share: &str, times: usize) -> Vec<String> {
+        let url = format!("{}/v1/operator/unseal", self.up().ready.url);
+        let body = format!("{{\"share\":\"{share}\"}}");
+        let urls = vec![url; times];
+        let output = Command::new("curl")
+            .args(["-sk", "-w", "\n%{http_code}\n", "-d", &body])
+            .args(urls)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let is_code = |line: &&str| line.len() == 3 && line.parse::<u16>().is_ok();
+        text.lines().filter(is_code).map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn a_stranger_who_sends_shares_keeps_no_keeper_out() {
+    let site = Site::start("server", &["--seal", "shamir"]);
+    let own = shares(&site.ok(&["init", "--shares", "2", "--threshold", "2"], ""));
+    site.unseal(&own);
+    site.ok(&["seal"], "");
+    // What is no share is refused, however often.
+    assert_eq!(site.stranger("x", 60), vec!["400"; 60]);
+    // One of another set has its turn, until there were too many.
+    let entropy = lastkey_crypto::SystemEntropy;
+    let key = lastkey_crypto::KeyMaterial::generate(lastkey_crypto::share::KEY_LEN, &entropy);
+    let set = lastkey_crypto::share::SetId::random(&entropy);
+    let splitting =
+        lastkey_crypto::share::Splitting { set, generation: 1, shares: 2, threshold: 2 };
+    let strange = lastkey_crypto::share::split(&key, splitting, &entropy).unwrap();
+    let told = site.stranger(&strange[0].to_text(), 60);
+    assert_eq!((told.len(), told[0].as_str(), told[59].as_str()), (60, "400", "429"));
+    // From the same address.
+    for share in &own {
+        site.over_tls(&["unseal"], share).expect_ok("unseal").unwrap();
+    }
+    assert_eq!(site.status()["state"], "unsealed");
+}
+
+#[test]
+fn a_server_whose_file_unseals_it_asks_for_no_share() {
+    let site = Site::start("server", &[]);
+    let made = site.ok(&["migrate", "--to", "shamir", "--shares", "2", "--threshold", "2"], "");
+    site.ok(&["seal"], "");
+    assert_eq!(site.ok(&["unseal"], "")["state"], "unsealed");
+    // Where the file is not there, the new shares are.
+    site.ok(&["seal"], "");
+    let (root, away) = (site.data().join("root.key"), site.lab.path("away"));
+    fs::rename(&root, &away).unwrap();
+    site.unseal(&shares(&made));
+    assert_eq!(site.status()["seal"]["kind"], "shamir");
+}
+
+#[test]
+fn no_keepers_share_is_used_for_a_seal_that_they_did_not_name() {
+    let site = Site::start("server", &["--seal", "shamir"]);
+    let own = shares(&site.ok(&["init", "--shares", "2", "--threshold", "2"], ""));
+    site.unseal(&own);
+    let status = site.ok(&["migrate", "--to", "file"], &own[0]);
+    assert_eq!((&status["order"], &status["target"]), (&"migrate".into(), &"file".into()));
+    let other = site.operator(&["migrate", "--to", "pkcs11"], &own[1]);
+    assert_eq!(other.code, 1, "{}", other.stderr);
+    assert!(other.stderr.contains("migrate to file"), "{}", other.stderr);
+    assert!(!site.data().join("root.key").exists());
+    // Who is not known is told that something is under way, and not where to.
+    let url = format!("{}/v1/operator/status", site.up().ready.url);
+    let told = Command::new("curl").args(["-sk", &url]).output().unwrap().stdout;
+    let told: Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!((&told["order"], &told["target"]), (&"migrate".into(), &Value::Null));
+    site.ok(&["migrate", "--to", "file"], &own[1]);
+    assert_eq!(site.status()["seal"]["kind"], "file");
 }
 
 #[test]

@@ -28,6 +28,15 @@ const MODULES: [&str; 3] = [
     "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
 ];
 
+fn make_token(peers: &Peers, config: &Path, label: &str) {
+    let made = Command::new(peers.path("softhsm2-util"))
+        .env("SOFTHSM2_CONF", config)
+        .args(["--init-token", "--free", "--label", label, "--so-pin", "314159", "--pin", PIN])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
 /// A token of its own for each test, and the binary with it in its environment.
 struct Site {
     dir: TempDir,
@@ -51,12 +60,7 @@ impl Site {
         let text =
             format!("directories.tokendir = {}\nlog.level = ERROR\n{line}\n", tokens.display());
         fs::write(&config, text).unwrap();
-        let made = Command::new(peers.path("softhsm2-util"))
-            .env("SOFTHSM2_CONF", &config)
-            .args(["--init-token", "--free", "--label", "lab", "--so-pin", "314159", "--pin", PIN])
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        make_token(&peers, &config, "lab");
         // The module reads its configuration from the environment.
         let wrapper = dir.path().join("lastkey");
         let binary = env!("CARGO_BIN_EXE_lastkey");
@@ -252,6 +256,39 @@ fn a_migration_that_fails_leaves_the_token_that_is_used() {
         site.operator(&["rotate", "root"]).expect_ok("rotate").unwrap();
         site.assert_decrypts(&sealed);
     }
+}
+
+#[test]
+fn another_token_than_the_right_one_is_named() {
+    let Some(mut site) = Site::new("a token that is not the one") else { return };
+    let peers = Peers::or_skip("a token that is not the one", &["softhsm2-util"]).unwrap();
+    let config = site.dir.path().join("softhsm2.conf");
+    make_token(&peers, &config, "empty");
+    make_token(&peers, &config, "other");
+    site.start(&["--seal", "pkcs11"]);
+    let sealed = site.encrypt();
+    let mut options = site.token_options();
+    // A key of the same label on the other one.
+    let mut migrate = |site: &Site, token: &str| {
+        options[3] = token.to_owned();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let args = [&["migrate", "--to", "pkcs11"], &options[..]].concat();
+        site.operator(&args).expect_ok("migrate").unwrap();
+    };
+    migrate(&site, "other");
+    migrate(&site, "lab");
+    for token in ["empty", "other"] {
+        options[3] = token.to_owned();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let outcome = site.refused(&options);
+        assert_eq!(outcome.code, 1, "{token}: {}", outcome.stderr);
+        let said = outcome.stderr.replace('\\', "");
+        assert!(said.contains("token \"lab\" (serial "), "{said}");
+        assert!(said.contains(&format!("--pkcs11-token names \"{token}\" (serial ")), "{said}");
+    }
+    site.start(&[]);
+    assert_eq!(site.status()["state"], "unsealed");
+    site.assert_decrypts(&sealed);
 }
 
 #[test]

@@ -15,11 +15,14 @@ impl Client {
         access: &impl Serialize,
     ) -> Result<(), Error> {
         let request = self.request(Method::PUT, format!("/v1/clusters/{of}/access"));
-        request.json(access).send().await?.json::<Value>().map(drop)
+        request.json(access).answer::<Value>().await.map(drop)
     }
 
     /// How a cluster is reached.
-    pub async fn cluster_access<T: DeserializeOwned>(&self, of: ClusterId) -> Result<T, Error> {
-        self.request(Method::GET, format!("/v1/clusters/{of}/access")).send().await?.json()
+    pub async fn cluster_access<T: DeserializeOwned + Send>(
+        &self,
+        of: ClusterId,
+    ) -> Result<T, Error> {
+        self.request(Method::GET, format!("/v1/clusters/{of}/access")).answer().await
     }
 }

@@ -6,7 +6,7 @@ use http::Method;
 use serde::Deserialize;
 
 use super::{AuditVerification, LONG_POLL_GRACE};
-use crate::{Client, Error};
+use crate::{Client, Error, api::Reply};
 
 /// How long one look waits for the end.
 const LOOK: Duration = Duration::from_millis(500);
@@ -42,7 +42,7 @@ impl Client {
     ) -> Result<AuditVerification, Error> {
         let start = self.request(Method::POST, "/v1/audit/verify");
         let start = start.query(vec![("watch".to_owned(), "true".to_owned())]);
-        let mut seen: Watched = start.json(&serde_json::json!({})).send().await?.json()?;
+        let mut seen: Watched = start.json(&serde_json::json!({})).answer().await?;
         loop {
             watch(seen.progress);
             if let Some(report) = seen.report {
@@ -53,12 +53,12 @@ impl Client {
                 ("wait_ms".to_owned(), LOOK.as_millis().to_string()),
             ];
             let look = self.request(Method::GET, "/v1/audit/verify").query(query);
-            seen = look.timeout(LOOK + LONG_POLL_GRACE).send().await?.json()?;
+            seen = look.timeout(LOOK + LONG_POLL_GRACE).answer().await?;
         }
     }
 
     /// The public key of the audit log's checkpoints, in PEM.
     pub async fn audit_public_key(&self) -> Result<String, Error> {
-        self.request(Method::GET, "/v1/audit/public-key").send().await?.text()
+        self.request(Method::GET, "/v1/audit/public-key").read(Reply::text).await
     }
 }

@@ -30,7 +30,7 @@ impl Client {
         how: &RetireVersion,
     ) -> Result<Value, Error> {
         let path = format!("/v1/keys/{key}/versions/{version}/retire");
-        self.request(Method::POST, path).json(how).send().await?.json()
+        self.request(Method::POST, path).json(how).answer().await
     }
 
     /// Takes a retirement back.
@@ -61,7 +61,7 @@ impl Client {
     /// Withdraws how a cluster is reached.
     pub async fn remove_cluster_access(&self, of: ClusterId, reason: &str) -> Result<Value, Error> {
         let request = self.request(Method::DELETE, format!("/v1/clusters/{of}/access"));
-        request.json(&json!({ "reason": reason })).send().await?.json()
+        request.json(&json!({ "reason": reason })).answer().await
     }
 
     /// Forgets a cluster; `overriding` is its name once more, although its objects need its keys.
@@ -72,7 +72,7 @@ impl Client {
     ) -> Result<Value, Error> {
         let request = self.request(Method::DELETE, format!("/v1/clusters/{which}"));
         let body = json!({ "override": overriding, "reason": reason });
-        request.json(&body).send().await?.json()
+        request.json(&body).answer().await
     }
 
     /// Sets what the server does by itself for a cluster.
@@ -83,6 +83,6 @@ impl Client {
     ) -> Result<Value, Error> {
         let request = self.request(Method::PUT, format!("/v1/clusters/{which}/settings"));
         let body = json!({ "rotate_automatically": rotate_automatically, "retire": retire });
-        request.json(&body).send().await?.json()
+        request.json(&body).answer().await
     }
 }

@@ -55,19 +55,19 @@ impl Client {
             Some(id) => format!("/v1/clusters/{id}/nodes"),
             None => "/v1/nodes".to_owned(),
         };
-        self.request(Method::GET, path).send().await?.json()
+        self.request(Method::GET, path).answer().await
     }
 
     /// Says which CA vouches for a cluster's nodes.
     pub async fn trust_nodes(&self, of: ClusterId, trust: &TrustNodes) -> Result<Value, Error> {
         let path = format!("/v1/clusters/{of}/nodes/trust");
-        self.request(Method::POST, path).json(trust).send().await?.json()
+        self.request(Method::POST, path).json(trust).answer().await
     }
 
     /// Lets a node enrol, once.
     pub async fn approve_node(&self, of: ClusterId, node: &ApproveNode) -> Result<Value, Error> {
         let path = format!("/v1/clusters/{of}/nodes/approve");
-        self.request(Method::POST, path).json(node).send().await?.json()
+        self.request(Method::POST, path).json(node).answer().await
     }
 
     /// Ends the identity of the `node` or `plugin` (the kind) of that name.
@@ -82,13 +82,13 @@ impl Client {
     /// Asks for a plugin's identity in that cluster, as a kubelet, by a signing request (PEM).
     pub async fn enrol(&self, into: ClusterId, csr_pem: &str) -> Result<Enrolment, Error> {
         let path = format!("/v1/clusters/{into}/nodes/enrol");
-        self.request(Method::POST, path).json(&json!({ "csr_pem": csr_pem })).send().await?.json()
+        self.request(Method::POST, path).json(&json!({ "csr_pem": csr_pem })).answer().await
     }
 
     /// Asks for another identity over the present one, by a signing request (PEM).
     pub async fn renew_identity(&self, csr_pem: &str) -> Result<Issued, Error> {
         let request = self.request(Method::POST, "/v1/plugin/renew");
-        request.json(&json!({ "csr_pem": csr_pem })).send().await?.json()
+        request.json(&json!({ "csr_pem": csr_pem })).answer().await
     }
 
     /// Says that the present identity is the one to go by; the one before it ends.

@@ -7,11 +7,11 @@ use http::Method;
 use lastkey_crypto::{
     ClusterId, Epoch, KeyId, KeyVersionId, Lineage, SecretBytes, SpoolId, plugin_blob::PluginKey,
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::LONG_POLL_GRACE;
-use crate::{Client, Error, transport::Repeat};
+use crate::{Client, Error, api::Reply, transport::Repeat};
 
 /// A question of the plugin's watch.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,8 @@ pub struct PluginStatusRequest<'a> {
     pub cluster: Option<ClusterId>,
     /// The token of the last answer, or nothing.
     pub known: &'a str,
-    /// How long the server may hold the answer back while nothing changes, at most a minute.
+    /// How long the server may hold the answer back while nothing changes, at most a minute. With
+    /// none, whichever server answers first is heard.
     pub wait: Duration,
     /// Tells the server which of several processes asks, and that a restarted one is the same.
     pub instance: Option<SpoolId>,
@@ -147,6 +148,20 @@ pub struct PluginDecrypt<'a> {
 }
 
 impl PluginStatus {
+    /// What encrypts, and its key id, if the answer names both and they fit; else what is wrong.
+    ///
+    /// # Errors
+    /// Where something is missing, or the server computes another key id than we do.
+    pub fn plugin_key(&self) -> Result<(PluginKey, String), &'static str> {
+        let key = self.generation().ok_or("the server names no key version")?;
+        let key = PluginKey::from(key);
+        let key_id = key.key_id();
+        match self.plugin_key_id.as_deref() == Some(&*key_id) {
+            true => Ok((key, key_id)),
+            false => Err("the server's key id is not that of its key version"),
+        }
+    }
+
     /// The generation that encrypts, if the answer names one completely.
     pub fn generation(&self) -> Option<PluginGeneration> {
         Some(PluginGeneration {
@@ -235,6 +250,11 @@ struct DecryptJson<'a> {
 const MAX_ANSWER: usize = 64 << 10;
 /// A lineage of each key of the cluster's is in it.
 const MAX_STATUS: usize = 1 << 20;
+/// For an answer that need not be waited for; as a plugin's other calls have.
+const AT_ONCE: Duration = Duration::from_millis(2500);
+/// How much longer than its waiting time a plugin's long poll may take at least: less than
+/// [`LONG_POLL_GRACE`] where leases are short, so that none ends while a server says nothing.
+const SHORTEST_GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 struct Decrypted {
@@ -243,6 +263,10 @@ struct Decrypted {
 
 impl Client {
     /// What the key's state is now, or as soon as it differs from the `known` one.
+    ///
+    /// # Errors
+    /// Any failure of the one server that a long poll goes to, which is given up soon after its
+    /// `wait`; ask again, without a wait. An answer that contradicts itself is [`Error::Garbage`].
     pub async fn plugin_status(
         &self,
         question: PluginStatusRequest<'_>,
@@ -250,8 +274,14 @@ impl Client {
         let PluginStatusRequest { key, cluster, known, wait, instance } = question;
         let json = StatusJson { key, cluster, known, wait_seconds: wait.as_secs(), instance };
         let request = self.request(Method::POST, "/v1/plugin/status").json(&json);
-        let request = request.timeout(wait + LONG_POLL_GRACE).repeat(Repeat::WhenBroken);
-        request.limit(MAX_STATUS).send().await?.json()
+        let request = match wait.is_zero() {
+            true => request.timeout(AT_ONCE).repeat(Repeat::Hedged),
+            false => {
+                let grace = (wait / 2).clamp(SHORTEST_GRACE, LONG_POLL_GRACE);
+                request.timeout(wait + grace).repeat(Repeat::Once)
+            }
+        };
+        request.limit(MAX_STATUS).read(read_status).await
     }
 
     /// Encrypts for an apiserver, within `timeout`.
@@ -263,7 +293,7 @@ impl Client {
         let plaintext = Zeroizing::new(BASE64.encode(call.plaintext));
         let json = EncryptJson { key: call.key, cluster: call.cluster, pin: call.pin, plaintext };
         let request = self.request(Method::POST, "/v1/plugin/encrypt").json(&json);
-        request.timeout(timeout).limit(MAX_ANSWER).repeat(Repeat::Hedged).send().await?.json()
+        request.timeout(timeout).limit(MAX_ANSWER).repeat(Repeat::Hedged).read(read_answer).await
     }
 
     /// Decrypts for an apiserver, within `timeout`.
@@ -276,15 +306,33 @@ impl Client {
         let json = DecryptJson { key: call.key, generation: call.generation, blob };
         let request = self.request(Method::POST, "/v1/plugin/decrypt").json(&json);
         let request = request.timeout(timeout).limit(MAX_ANSWER).repeat(Repeat::Hedged);
-        let reply = request.send().await?;
-        let server = reply.server.clone();
-        let answer: Decrypted = reply.json()?;
-        match BASE64.decode(answer.plaintext.as_bytes()) {
-            Ok(plaintext) => Ok(SecretBytes::new(plaintext)),
-            Err(_) => {
-                let server = server.to_string();
-                Err(Error::Garbage { server, what: "the plaintext is not base64" })
-            }
+        request.read(read_plaintext).await
+    }
+}
+
+/// A refusal empties the plugin's memory, or ends a call for good, so it has to be one of ours.
+fn read_answer<T: DeserializeOwned>(reply: Reply) -> Result<T, Error> {
+    reply.accepted_by_ours()?.json()
+}
+
+/// Says of a key that may be used what encrypts.
+fn read_status(reply: Reply) -> Result<PluginStatus, Error> {
+    let server = reply.server.clone();
+    let status: PluginStatus = read_answer(reply)?;
+    match status.plugin_key() {
+        Err(what) if status.usable => Err(Error::Garbage { server: server.to_string(), what }),
+        _ => Ok(status),
+    }
+}
+
+fn read_plaintext(reply: Reply) -> Result<SecretBytes, Error> {
+    let server = reply.server.clone();
+    let answer: Decrypted = read_answer(reply)?;
+    match BASE64.decode(answer.plaintext.as_bytes()) {
+        Ok(plaintext) => Ok(SecretBytes::new(plaintext)),
+        Err(_) => {
+            let server = server.to_string();
+            Err(Error::Garbage { server, what: "the plaintext is not base64" })
         }
     }
 }
@@ -303,7 +351,7 @@ impl Client {
     pub async fn plugin_records(&self, records: PluginRecords<'_>) -> Result<u64, Error> {
         let request = self.request(Method::POST, "/v1/plugin/records").json(&records);
         let answer: Delivered =
-            request.timeout(RECORDS_TIMEOUT).repeat(Repeat::WhenBroken).send().await?.json()?;
+            request.timeout(RECORDS_TIMEOUT).repeat(Repeat::WhenBroken).read(read_answer).await?;
         Ok(answer.delivered)
     }
 }

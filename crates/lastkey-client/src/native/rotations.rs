@@ -231,7 +231,7 @@ impl Client {
             items: Vec<Rotation>,
         }
         let request = self.request(Method::GET, format!("/v1/clusters/{of}/rotations"));
-        Ok(request.send().await?.json::<Items>()?.items)
+        Ok(request.answer::<Items>().await?.items)
     }
 
     /// Begins a rotation.
@@ -241,7 +241,7 @@ impl Client {
         start: &StartRotation,
     ) -> Result<Rotation, Error> {
         let request = self.request(Method::POST, format!("/v1/clusters/{of}/rotations"));
-        request.json(start).send().await?.json()
+        request.json(start).answer().await
     }
 
     /// Claims one for this worker.
@@ -284,6 +284,6 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<Rotation, Error> {
         let path = format!("/v1/clusters/{}/rotations/{}/{step}", which.cluster, which.id);
-        self.request(Method::POST, path).json(body).send().await?.json()
+        self.request(Method::POST, path).json(body).answer().await
     }
 }

@@ -20,7 +20,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::HeaderMap;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{Call, Transport, Way};
+use super::{Call, Read, Transport, Way};
 use crate::{Error, api::Reply};
 
 /// How long a server has before another is asked as well: many times what an answer takes.
@@ -48,12 +48,19 @@ struct Hedged<'a, H> {
     deadline: Instant,
 }
 
+/// What one attempt was worth.
+enum Worth {
+    /// The server answered, be it with a refusal.
+    Answer(Result<(), Error>),
+    Failure(Error),
+}
+
 /// Sends the call to one server after the other, until one answers.
 pub(super) async fn send(
     transport: &Transport,
-    call: &Call,
-    headers: impl Fn(&Call, &str) -> HeaderMap + Send + Sync,
-) -> Result<Reply, Error> {
+    (call, headers): (&Call, impl Fn(&Call, &str) -> HeaderMap + Send + Sync),
+    read: Read<'_>,
+) -> Result<(), Error> {
     let count = transport.servers.len();
     let first = transport.preferred.load(Ordering::Relaxed) % count;
     let now = Instant::now();
@@ -63,16 +70,18 @@ pub(super) async fn send(
     let alone = if count > 1 { HEDGE } else { SPARE };
     let due = now + alone;
     match timeout_at(due.min(hedged.deadline), &mut usual).await {
-        Ok((_, _, Ok(reply))) if is_sensible(&reply) => {
-            transport.preferred.store(first, Ordering::Relaxed);
-            Ok(reply)
-        }
-        // On the heap, so that a call that needs none of it does not carry it about.
-        Ok(ended) => {
-            let ended = Box::pin(ready(ended));
-            Box::pin(hedged.go_on(ended, hedged.deadline)).await
-        }
-        Err(_) => Box::pin(hedged.go_on(usual, due)).await,
+        Ok((_, _, outcome)) => match worth(outcome, read) {
+            Worth::Answer(answer) => {
+                transport.preferred.store(first, Ordering::Relaxed);
+                answer
+            }
+            // On the heap, so that a call that needs none of it does not carry it about.
+            Worth::Failure(error) => {
+                let ended = Box::pin(ready((first, Way::Usual, Err(error))));
+                Box::pin(hedged.go_on((ended, hedged.deadline), read)).await
+            }
+        },
+        Err(_) => Box::pin(hedged.go_on((usual, due), read)).await,
     }
 }
 
@@ -86,7 +95,11 @@ impl<H: Fn(&Call, &str) -> HeaderMap + Send + Sync> Hedged<'_, H> {
 
     /// Goes on after the first attempt has ended without an answer, or while it is under way; the
     /// next one begins when it is due, or as soon as one has failed.
-    async fn go_on(&self, begun: UnderWay<'_>, mut due: Instant) -> Result<Reply, Error> {
+    async fn go_on(
+        &self,
+        (begun, mut due): (UnderWay<'_>, Instant),
+        read: Read<'_>,
+    ) -> Result<(), Error> {
         let Self { transport, call, first, deadline, .. } = *self;
         let servers = &transport.servers;
         let mut plan = plan(first, servers.len());
@@ -104,13 +117,15 @@ impl<H: Fn(&Call, &str) -> HeaderMap + Send + Sync> Hedged<'_, H> {
                 return Err(failed.unwrap_or_else(|| servers[first].silent(call.timeout)));
             }
             tokio::select! {
-                Some((server, way, outcome)) = under_way.next() => match outcome.and_then(sensible)
-                {
-                    Ok(reply) => {
+                Some((server, way, outcome)) = under_way.next() => match worth(outcome, read) {
+                    Worth::Answer(answer) => {
                         transport.preferred.store(server, Ordering::Relaxed);
-                        return Ok(reply);
+                        return answer;
                     }
-                    Err(error) => {
+                    Worth::Failure(error) => {
+                        if server == first && matches!(error, Error::Garbage { .. }) {
+                            transport.turn_from(first);
+                        }
                         // a connection that had been idle for long may break under the first call
                         if matches!(error, Error::Broken { .. }) && std::mem::take(&mut may_repeat)
                         {
@@ -123,7 +138,7 @@ impl<H: Fn(&Call, &str) -> HeaderMap + Send + Sync> Hedged<'_, H> {
                 () = sleep_until(due), if !plan.is_empty() => {}
                 () = sleep_until(deadline) => {
                     // whoever said nothing is not asked first any more
-                    transport.preferred.store((first + 1) % servers.len(), Ordering::Relaxed);
+                    transport.turn_from(first);
                     return Err(failed.unwrap_or_else(|| servers[first].silent(call.timeout)));
                 }
             }
@@ -141,15 +156,10 @@ fn plan(first: usize, servers: usize) -> VecDeque<Attempt> {
     each.chain([spare]).collect()
 }
 
-/// Every answer to such a call is a JSON object.
-fn is_sensible(reply: &Reply) -> bool {
-    reply.body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
-}
-
-fn sensible(reply: Reply) -> Result<Reply, Error> {
-    match is_sensible(&reply) {
-        true => Ok(reply),
-        false => Err(reply.garbage("it is not a JSON object")),
+fn worth(outcome: Result<Reply, Error>, read: Read<'_>) -> Worth {
+    match outcome.map(read) {
+        Err(error) | Ok(Err(error @ Error::Garbage { .. })) => Worth::Failure(error),
+        Ok(answer) => Worth::Answer(answer),
     }
 }
 

@@ -72,3 +72,61 @@ fn fill(file: &dyn DiskFile, needed: u64) -> io::Result<bool> {
     file.sync()?;
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, sync::Arc};
+
+    use lastkey_crypto::KeyMaterial;
+    use lastkey_store::disk::{Disk as _, FileSystem};
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    fn shelf(directory: &Path) -> Shelf {
+        Shelf {
+            disk: Arc::new(FileSystem),
+            directory: directory.to_owned(),
+            key: KeyMaterial::from_slice(&[5; 32]),
+            names: Mutex::default(),
+        }
+    }
+
+    #[test]
+    fn it_is_made_once_counted_and_given() {
+        let directory = tempfile::tempdir().unwrap();
+        let shelf = shelf(directory.path());
+        assert_eq!((size(&shelf).unwrap(), give(&shelf).unwrap()), (0, false));
+        let retention = Retention { bytes: Some(RETAINED), age: None };
+        assert!(keep(&shelf, retention, true).unwrap());
+        assert_eq!(size(&shelf).unwrap(), BYTES);
+        // What has its place already is left as it is.
+        let path = path(&shelf);
+        fs::write(&path, vec![1; usize::try_from(BYTES).unwrap()]).unwrap();
+        assert!(keep(&shelf, retention, true).unwrap());
+        assert_eq!(fs::read(&path).unwrap()[0], 1);
+        assert_eq!((give(&shelf).unwrap(), size(&shelf).unwrap()), (true, 0));
+        // A log of less than 128 MiB has no room for it.
+        let little = Retention { bytes: Some((128 << 20) - 1), age: None };
+        assert!(!keep(&shelf, little, true).unwrap());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_read_is_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let shelf = shelf(file.path());
+        assert_eq!(size(&shelf).unwrap_err().kind(), ErrorKind::NotADirectory);
+        assert_eq!(give(&shelf).unwrap_err().kind(), ErrorKind::NotADirectory);
+    }
+
+    #[test]
+    fn it_takes_no_room_that_others_need() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        let file = FileSystem.open(&path, Access::Create).unwrap();
+        assert!(!fill(&*file, u64::MAX).unwrap());
+        assert_eq!(file.length().unwrap(), 0);
+        assert!(fill(&*file, 0).unwrap());
+        assert_eq!(file.length().unwrap(), BYTES);
+    }
+}

@@ -5,6 +5,7 @@ use lastkey_crypto::signing::PublicKey;
 use super::{
     Head,
     checkpoint::{self, Checkpoint, CheckpointKind, LogId, Statement},
+    remembered::Known,
     verify::{Mark, Problem},
     walk::MAX_PROBLEMS,
 };
@@ -18,6 +19,10 @@ pub(super) struct Examined {
     pub(super) deleted: Vec<Head>,
     /// All that can be believed.
     pub(super) statements: Vec<Statement>,
+    /// The number in the first line, if that can be believed.
+    pub(super) first: Option<u64>,
+    /// Of the known checkpoints: the numbers that there are, and the hashes of these lines.
+    pub(super) known: Vec<(u64, [u8; 32])>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<String>,
 }
@@ -32,6 +37,8 @@ pub(super) struct Trust<'a> {
     /// Whether another key's checkpoint is only worth a warning: the server knows the one that it
     /// has now, and not those before.
     pub(super) tolerates_other_keys: bool,
+    /// Checkpoints that are looked for.
+    pub(super) known: &'a [Known],
     pub(super) threads: usize,
 }
 
@@ -43,6 +50,7 @@ pub(super) fn examine(name: &str, bytes: &[u8], trust: Trust<'_>) -> Examined {
     let mut log = trust.log;
     let mut before: Option<(u64, [u8; 32])> = None;
     let mut foreign = 0u64;
+    let is_known = |number| trust.known.iter().any(|known| known.number == number);
     // The deletion that goes furthest of those that only another key vouches for.
     let mut stated: Option<(u64, String)> = None;
     for (index, (line, verdict)) in lines.iter().zip(judged).enumerate() {
@@ -78,7 +86,11 @@ pub(super) fn examine(name: &str, bytes: &[u8], trust: Trust<'_>) -> Examined {
                         format!("checkpoint {number} is signed by another key, {}", found.key);
                     report(seq, "unauthenticated", what);
                 }
-                before = Some((number, checkpoint::link(line)));
+                let link = checkpoint::link(line);
+                if is_known(number) {
+                    examined.known.push((number, link));
+                }
+                before = Some((number, link));
                 continue;
             }
             Verdict::Good(statement) => statement,
@@ -96,7 +108,14 @@ pub(super) fn examine(name: &str, bytes: &[u8], trust: Trust<'_>) -> Examined {
             let what = format!("a checkpoint before number {number} is missing or was changed");
             report(seq, "missing", what);
         }
-        before = Some((number, checkpoint::link(line)));
+        let link = checkpoint::link(line);
+        before = Some((number, link));
+        if index == 0 {
+            examined.first = Some(number);
+        }
+        if is_known(number) {
+            examined.known.push((number, link));
+        }
         examined.marks.push(Mark { head: statement.head, checkpoint: Some(number) });
         if statement.kind == CheckpointKind::Retention {
             examined.deleted.push(statement.head);
@@ -166,8 +185,13 @@ mod tests {
         };
         let foreign = line(u64::MAX, [0; 32], &key(1));
         let ours = line(0, checkpoint::link(foreign.as_bytes()), &key(2));
-        let trust =
-            Trust { keys: &[key(2).public()], log: None, tolerates_other_keys: true, threads: 1 };
+        let trust = Trust {
+            keys: &[key(2).public()],
+            log: None,
+            tolerates_other_keys: true,
+            known: &[],
+            threads: 1,
+        };
         let examined = examine("file", format!("{foreign}\n{ours}\n").as_bytes(), trust);
         assert_eq!(examined.statements.len(), 1);
         let problems: Vec<_> = examined.problems.iter().map(|found| found.kind).collect();
@@ -187,7 +211,7 @@ mod tests {
 
     fn found(lines: &[String], tolerates_other_keys: bool) -> Examined {
         let keys = [key(2).public()];
-        let trust = Trust { keys: &keys, log: None, tolerates_other_keys, threads: 2 };
+        let trust = Trust { keys: &keys, log: None, tolerates_other_keys, known: &[], threads: 2 };
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         examine("file", text.as_bytes(), trust)
     }

@@ -94,6 +94,9 @@ pub(super) struct Fields<'a> {
     pub(super) principal: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) key: Cow<'a, str>,
+    /// Where a command changed several.
+    #[serde(borrow, default)]
+    pub(super) changed_keys: Vec<Cow<'a, str>>,
     /// What a re-encryption opened with. No filter holds it: re-encryptions have an action.
     #[serde(borrow, default)]
     pub(super) source_key: Cow<'a, str>,
@@ -179,6 +182,9 @@ impl Builder {
         let mut add = |field, text: &str| current.things.insert(print(field, text));
         add(Field::Action, &fields.action.to_lowercase());
         add(Field::Key, &fields.key);
+        for key in &fields.changed_keys {
+            add(Field::Key, key);
+        }
         add(Field::Principal, &fields.principal);
         add(Field::Outcome, &fields.outcome);
         for name in &fields.context {

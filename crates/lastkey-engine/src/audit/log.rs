@@ -20,9 +20,10 @@ use lastkey_store::disk::{Disk, FileSystem, is_full};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::{
-    AuditError, AuditSink, Head, Nonces, Query, QueryPage, Ticket, Verification, ballast,
+    AuditError, AuditSink, Head, Nonces, Query, QueryPage, Recalled, Remembered, Ticket,
+    Verification, ballast,
     batch::{Answers, BATCH_BYTES, Batch, LINE_OVERHEAD, Pending, Waiting},
-    checkpoint::LogId,
+    checkpoint::{self, LogId},
     files,
     journal::{FRAME_BYTES, Journal, Position},
     keeper::{Bell, Keeper, Shelf},
@@ -342,13 +343,16 @@ impl AuditSink for AuditLog {
     fn verify_watched(&self, known: &[Head], progress: &Arc<Progress>) -> io::Result<Verification> {
         let _reading = self.reading.read();
         let signed = self.signer.as_ref().map(|signer| (signer.public(), signer.log()));
+        // Taken before the file is read: what is signed meanwhile may not be in what was read.
+        let checkpoints = self.signer.as_ref().map(Signer::known).unwrap_or_default();
         let Shelf { disk, directory, .. } = &*self.shelf;
         let files = verify::Files { disk: &**disk, directory, progress };
         let mut attempts = 3;
         loop {
             let Published { head: Head { seq: durable, .. }, written: head, end, .. } =
                 self.shared.published.lock().clone();
-            let live = verify::Live { head, durable, end, known, signed };
+            let checkpoints = checkpoints.as_slice();
+            let live = verify::Live { head, durable, end, known, signed, checkpoints };
             let found = verify::live(&files, &live)?;
             attempts -= 1;
             // A segment that the writer began meanwhile is none of what was looked at.
@@ -392,6 +396,55 @@ impl AuditSink for AuditLog {
 
     fn newest_checkpoint(&self) -> Option<(u64, Timestamp)> {
         self.signer.as_ref().and_then(Signer::newest)
+    }
+
+    fn checkpoint_to_remember(&self) -> Option<Remembered> {
+        let kept = self.signer.as_ref()?.to_remember();
+        kept.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the audit checkpoints may not be durable; trying again");
+            None
+        })
+    }
+
+    fn recall_checkpoint(&self, remembered: Option<Remembered>) -> Recalled {
+        let Some(signer) = &self.signer else { return Recalled::default() };
+        let Published { head, end, .. } = self.shared.published.lock().clone();
+        let (file, is_new) = (checkpoint::FILE, head.seq == 0);
+        if let Some(remembered) = remembered {
+            let (warning, begins_anew) = match signer.compare(remembered, is_new) {
+                Ok(None) => return Recalled::default(),
+                Ok(Some(found)) => {
+                    let warning = format!(
+                        "{found} in audit/{file}, so nothing vouches for what they were about: stop \
+                         the server, put the lines back, before those that are there now, from a \
+                         backup or a sink, and start it again; if you did not take them away yourself, take the log \
+                         for rewritten"
+                    );
+                    (warning, is_new && signer.has_none())
+                }
+                Err(error) => {
+                    let warning = format!(
+                        "audit/{file} cannot be read as far back as the store remembers ({error}), \
+                         so checkpoints may be missing: see to the disk; or stop the server, put the \
+                         file back from a backup or a sink, and start it again"
+                    );
+                    (warning, false)
+                }
+            };
+            tracing::error!("{warning}");
+            return Recalled { warning: Some(warning), begins_anew };
+        }
+        let in_closed = end.segment.saturating_sub(1);
+        let warning = (in_closed > 0 && signer.has_none()).then(|| {
+            let warning = format!(
+                "there are audit records up to {in_closed} in closed segments and no checkpoint, and \
+                 the store remembers none: if there was one, stop the server, put audit/{file} back, \
+                 and start it again"
+            );
+            tracing::warn!("{warning}");
+            warning
+        });
+        Recalled { warning, begins_anew: false }
     }
 
     fn sign(&self, text: &[u8]) -> Option<[u8; SIGNATURE_LEN]> {

@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 
+use lastkey_crypto::KeyId;
+
 use crate::{
     Timestamp,
     caller::{Caller, Principal, Source},
@@ -78,6 +80,18 @@ impl Record {
             self.body.push(']');
             self.context_open = true;
         }
+    }
+
+    /// Adds the ids of several keys that one command changes, or was refused to.
+    pub(crate) fn changed_keys(&mut self, ids: impl Iterator<Item = KeyId>) {
+        self.body.push_str(r#","changed_keys":["#);
+        for (n, id) in ids.enumerate() {
+            if n > 0 {
+                self.body.push(',');
+            }
+            write_display(&mut self.body, &id);
+        }
+        self.body.push(']');
     }
 
     /// Where the record is now, to come [`back_to`](Self::back_to).

@@ -34,8 +34,8 @@ impl<'a> Matcher<'a> {
             Action::ALL.iter().find(|action| action.name().eq_ignore_ascii_case(wanted))
         });
         let mut needles: Vec<String> = [
-            // `"key"` or `"source_key"`.
-            query.key.as_ref().map(|key| format!(r#"key":"{}""#, record::escaped(key))),
+            // The value of `key` or `source_key`, or one of `changed_keys`.
+            query.key.as_ref().map(|key| format!(r#""{}""#, record::escaped(key))),
             field("outcome", &query.outcome),
             action.map(|action| format!(r#""action":"{action}""#)),
             query.context_key.as_ref().map(|name| format!(r#""{}""#, record::escaped(name))),
@@ -152,7 +152,9 @@ impl<'a> Matcher<'a> {
             |part: &Option<String>| part.as_deref().is_none_or(|p| fields.principal.contains(p));
         // By their action alone the filters know where a source may be.
         let has_source = || fields.action.eq_ignore_ascii_case(Action::ReEncrypt.name());
-        (is(&query.key, &fields.key) || has_source() && is(&query.key, &fields.source_key))
+        (is(&query.key, &fields.key)
+            || fields.changed_keys.iter().any(|key| is(&query.key, key))
+            || has_source() && is(&query.key, &fields.source_key))
             && is(&query.outcome, &fields.outcome)
             && query.action.as_ref().is_none_or(|a| a.eq_ignore_ascii_case(&fields.action))
             && contains(&query.principal)

@@ -10,6 +10,7 @@
 mod tail;
 
 use std::{
+    cmp::Ordering,
     io::{self, ErrorKind, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,6 +26,7 @@ use super::{
     Head,
     checkpoint::{self, Checkpoint, CheckpointKind, LogId, Statement},
     files::{At, Line, Lines},
+    remembered::{Known, Remembered},
 };
 use crate::{Clock, Timestamp};
 
@@ -37,6 +39,8 @@ const RETENTION: &[u8] = br#""kind":"retention""#;
 /// So many lines at the file's end may be what a crash made of writes that were never synced: one of
 /// two that were written over each other, and what was left behind it.
 const TORN_LINES: usize = 2;
+/// A start looks so far back for what the store remembers: through 2500 checkpoints.
+const LOOK_BACK: u64 = 1 << 20;
 /// Where the file is written anew.
 const TEMPORARY: &str = "checkpoints.new";
 /// So much is left to others when it is.
@@ -137,6 +141,18 @@ struct Book {
     /// The newest record that is signed for.
     signed: u64,
     newest: Option<Checkpoint>,
+    /// What the store may remember: the newest one, unless others are missing that it remembers.
+    kept: Option<Known>,
+    /// The newest one that was missing when the log was opened, for the store to remember.
+    lost: Option<Known>,
+    /// What was looked for then.
+    recalled: Option<Known>,
+    /// Whether the file is durable, as it is and under its name.
+    settled: bool,
+    /// Whether it could not be read as far back as what the store remembers: then that stays.
+    unread: bool,
+    /// So many bytes behind the last line may be what is left of an attempt that failed.
+    tried: u64,
     options: Checkpointing,
     /// Whether the last attempt failed, so that it is said once.
     failing: bool,
@@ -161,6 +177,12 @@ impl Book {
             prev: [0; 32],
             signed: 0,
             newest: None,
+            kept: None,
+            lost: None,
+            recalled: None,
+            settled: false,
+            unread: false,
+            tried: 0,
             options,
             failing: false,
         };
@@ -174,6 +196,7 @@ impl Book {
             book.file.set_length(book.length)?;
         }
         book.look_back()?;
+        book.kept = book.newest.as_ref().map(Known::of);
         if book.number > 0 && book.newest.is_none() {
             tracing::warn!(
                 key = book.options.key.public().id(),
@@ -233,6 +256,90 @@ impl Book {
         about_records
     }
 
+    /// Compares the file with what the store remembers. If that is gone, numbers go on behind it,
+    /// so that a file which begins anew does not look whole; not in a log that begins anew itself.
+    /// What cannot be looked at counts as missing, and is looked for again at the next start.
+    fn compare(&mut self, remembered: Remembered, is_new: bool) -> io::Result<Option<String>> {
+        let Remembered { newest, lost } = remembered;
+        let looked = self.look_for(&newest, Some(LOOK_BACK));
+        self.unread = looked.is_err();
+        let (missing, what) = match looked.transpose() {
+            Some(what) => (newest, what),
+            None => {
+                self.recalled = Some(newest);
+                // One that was missing before may be back.
+                let Some(lost) = lost else { return Ok(None) };
+                let Some(what) = self.look_for(&lost, None).transpose() else { return Ok(None) };
+                (lost, what)
+            }
+        };
+        self.recalled = Some(missing);
+        if !(is_new && self.number == 0) {
+            self.lost = Some(missing);
+            if self.number <= newest.number {
+                (self.number, self.prev) = (newest.number, newest.link);
+            }
+        }
+        if missing == newest {
+            self.kept = None;
+        }
+        what.map(Some)
+    }
+
+    /// Looks for a checkpoint that there was, and answers what became of it if it is not there. What
+    /// is further `back` than that is not looked at, if we signed a later one since; a verification
+    /// looks at everything.
+    fn look_for(&self, known: &Known, back: Option<u64>) -> io::Result<Option<String>> {
+        let own = self.options.key.public();
+        let (mut ended, mut answer) = (false, Some(known.gone_after(0)));
+        // Anybody can write lines: without one of ours among the newest, all are looked at.
+        let (mut is_near, mut vouched) = (back.is_some(), false);
+        tail::backwards(&*self.file, self.length, |from, lines| {
+            for line in checkpoint::lines(lines).rev() {
+                let Some(found) = checkpoint::read(line) else { continue };
+                if found.statement.log != self.log {
+                    continue;
+                }
+                let number = found.statement.number;
+                (ended, answer) = match number.cmp(&known.number) {
+                    Ordering::Equal if checkpoint::link(line) == known.link => (true, None),
+                    Ordering::Equal => (true, Some(known.replaced())),
+                    Ordering::Less => (true, Some(known.gone_after(number))),
+                    Ordering::Greater
+                        if known.was_retired_by(&found.statement) && found.is_signed_by(own) =>
+                    {
+                        (true, None)
+                    }
+                    Ordering::Greater => {
+                        vouched = vouched || (is_near && found.is_signed_by(own));
+                        continue;
+                    }
+                };
+                return ended;
+            }
+            if from > 0 && back.is_some_and(|back| self.length - from >= back) {
+                is_near = false;
+                if vouched {
+                    (ended, answer) = (true, None);
+                }
+            }
+            ended
+        })?;
+        Ok(answer)
+    }
+
+    /// What the store may remember. What is read back from a file that was never synced since may
+    /// still be lost: it is made durable first.
+    fn settle(&mut self) -> io::Result<Option<Remembered>> {
+        if self.kept.is_some() && !self.settled {
+            self.file.sync()?;
+            self.disk.sync_directory(&self.directory)?;
+            self.settled = true;
+        }
+        let (lost, kept) = (self.lost, self.kept.filter(|_| !self.unread));
+        Ok(kept.map(|newest| Remembered { newest, lost }))
+    }
+
     fn sign(&mut self, kind: CheckpointKind, head: Head) -> io::Result<()> {
         let signed = self.sign_line(kind, head);
         match &signed {
@@ -248,15 +355,35 @@ impl Book {
 
     fn sign_line(&mut self, kind: CheckpointKind, head: Head) -> io::Result<()> {
         let (line, checkpoint) = self.next(kind, head);
-        if self.failing {
+        self.is_as_it_was_left()?;
+        if self.tried > 0 {
             // A longer line may lie there, whose end would stay behind this one.
             self.file.set_length(self.length)?;
         }
+        self.tried = self.tried.max(line.len() as u64);
         self.file.write_at(&line, self.length)?;
         self.file.sync()?;
         self.turn_to(&line, checkpoint);
         self.length += line.len() as u64;
+        self.tried = 0;
         Ok(())
+    }
+
+    /// Refuses to write to a file that somebody else removed, replaced or changed: what is written
+    /// would be lost, or stand on lines that were put back. A start goes on from what is there.
+    fn is_as_it_was_left(&self) -> io::Result<()> {
+        let ours = self.length..=self.length.saturating_add(self.tried);
+        if let Some(named) = open_file(&*self.disk, &self.directory)?
+            && ours.contains(&named.length()?)
+            && ours.contains(&self.file.length()?)
+            && !self.file.is_removed()?
+        {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "checkpoints.log was removed, replaced or changed while the server runs: stop the \
+             server, put back what is missing, and start it again",
+        ))
     }
 
     fn next(&self, kind: CheckpointKind, head: Head) -> (Vec<u8>, Checkpoint) {
@@ -275,13 +402,19 @@ impl Book {
     fn turn_to(&mut self, line: &[u8], checkpoint: Checkpoint) {
         self.number = checkpoint.statement.number;
         self.prev = checkpoint::link(&line[..line.len() - 1]);
-        self.signed = self.signed.max(checkpoint.statement.head.seq);
+        let Head { seq, .. } = checkpoint.statement.head;
+        self.signed = self.signed.max(seq);
+        self.kept = Some(Known { number: self.number, seq, link: self.prev });
         self.newest = Some(checkpoint);
     }
 
     /// States that everything up to `through` is to be deleted, and forgets what was stated about
     /// it, unless there is no room for that: then the next deletion does.
     fn retire(&mut self, through: Head) -> io::Result<()> {
+        // One that was removed comes back with what we know of it; another one is not written over.
+        if open_file(&*self.disk, &self.directory)?.is_some() {
+            self.is_as_it_was_left()?;
+        }
         // One that a crash has left takes the room that it is looked for.
         let _ = self.disk.remove(&self.directory.join(TEMPORARY));
         let needed = self.length.saturating_add(LEFT_FREE);
@@ -314,6 +447,8 @@ impl Book {
         self.disk.rename(&temporary, &self.directory.join(checkpoint::FILE))?;
         // Whatever comes now, the old file has no name any more: nothing may be written to it.
         self.file = file;
+        self.settled = false;
+        self.tried = 0;
         self.length = length;
         self.turn_to(&line, checkpoint);
         self.disk.sync_directory(&self.directory)
@@ -438,6 +573,33 @@ impl Signer {
     pub(super) fn newest(&self) -> Option<(u64, Timestamp)> {
         let book = self.shared.book.lock();
         book.newest.as_ref().map(|found| (found.statement.head.seq, found.statement.time))
+    }
+
+    /// What the store may remember of the newest checkpoint.
+    pub(super) fn to_remember(&self) -> io::Result<Option<Remembered>> {
+        self.shared.book.lock().settle()
+    }
+
+    /// Compares the checkpoints with what the store remembers; `is_new` says that there are no
+    /// records. Answers what is missing; an error says that they cannot be read so far back.
+    pub(super) fn compare(
+        &self,
+        remembered: Remembered,
+        is_new: bool,
+    ) -> io::Result<Option<String>> {
+        self.shared.book.lock().compare(remembered, is_new)
+    }
+
+    /// Whether there is no checkpoint at all.
+    pub(super) fn has_none(&self) -> bool {
+        self.shared.book.lock().number == 0
+    }
+
+    /// Which checkpoints the file must hold: what the store remembered, and the newest.
+    pub(super) fn known(&self) -> Vec<Known> {
+        let book = self.shared.book.lock();
+        let newest = book.kept.filter(|kept| Some(*kept) != book.recalled);
+        book.recalled.into_iter().chain(newest).collect()
     }
 
     /// Signs that everything up to `through` is to be deleted.

@@ -29,6 +29,7 @@ use super::{
     files::{self, SegmentFile},
     journal::Position,
     progress::Progress,
+    remembered::{self, Known},
     signer,
     walk::{MAX_PROBLEMS, Walk, changed, missing},
 };
@@ -117,6 +118,8 @@ pub(super) struct Live<'a> {
     pub(super) known: &'a [Head],
     /// The checkpoint key and the log's id, where checkpoints are made.
     pub(super) signed: Option<(PublicKey, LogId)>,
+    /// Checkpoints that there were.
+    pub(super) checkpoints: &'a [Known],
 }
 
 /// What somebody knows who has the files and a public key.
@@ -142,14 +145,19 @@ pub(super) fn live(files: &Files<'_>, live: &Live<'_>) -> io::Result<Verificatio
         keys: &keys,
         log: live.signed.map(|(_, log)| log),
         tolerates_other_keys: true,
+        known: live.checkpoints,
         threads: threads(),
     };
     let mut examined = examine(checkpoint::FILE, &bytes, trust);
+    remembered::report_gone(&mut examined, live.checkpoints);
     let known = live.known.iter().map(|head| Mark { head: *head, checkpoint: None });
     examined.marks.extend(known);
     let walks = walk_all(files, &mut examined, Some(live))?;
     let mut joined = Joined::of(walks, &mut examined, Some(live.head));
     joined.finish_live(live);
+    if live.signed.is_some() && bytes.is_empty() {
+        joined.warn_of_closed(&mut examined);
+    }
     Ok(joined.into_verification(live.head, &examined))
 }
 
@@ -165,9 +173,15 @@ pub fn offline(
 ) -> io::Result<Verification> {
     let files = Files { disk, directory, progress };
     let bytes = signer::read_file(disk, directory)?;
-    let strict =
-        Trust { keys: trust.keys, log: None, tolerates_other_keys: false, threads: threads() };
+    let strict = Trust {
+        keys: trust.keys,
+        log: None,
+        tolerates_other_keys: false,
+        known: &[],
+        threads: threads(),
+    };
     let mut examined = examine(checkpoint::FILE, &bytes, strict);
+    remembered::report_gone(&mut examined, &[]);
     let log = examined.statements.first().map(|statement| statement.log);
     for witness in trust.witnesses {
         let line = format!("{}\n", witness.trim_end());
@@ -182,6 +196,7 @@ pub fn offline(
     let walks = walk_all(&files, &mut examined, None)?;
     let mut joined = Joined::of(walks, &mut examined, None);
     joined.finish_offline(&examined);
+    joined.warn_of_closed(&mut examined);
     let head = joined.at;
     Ok(joined.into_verification(head, &examined))
 }
@@ -268,6 +283,8 @@ struct Joined {
     covered: u64,
     /// The file and line of the last record.
     place: (String, u64),
+    /// Up to here, records are in closed segments.
+    closed: u64,
 }
 
 impl Joined {
@@ -281,6 +298,7 @@ impl Joined {
             deleted_through,
             covered: 0,
             place: (String::new(), 0),
+            closed: 0,
         };
         let mut forged = false;
         for walk in walks {
@@ -308,6 +326,7 @@ impl Joined {
         self.records += walk.records;
         self.covered = self.covered.max(walk.reached.unwrap_or(0));
         if let Some(start) = walk.start {
+            self.closed = self.closed.max(start.seq.saturating_sub(1));
             let next = self.at.seq.saturating_add(1);
             let here = (walk.segment.clone(), start.line);
             if start.seq < next {
@@ -372,6 +391,18 @@ impl Joined {
             let what =
                 format!("{newest} record {}, but the log ends at {}", newest.head.seq, self.at.seq);
             self.push(Problem::at(self.place.clone(), self.at.seq + 1, "truncated", what));
+        }
+    }
+
+    /// Warns of segments that were closed and not signed for: a checkpoint is made when one is.
+    fn warn_of_closed(&self, examined: &mut Examined) {
+        let covered = self.covered.max(self.deleted_through);
+        if covered < self.closed {
+            examined.warnings.push(format!(
+                "records {} to {} are in closed segments, and no checkpoint covers them",
+                covered + 1,
+                self.closed
+            ));
         }
     }
 

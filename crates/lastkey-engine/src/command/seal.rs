@@ -14,7 +14,7 @@ use crate::{
     engine::Core,
     policy::Resource,
     records::Change,
-    seal::{SEAL_PATH, SealRecord},
+    seal::{SEAL_PATH, SealKind, SealRecord},
 };
 
 /// The next record of the seal and, where the root key changes, the keyring under the new one: one
@@ -95,9 +95,35 @@ impl Command for SealServer {
     }
 }
 
+/// What a change of the seal is to lead to, as far as the caller says so.
+pub(crate) struct Wanted {
+    pub(crate) seal: Option<SealKind>,
+    /// How many shares, and how many of them it takes.
+    pub(crate) splitting: Option<(u8, u8)>,
+    /// The token and the key on it.
+    pub(crate) token: Option<String>,
+}
+
+impl Wanted {
+    fn note(&self, record: &mut Record) {
+        if let Some(seal) = self.seal {
+            record.field("seal", seal);
+        }
+        if let Some((shares, threshold)) = self.splitting {
+            record.number("shares", shares.into());
+            record.number("threshold", threshold.into());
+        }
+        if let Some(token) = &self.token {
+            record.field("token", token);
+        }
+    }
+}
+
 /// Asks leave to change the seal, or to enter a share for that.
 pub(crate) struct ManageSeal {
     pub(crate) order: &'static str,
+    /// What the caller wants it to lead to.
+    pub(crate) wanted: Wanted,
     /// Which share is entered.
     pub(crate) share: Option<u8>,
 }
@@ -108,6 +134,7 @@ impl Command for ManageSeal {
 
     fn resource(&self, _: &Core, record: &mut Record) -> Resource {
         record.field("target", self.order);
+        self.wanted.note(record);
         if let Some(index) = self.share {
             record.number("share", index.into());
         }

@@ -142,6 +142,34 @@ impl Core {
         }
     }
 
+    /// Lets the store remember the newest checkpoint, so that the file of checkpoints is missed.
+    pub(super) async fn keep_checkpoint(&self) {
+        if let Err(error) = self.remember_checkpoint().await {
+            tracing::warn!(%error, "the store does not remember the newest audit checkpoint");
+        }
+    }
+
+    async fn remember_checkpoint(&self) -> Result<(), Error> {
+        let audit = Arc::clone(&self.audit);
+        let newest = tokio::task::spawn_blocking(move || audit.checkpoint_to_remember());
+        let Some(newest) = newest.await.map_err(|_| Error::Internal)? else { return Ok(()) };
+        let (newest, barrier) = (newest.encode(), &self.records.barrier);
+        let expect = match barrier.read(CHECKPOINT_PATH).await {
+            Ok(None) => Expect::Absent,
+            Ok(Some(old)) if old.value.expose() == newest => return Ok(()),
+            Ok(Some(old)) => old.expect(),
+            // A damaged one is of no use to anybody: its writes are counted anew.
+            Err(Error::CorruptRecord { .. }) => match barrier.read_clear(CHECKPOINT_PATH).await? {
+                None => Expect::Absent,
+                Some((revision, code)) => Expect::Unchanged { revision, counter: 0, code },
+            },
+            Err(error) => return Err(error),
+        };
+        let change = Change::new().put(CHECKPOINT_PATH.to_owned(), newest.into(), expect);
+        // A lost race means that another server has just written the same.
+        self.records.commit(change, None).await.map(|_| ())
+    }
+
     async fn look_for_due_work(self: &Arc<Self>) {
         self.keep_last_uses().await;
         if let Err(error) = self.run_due().await {

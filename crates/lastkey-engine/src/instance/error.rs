@@ -39,7 +39,14 @@ pub enum OperatorError {
     #[error("give a threshold from 2 to the number of shares, and at most 255 shares")]
     Splitting,
     /// Not in this state.
-    #[error("the server is {0}; this needs another state")]
+    #[error(
+        "the server is {0}; {advice}",
+        advice = match .0 {
+            Life::Held => "`lastkey operator status` says why, and `lastkey operator accept-restore \
+                           --reason TEXT` goes on with what is there",
+            _ => "this needs another state",
+        }
+    )]
     State(Life),
     /// New shares wait to be entered.
     #[error(
@@ -52,10 +59,16 @@ pub enum OperatorError {
     NothingPending,
     /// Shares are being entered for something else.
     #[error(
-        "shares are being entered for `{0}`; go on with that, or drop them with `lastkey operator \
-         cancel`"
+        "shares are being entered for another order: {0}; this one was not taken: go on with that \
+         order, or drop what was entered with `lastkey operator cancel`"
     )]
-    OtherOrder(&'static str),
+    OtherOrder(String),
+    /// A token is to keep the root key, and nobody said which.
+    #[error(
+        "no token was named, and the server was started without one: name it with --pkcs11-module, \
+         --pkcs11-token and --pkcs11-pin-file, on the admin socket"
+    )]
+    NoToken,
     /// The seal is of that kind already.
     #[error(
         "the seal is {0} already; {how}",
@@ -77,6 +90,12 @@ pub enum OperatorError {
     /// The engine did not start.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Enough shares were entered, and the engine did not start.
+    #[error(
+        "{0}; the shares gave their key and are dropped: once that is put right, enter all of them \
+         again"
+    )]
+    AllAgain(#[source] StartError),
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] Error),
@@ -86,6 +105,14 @@ pub enum OperatorError {
 }
 
 impl OperatorError {
+    /// Why enough shares did not open. A store that is held keeps what they gave.
+    pub(super) fn opening_by_shares(error: StartError) -> Self {
+        match error {
+            StartError::Held { .. } => Self::Start(error),
+            error => Self::AllAgain(error),
+        }
+    }
+
     /// The stable code, as the native wire spells it.
     pub fn code(&self) -> &'static str {
         match self {
@@ -101,14 +128,16 @@ impl OperatorError {
             Self::Pending => "Rejected.Pending",
             Self::NothingPending => "Rejected.NothingPending",
             Self::OtherOrder(_) => "Rejected.OtherOrder",
-            Self::OtherRoot => "Rejected.Seal",
-            Self::Seal(error) | Self::Start(StartError::Seal(error)) => match error {
+            Self::OtherRoot | Self::NoToken => "Rejected.Seal",
+            Self::Seal(error)
+            | Self::Start(StartError::Seal(error))
+            | Self::AllAgain(StartError::Seal(error)) => match error {
                 SealError::NeedsShares => "InvalidShare",
                 SealError::Token(_) => "Unavailable.Token",
                 _ => "Rejected.Seal",
             },
             Self::Start(StartError::Held { .. }) => "Unavailable.Held",
-            Self::Start(_) => "Unavailable.Start",
+            Self::Start(_) | Self::AllAgain(_) => "Unavailable.Start",
             Self::Engine(error) => error.code(),
             Self::Busy => "Rejected.Throttling",
         }
@@ -118,12 +147,14 @@ impl OperatorError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Share(_) | Self::Splitting => ErrorKind::Invalid,
-            Self::Seal(error) | Self::Start(StartError::Seal(error)) => match error {
+            Self::Seal(error)
+            | Self::Start(StartError::Seal(error))
+            | Self::AllAgain(StartError::Seal(error)) => match error {
                 SealError::NeedsShares => ErrorKind::Invalid,
                 SealError::Token(_) => ErrorKind::Unavailable,
                 _ => ErrorKind::Conflict,
             },
-            Self::Start(_) => ErrorKind::Unavailable,
+            Self::Start(_) | Self::AllAgain(_) => ErrorKind::Unavailable,
             Self::Engine(error) => error.kind(),
             Self::Busy => ErrorKind::Busy,
             _ => ErrorKind::Conflict,

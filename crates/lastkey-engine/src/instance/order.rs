@@ -1,4 +1,7 @@
 //! Orders that change the seal of a running server.
+//!
+//! A share is given for one order alone: who names another one than what the shares before were
+//! given for is refused, and the share is not taken.
 
 use std::sync::Arc;
 
@@ -16,6 +19,7 @@ use crate::{
     Caller, Engine, Parts, Seal,
     command::seal::{
         CancelSeal, ConfirmSeal, ManageSeal, MigrateSeal, RekeySeal, RotateRootKey, SealChange,
+        Wanted,
     },
     seal::{
         Gathering, Kept, ROOT_KEY_BYTES, RootPrint, SealEntry, SealKind, SealRecord, ShamirEntry,
@@ -51,7 +55,7 @@ pub enum Order {
 pub(super) struct Begun {
     pub(super) order: Order,
     pub(super) gathering: Gathering,
-    /// The token that was named for it.
+    /// The token to migrate to: the one that was named for it, or that the process used then.
     token: Option<Arc<dyn Seal>>,
 }
 
@@ -61,8 +65,9 @@ pub struct With {
     /// One more share.
     pub share: Option<Share>,
     /// The token to migrate to, where it is not the one that this process uses. Where shares are
-    /// entered one call after the other, it is the first that was named. It is used from then on,
-    /// if the order was carried out.
+    /// entered one call after the other, the first call fixes it, whether it names one or not, and
+    /// a call that names another one is refused. It is used from then on, if the order was carried
+    /// out.
     pub token: Option<Arc<dyn Seal>>,
 }
 
@@ -85,6 +90,42 @@ impl Order {
             Self::Migrate { .. } => "migrate",
             Self::RotateRoot => "rotate root",
         }
+    }
+
+    /// What it leads to, as far as it says so: a seal, or how many shares.
+    fn target(self) -> Option<String> {
+        match self {
+            Self::Rekey { splitting } => splitting.map(shares_of),
+            Self::Migrate { to, splitting } => Some(match splitting.map(shares_of) {
+                Some(shares) => format!("{to} ({shares})"),
+                None => to.to_string(),
+            }),
+            Self::Confirm | Self::Cancel | Self::RotateRoot => None,
+        }
+    }
+
+    /// Whether a share that is given for this order may be used for the other one.
+    fn joins(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Rekey { splitting: None }, Self::Rekey { .. }) => true,
+            (Self::Migrate { to, splitting: None }, Self::Migrate { to: begun, .. }) => to == begun,
+            _ => self == other,
+        }
+    }
+
+    /// Whether it needs a token.
+    fn is_to_token(self) -> bool {
+        matches!(self, Self::Migrate { to: SealKind::Pkcs11, .. })
+    }
+
+    /// What it wants, for the audit record of who gave a share for it.
+    fn wanted(self, token: Option<&dyn Seal>) -> Wanted {
+        let (seal, splitting) = match self {
+            Self::Rekey { splitting } => (None, splitting),
+            Self::Migrate { to, splitting } => (Some(to), splitting),
+            Self::Confirm | Self::Cancel | Self::RotateRoot => (None, None),
+        };
+        Wanted { seal, splitting, token: token.and_then(Seal::place) }
     }
 
     /// The sets whose shares this order takes; none if the caller's word is enough.
@@ -128,6 +169,10 @@ impl Order {
     }
 }
 
+fn shares_of((shares, threshold): (u8, u8)) -> String {
+    format!("{threshold} of {shares} shares")
+}
+
 fn check_splitting(splitting: Option<(u8, u8)>) -> Result<(), OperatorError> {
     let sound = splitting.is_some_and(|(shares, threshold)| {
         (lastkey_crypto::share::MIN_THRESHOLD..=shares).contains(&threshold)
@@ -163,6 +208,29 @@ struct Means {
     token: Option<Arc<dyn Seal>>,
 }
 
+impl Begun {
+    /// What it leads to, as far as that was said.
+    pub(super) fn target(&self) -> Option<String> {
+        let target = self.order.target()?;
+        Some(match self.token.as_deref().and_then(Seal::place) {
+            Some(place) => format!("{target}, {place}"),
+            None => target,
+        })
+    }
+
+    /// Whether a share that comes with this order may be used for what was begun.
+    fn is_joined_by(&self, order: Order, token: Option<&dyn Seal>) -> bool {
+        let first = self.token.as_deref().and_then(Seal::place);
+        let other_token = token.is_some_and(|token| token.place() != first);
+        order.joins(self.order) && !other_token
+    }
+
+    fn described(&self) -> String {
+        let name = self.order.name();
+        self.target().map_or_else(|| name.to_owned(), |target| format!("{name} to {target}"))
+    }
+}
+
 impl Work {
     /// Takes one more share for an order.
     fn gather(
@@ -175,9 +243,8 @@ impl Work {
             self.order = None;
             return Gathered::Enough(Means { given: None, token });
         }
-        let begin = || Begun { order, gathering: Gathering::default(), token: None };
+        let begin = || Begun { order, gathering: Gathering::default(), token };
         let begun = self.order.get_or_insert_with(begin);
-        begun.token = begun.token.take().or(token);
         let entered = match share {
             Some(share) => begun.gathering.enter(share, (sets, print)),
             None => Ok(None),
@@ -202,12 +269,20 @@ impl Instance {
         &self,
         caller: &Caller,
         order: Order,
-        with: With,
+        mut with: With,
     ) -> Result<Outcome, OperatorError> {
         let parts = self.parts()?;
         let engine = self.engine()?;
+        // Who begins without naming a token means the one that is used now, and is recorded and
+        // compared as if they had named it.
+        with.token = match with.token {
+            _ if !order.is_to_token() => None,
+            None if self.status().order.is_none() => parts.seal.token(),
+            named => named,
+        };
         let index = with.share.as_ref().map(|share| share.head().index);
-        engine.execute(caller, ManageSeal { order: order.name(), share: index }).await?;
+        let wanted = order.wanted(with.token.as_deref());
+        engine.execute(caller, ManageSeal { order: order.name(), wanted, share: index }).await?;
         let mut work = self.work().await;
         self.forget_abandoned(&mut work).await;
         let mut kept = Kept::load(&*parts.store).await?;
@@ -216,17 +291,21 @@ impl Instance {
         kept.record.root.get_or_insert_with(|| RootPrint::of(&engine.root_key()));
         // What the first caller asked for is what the others give their shares for.
         let order = match &work.order {
-            Some(Begun { order: under_way, .. }) if order != Order::Cancel => {
-                if std::mem::discriminant(under_way) != std::mem::discriminant(&order) {
-                    return Err(OperatorError::OtherOrder(under_way.name()));
+            Some(begun) if order != Order::Cancel => {
+                if !begun.is_joined_by(order, with.token.as_deref()) {
+                    return Err(OperatorError::OtherOrder(begun.described()));
                 }
-                *under_way
+                begun.order
             }
             _ => order,
         };
         order.check(&kept.record)?;
         let sets = order.takes(Some(&kept.record));
         let begun = work.order.is_none();
+        if begun && order.is_to_token() {
+            let token = with.token.take().or_else(|| parts.seal.token());
+            with.token = Some(token.ok_or(OperatorError::NoToken)?);
+        }
         let means = match work.gather(order, with, (&sets, kept.record.root)) {
             Gathered::Enough(means) => means,
             Gathered::Not(entered) => {
@@ -343,8 +422,8 @@ async fn plan(
             let change = same_root(vec![main.clone(), entry]);
             Plan { shares: Some(NewShares { shares: made, seal }), ..Plan::new(change) }
         }
-        (Order::Migrate { to: SealKind::Pkcs11, .. }, _) if token.is_some() => {
-            let seal = token.as_deref().unwrap_or(&*parts.seal);
+        (Order::Migrate { to: SealKind::Pkcs11, .. }, _) => {
+            let seal = token.as_deref().ok_or(OperatorError::NoToken)?;
             let change = under_new_root((SealKind::Pkcs11, seal), kept, parts).await?;
             Plan { token, ..Plan::new(change) }
         }

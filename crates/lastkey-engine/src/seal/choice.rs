@@ -22,8 +22,8 @@ impl Seals {
         Self { file, token: RwLock::new(token), first }
     }
 
-    fn token(&self) -> Result<Arc<dyn Seal>, SealError> {
-        self.token.read().clone().ok_or_else(no_token)
+    fn named(&self) -> Result<Arc<dyn Seal>, SealError> {
+        self.token().ok_or_else(no_token)
     }
 }
 
@@ -45,7 +45,7 @@ impl Seal for Seals {
         match self.first {
             SealKind::File => self.file.begin(entropy).await,
             SealKind::Shamir => Err(SealError::NeedsShares),
-            SealKind::Pkcs11 => self.token()?.begin(entropy).await,
+            SealKind::Pkcs11 => self.named()?.begin(entropy).await,
         }
     }
 
@@ -58,7 +58,7 @@ impl Seal for Seals {
         match kind {
             SealKind::File => self.file.wrap(kind, (root, kept), entropy).await,
             SealKind::Shamir => Err(SealError::NeedsShares),
-            SealKind::Pkcs11 => self.token()?.wrap(kind, (root, kept), entropy).await,
+            SealKind::Pkcs11 => self.named()?.wrap(kind, (root, kept), entropy).await,
         }
     }
 
@@ -70,8 +70,12 @@ impl Seal for Seals {
         match entry {
             SealEntry::File {} => self.file.unwrap(entry, print).await,
             SealEntry::Shamir(_) => Err(SealError::NeedsShares),
-            SealEntry::Pkcs11(_) => self.token()?.unwrap(entry, print).await,
+            SealEntry::Pkcs11(_) => self.named()?.unwrap(entry, print).await,
         }
+    }
+
+    fn token(&self) -> Option<Arc<dyn Seal>> {
+        self.token.read().clone()
     }
 
     fn use_token(&self, token: Arc<dyn Seal>) {
@@ -80,7 +84,7 @@ impl Seal for Seals {
 
     async fn settle(&self, record: &SealRecord) {
         self.file.settle(record).await;
-        let token = self.token.read().clone();
+        let token = self.token();
         if let Some(token) = token {
             token.settle(record).await;
         }

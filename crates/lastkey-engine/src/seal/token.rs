@@ -105,6 +105,12 @@ struct Open<'a> {
     session: Session,
     mechanisms: Vec<MechanismType>,
     config: &'a TokenConfig,
+    found: Found,
+}
+
+/// Which token it is, as it says itself.
+struct Found {
+    label: String,
     serial: String,
 }
 
@@ -144,7 +150,7 @@ impl Shared {
     }
 
     fn log_in<'a>(&'a self, module: &Pkcs11, pin: &AuthPin) -> Result<Open<'a>, SealError> {
-        let (slot, serial) = self.find(module)?;
+        let (slot, found) = self.find(module)?;
         // Read and write: a key may have to be made.
         let session = module.open_rw_session(slot).map_err(|error| failed(&error))?;
         match session.login(UserType::User, Some(pin)) {
@@ -164,17 +170,17 @@ impl Shared {
             Err(error) => return Err(failed(&error)),
         }
         let mechanisms = module.get_mechanism_list(slot).map_err(|error| failed(&error))?;
-        Ok(Open { session, mechanisms, config: &self.config, serial })
+        Ok(Open { session, mechanisms, config: &self.config, found })
     }
 
     /// The one token of that label.
-    fn find(&self, module: &Pkcs11) -> Result<(Slot, String), SealError> {
+    fn find(&self, module: &Pkcs11) -> Result<(Slot, Found), SealError> {
         let wanted = &self.config.token;
         let slots = module.get_slots_with_initialized_token().map_err(|error| failed(&error))?;
         let mut found = slots.into_iter().filter_map(|slot| {
             let info = module.get_token_info(slot).ok()?;
-            let named = info.label() == wanted || info.serial_number() == wanted;
-            named.then(|| (slot, info.serial_number().to_owned()))
+            let (label, serial) = (info.label().to_owned(), info.serial_number().to_owned());
+            (label == *wanted || serial == *wanted).then_some((slot, Found { label, serial }))
         });
         match (found.next(), found.next()) {
             (Some(one), None) => Ok(one),
@@ -251,7 +257,7 @@ impl Open<'_> {
         };
         Ok(TokenEntry {
             token: token.clone(),
-            serial: self.serial.clone(),
+            serial: self.found.serial.clone(),
             key: label.clone(),
             mechanism,
             wrapped,
@@ -342,17 +348,23 @@ impl Open<'_> {
     }
 
     fn unwrap(&self, entry: &TokenEntry) -> Result<KeyMaterial, SealError> {
-        let TokenEntry { token, key: label, mechanism, wrapped, .. } = entry;
-        let missing = || {
-            SealError::TokenRefused(format!(
+        let TokenEntry { key: label, mechanism, wrapped, .. } = entry;
+        let Some(key) = self.key(label)? else {
+            let token = &self.config.token;
+            let missing = SealError::TokenRefused(format!(
                 "token {token:?} has no key called {label:?}, which the root key was encrypted with"
-            ))
+            ));
+            return Err(self.found.instead_of(entry, token, missing));
         };
-        let key = self.key(label)?.ok_or_else(missing)?;
-        let root = match mechanism {
-            TokenMechanism::AesGcm => self.decrypt(key, wrapped)?,
-            TokenMechanism::AesKeyWrap => self.key_unwrap(key, wrapped)?,
+        let opened = match mechanism {
+            TokenMechanism::AesGcm => self.decrypt(key, wrapped),
+            TokenMechanism::AesKeyWrap => self.key_unwrap(key, wrapped),
         };
+        let root = opened.map_err(|error| match self.session.get_session_info() {
+            Ok(_) => self.found.instead_of(entry, &self.config.token, error),
+            // It is away, whichever it is.
+            Err(_) => error,
+        })?;
         let key = KeyMaterial::from_slice(&root);
         if key.len() == ROOT_KEY_BYTES {
             Ok(key)
@@ -360,6 +372,37 @@ impl Open<'_> {
             Err(SealError::WrongRoot(SealKind::Pkcs11))
         }
     }
+}
+
+impl Found {
+    /// What to say where the token that was `named` failed, and may not be the one that the root
+    /// key was encrypted on. One of the same label may well be: a key that was cloned to other
+    /// hardware has another serial number beside it. What may pass on that one is tried again.
+    fn instead_of(&self, entry: &TokenEntry, named: &str, failed: SealError) -> SealError {
+        let TokenEntry { token, serial, .. } = entry;
+        let Self { label, serial: found } = self;
+        if serial == found {
+            return failed;
+        }
+        match failed {
+            SealError::Token(failed) if token == label => SealError::Token(format!(
+                "{failed} (the root key was encrypted on serial {serial}, and this is serial \
+                 {found}: if its key is no clone, name the right one)"
+            )),
+            SealError::Token(failed) | SealError::TokenRefused(failed) => {
+                other(entry, (named, found), &failed)
+            }
+            failed => other(entry, (named, found), &failed.to_string()),
+        }
+    }
+}
+
+fn other(entry: &TokenEntry, (named, found): (&str, &str), failed: &str) -> SealError {
+    let TokenEntry { token, serial, key, .. } = entry;
+    SealError::TokenRefused(format!(
+        "the root key was encrypted by key {key:?} of token {token:?} (serial {serial}), but \
+         --pkcs11-token names {named:?} (serial {found}): {failed}; name the right one"
+    ))
 }
 
 /// The root key on its way through the token: of this session alone, and to be read.
@@ -426,6 +469,61 @@ impl Seal for TokenSeal {
         self.blocking(move |open| open.unwrap(&entry)).await
     }
 
+    fn place(&self) -> Option<String> {
+        let TokenConfig { module, token, key, .. } = &self.shared.config;
+        // Another module may show a token of the same label.
+        let module = std::path::absolute(module).unwrap_or_else(|_| module.clone());
+        Some(format!("token {token}, key {key}, module {}", module.display()))
+    }
+
     /// The key on the token stays, whatever it was used for: it is not ours to destroy.
     async fn settle(&self, _: &SealRecord) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_of_the_same_label_by_another_module_is_in_another_place() {
+        let by = |module: &str| {
+            let (token, key) = ("lab".to_owned(), "lastkey".to_owned());
+            let pin_file = PathBuf::from("/pin");
+            TokenSeal::new(TokenConfig { module: module.into(), token, key, pin_file }).place()
+        };
+        assert_eq!(by("/one.so").unwrap(), "token lab, key lastkey, module /one.so");
+        assert_ne!(by("/one.so"), by("/two.so"));
+    }
+
+    #[test]
+    fn what_may_pass_on_a_token_of_the_same_label_is_tried_again() {
+        let entry = TokenEntry {
+            token: "lab".to_owned(),
+            serial: "1".to_owned(),
+            key: "lastkey".to_owned(),
+            mechanism: TokenMechanism::AesGcm,
+            wrapped: Vec::new(),
+        };
+        let says = |label: &str, serial: &str, failed| {
+            let found = Found { label: label.to_owned(), serial: serial.to_owned() };
+            let error = found.instead_of(&entry, label, failed);
+            (error.is_transient(), error.to_string())
+        };
+        let busy = || SealError::Token("it is busy".to_owned());
+        assert_eq!(says("lab", "1", busy()), (true, busy().to_string()));
+        let (tried_again, clone) = says("lab", "2", busy());
+        assert!(
+            tried_again && clone.contains("it is busy (") && clone.contains("serial 2"),
+            "{clone}"
+        );
+        let (tried_again, other) = says("other", "2", busy());
+        assert!(!tried_again && other.contains("token \"lab\" (serial 1)"), "{other}");
+        // A key that is another one, or none, stays that.
+        for failed in
+            [SealError::WrongRoot(SealKind::Pkcs11), SealError::TokenRefused("no key".to_owned())]
+        {
+            let (tried_again, said) = says("lab", "2", failed);
+            assert!(!tried_again && said.contains("(serial 2)"), "{said}");
+        }
+    }
 }

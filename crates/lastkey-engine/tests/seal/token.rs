@@ -114,6 +114,10 @@ impl Seal for Token {
         Ok(KeyMaterial::from_slice(self.kept.lock()[at].expose()))
     }
 
+    fn place(&self) -> Option<String> {
+        Some(format!("token {}", self.label))
+    }
+
     async fn settle(&self, _: &SealRecord) {}
 }
 
@@ -332,13 +336,50 @@ async fn keepers_give_their_shares_for_the_token_that_the_first_has_named() {
     wrong.says(Says::WrongPin);
     to_token(&instance, Some(&wrong), Some(&shares[0])).await.unwrap();
     assert!(to_token(&instance, None, Some(&shares[1])).await.is_err());
-    // The failed one has left nothing.
-    to_token(&instance, None, Some(&shares[0])).await.unwrap();
-    let none = to_token(&instance, None, Some(&shares[1])).await.unwrap_err();
+    // The failed one has left nothing, and no share is given for a token that nobody named.
+    let none = to_token(&instance, None, Some(&shares[0])).await.unwrap_err();
     assert!(none.to_string().contains("--pkcs11-module"), "{none}");
+    assert_eq!((none.code(), instance.status().order), ("Rejected.Seal", None));
     to_token(&instance, Some(&token), Some(&shares[2])).await.unwrap();
-    to_token(&instance, Some(&late), Some(&shares[1])).await.unwrap();
+    assert_eq!(instance.status().target.as_deref(), Some("pkcs11, token token"));
+    // Nobody's share is used for another token than they named.
+    let other = to_token(&instance, Some(&late), Some(&shares[1])).await.unwrap_err();
+    assert_eq!(other.code(), "Rejected.OtherOrder");
+    assert!(other.to_string().contains("token token"), "{other}");
+    to_token(&instance, Some(&token), Some(&shares[1])).await.unwrap();
     assert_eq!(instance.status().seal.unwrap().token.as_deref(), Some("token"));
+    assert_readable(&instance, &blob).await;
+    instance.shutdown().await;
+}
+
+/// The one that the server uses then, which the first keeper means.
+#[tokio::test]
+async fn who_names_no_token_gives_their_share_for_the_one_that_is_used() {
+    let world = World::new();
+    let (used, other) = (Token::new("used"), Token::new("other"));
+    let instance = started_with(&world, world.store.clone(), (&used, SealKind::Shamir)).await;
+    let shares = texts(&instance.init(3, 2).await.unwrap());
+    unseal(&instance, &shares[..2]).await;
+    let blob = encrypted(&instance.engine().unwrap()).await;
+    to_token(&instance, None, Some(&shares[0])).await.unwrap();
+    assert_eq!(instance.status().target.as_deref(), Some("pkcs11, token used"));
+    let refused = to_token(&instance, Some(&other), Some(&shares[1])).await.unwrap_err();
+    assert_eq!(refused.code(), "Rejected.OtherOrder");
+    assert!(refused.to_string().contains("token used"), "{refused}");
+    let to_file = Order::Migrate { to: SealKind::File, splitting: None };
+    let refused = order(&instance, to_file, Some(&shares[1])).await.unwrap_err();
+    assert!(refused.to_string().contains("migrate to pkcs11, token used"), "{refused}");
+    to_token(&instance, None, Some(&shares[1])).await.unwrap();
+    assert_eq!(instance.status().seal.unwrap().token.as_deref(), Some("used"));
+    let query = lastkey_engine::audit::Query {
+        action: Some("ManageSeal".to_owned()),
+        limit: 100,
+        ..Default::default()
+    };
+    let query = lastkey_engine::command::QueryAudit { query };
+    let found = instance.engine().unwrap().execute(&caller(&instance), query).await.unwrap();
+    let named: Vec<_> = found.records.iter().map(|record| record["token"].as_str()).collect();
+    assert_eq!(named, [Some("token used"), Some("token other"), None, None]);
     assert_readable(&instance, &blob).await;
     instance.shutdown().await;
 }

@@ -34,6 +34,11 @@ print(json.dumps({
     "head": (b"\x01" + STORE + u(7, 8) + u(len(records), 8) + u(total, 32)).hex(),
     "mark": (b"\x02" + u(99, 8) + bytes([0xAB] * 32) + counts).hex(),
     "anchor": (b"\x01" + STORE + counts).hex(),
+    "checkpoint": (b"\x01" + u(7, 8) + u(104, 8) + bytes([0x33] * 32)).hex(),
+    "checkpoint_behind_a_lost_one": (
+        b"\x01" + u(7, 8) + u(104, 8) + bytes([0x33] * 32)
+        + u(4, 8) + u(80, 8) + bytes([0x22] * 32)
+    ).hex(),
     "parcel": (b"\x02" + u(98, 8) + b"\x03" + bytes([0x00, 0x7F, 0xFF]) + b'"time":"now"').hex(),
     "uses": (b"\x01" + u(2**40, 8)).hex(),
     "keyring": (

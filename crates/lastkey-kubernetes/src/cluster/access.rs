@@ -174,6 +174,11 @@ impl ServerUrl {
         self.tls
     }
 
+    /// The path below which everything is asked for; empty for none.
+    pub fn path(&self) -> &str {
+        &self.prefix
+    }
+
     pub(super) fn scheme(&self) -> &'static str {
         if self.tls { "https" } else { "http" }
     }

@@ -190,6 +190,20 @@ impl ApiServer {
         Page::parse(&reply.body).ok_or_else(|| self.garbage("something that is not a list"))
     }
 
+    /// Whether there is a namespace of that name; `None` where the account may not know.
+    ///
+    /// # Errors
+    /// When the apiserver cannot be asked.
+    pub async fn has_namespace(&self, name: &str) -> Result<Option<bool>, ApiError> {
+        let name = utf8_percent_encode(name, NON_ALPHANUMERIC);
+        match self.send(&Call::get(&format!("/api/v1/namespaces/{name}"))).await {
+            Ok(_) => Ok(Some(true)),
+            Err(ApiError::NotFound) => Ok(Some(false)),
+            Err(ApiError::Forbidden { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// One object as etcd has it now.
     ///
     /// # Errors

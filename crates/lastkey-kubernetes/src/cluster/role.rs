@@ -103,6 +103,12 @@ impl Role {
                 "verbs": ["list"],
             }));
         }
+        if self.migrate != Migrate::Cluster {
+            // Whether the namespace is there that a rotation is to be for.
+            rules.push(json!({
+                "apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"],
+            }));
+        }
         rules.push(json!({
             "nonResourceURLs": ["/metrics", "/readyz", "/readyz/*", "/version"], "verbs": ["get"],
         }));
@@ -245,6 +251,8 @@ mod tests {
         for rule in rules.iter().take(2) {
             assert_eq!(rule["verbs"], json!(["get", "list", "update"]));
         }
+        let named = json!({ "apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"] });
+        assert_eq!((rules.len(), &rules[2]), (4, &named));
         assert_eq!(objects[3]["rules"][0]["resourceNames"], json!(["lastkey"]));
         let yaml = role.yaml();
         let documents: Vec<Value> =

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use super::{
     EncryptionConfiguration, Finding, KeyShape, Kms, LocalKey, Named, Provider, ProviderKind, Rule,
-    decode::shown, golang, unknown,
+    decode::shown, golang, rules::resource_options, unknown,
 };
 
 /// A socket's address holds so many bytes (`sun_path`, less one for the end).
@@ -61,14 +61,27 @@ fn about_order(rule: &Rule, (earlier, later): (&[Rule], &[Rule]), findings: &mut
             names()
         );
         let fix = match only {
-            true => {
-                "put a provider that encrypts before it: `lastkey cluster enable NAME` does that at \
+            // without the names it would be for Secrets and what is encrypted already
+            true => format!(
+                "put a provider that encrypts before it: `lastkey cluster enable NAME{}` does that at \
                  all apiservers in the right order; `lastkey cluster config encryption` prints a file \
-                 for a new cluster"
-            }
+                 for a new cluster",
+                resource_options(writes.iter().map(|named| &named.name))
+            ),
             false => {
-                "move `- identity: {}` to the end of the list, restart the apiserver, then \
-                      `lastkey cluster rotate` to encrypt what is stored"
+                let kms =
+                    |provider: &Provider| matches!(provider.kind(), Some(ProviderKind::Kms(_)));
+                let anew = match rule.providers.get(1).is_some_and(kms) {
+                    true => "`lastkey cluster rotate NAME --keep-version`".to_owned(),
+                    false => format!(
+                        "`lastkey cluster enable NAME{}`",
+                        resource_options(writes.iter().map(|named| &named.name))
+                    ),
+                };
+                format!(
+                    "move `- identity: {{}}` to the end of the list, restart the apiserver, then \
+                     {anew} to encrypt what is stored"
+                )
             }
         };
         findings.push(Finding::error("identity-first", message).fix(fix).at(first.line));

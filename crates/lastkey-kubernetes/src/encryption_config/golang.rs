@@ -74,15 +74,33 @@ impl GoUrl {
     }
 }
 
+/// Why gRPC does not take what is dialled for a target, which it parses as a URL once more: with
+/// `passthrough:///` before it, if need be, so that only what no URL may have is refused.
+pub(super) fn check_target(socket: &str) -> Result<(), &'static str> {
+    let (text, fragment) = socket.split_once('#').unwrap_or((socket, ""));
+    let path = text.split('?').next().unwrap_or_default();
+    if text.bytes().any(is_control) {
+        return Err("its path has an escaped control character");
+    }
+    match unescape(path).and(unescape(fragment)) {
+        Some(_) => Ok(()),
+        None => Err("its path has an escaped % that starts no escape"),
+    }
+}
+
+fn is_control(byte: u8) -> bool {
+    byte < 0x20 || byte == 0x7f
+}
+
 /// Go's `url.Parse`; the error is why not.
 pub(super) fn parse_url(text: &str) -> Result<GoUrl, &'static str> {
-    if text.bytes().any(|b| b < 0x20 || b == 0x7f) {
-        return Err("it has control characters");
-    }
     let (text, fragment) = match text.split_once('#') {
         Some((text, fragment)) => (text, Some(fragment)),
         None => (text, None),
     };
+    if text.bytes().any(is_control) {
+        return Err("it has control characters");
+    }
     if let Some(fragment) = fragment {
         unescape(fragment).ok_or("it has a % that starts no escape")?;
     }
@@ -219,6 +237,20 @@ mod tests {
         assert_eq!(socket("run/a.sock"), is("", "", "run/a.sock"));
         assert_eq!(socket("tcp://localhost:80"), is("tcp", "localhost:80", ""));
         assert!(parse_url("unix:///run/a#b").unwrap().cut);
+        let target = |text: &str| check_target(&parse_url(text).unwrap().socket());
+        for good in [
+            "unix:///run/a%20b",
+            "unix:///a%25",
+            "unix:///a%2525",
+            "unix:///@a",
+            "unix:///a%3f%25z",
+        ] {
+            assert_eq!(target(good).is_ok(), good != "unix:///a%25", "{good}");
+        }
+        for bad in ["%00", "%0a", "%1f", "%7f", "%25zz", "%25", "%251", "%23%25zz", "b%0D"] {
+            assert!(target(&format!("unix:///a{bad}")).is_err(), "{bad}");
+            assert!(target(&format!("unix:///@a{bad}")).is_err(), "{bad}");
+        }
         for bad in [
             ":///a",
             "unix:///run/%zz",

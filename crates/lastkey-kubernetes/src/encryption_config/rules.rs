@@ -16,6 +16,16 @@ pub(super) fn is_not_rest(name: &str) -> bool {
     NOT_REST.contains(&name)
 }
 
+/// ` --resource NAME` for each of these names, as a shell takes it.
+pub fn resource_options(names: impl IntoIterator<Item: AsRef<str>>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
+    let quoted = |name: &str| match !name.is_empty() && name.chars().all(plain) {
+        true => name.to_owned(),
+        false => format!("'{}'", name.replace('\'', r"'\''")),
+    };
+    names.into_iter().map(|name| format!(" --resource {}", quoted(name.as_ref()))).collect()
+}
+
 /// Everything that is refused.
 pub(super) fn check(config: &EncryptionConfiguration, findings: &mut Vec<Finding>) {
     if config.rules.is_empty() {
@@ -30,8 +40,12 @@ pub(super) fn check(config: &EncryptionConfiguration, findings: &mut Vec<Finding
         check_overlap(rule, findings);
         if rule.providers.is_empty() {
             let message = "this rule has no provider";
-            let fix = "copy the file from another control-plane node; where they are all like this one, \
-                       `lastkey cluster enable NAME` adds one, at all apiservers in the right order";
+            let fix = format!(
+                "copy the file from another control-plane node; where they are all like this one, write \
+                 `- identity: {{}}` for it, then `lastkey cluster enable NAME{}` adds one, at all \
+                 apiservers in the right order",
+                resource_options(rule.resources.iter().map(|named| &named.name))
+            );
             findings.push(Finding::error("no-providers", message).fix(fix).at(rule.line));
         }
         for provider in &rule.providers {
@@ -245,7 +259,12 @@ fn check_endpoint(kms: &Kms, say: &mut impl FnMut(Finding)) {
             let message = format!("the endpoint {endpoint} is no unix socket");
             say(Finding::error("kms-endpoint", message).fix(fix));
         }
-        Ok(_) => {}
+        Ok(url) => {
+            if let Err(why) = golang::check_target(&url.socket()) {
+                let message = format!("the endpoint {endpoint} cannot be dialled: {why}");
+                say(Finding::error("kms-endpoint", message).fix(fix));
+            }
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! Where go-yaml v2, which an apiserver reads with, differs from YAML 1.2 and our parser: encodings,
-//! ends of lines, directives, and tabs.
+//! ends of lines, directives, names of anchors, comments, and tabs.
 
 use std::ops::RangeInclusive;
 
-use granit_parser::{Event, Span, StructureStyle};
+use granit_parser::{ErrorKind, Event, Parser, Scanner, Span, StrInput, StructureStyle, TokenType};
 use zeroize::Zeroizing;
 
-use super::{Finding, Text};
+use super::{Finding, Text, decode::shown};
 
 /// A file's bytes as text. What is no UTF-8 is refused in YAML and patched up in JSON, as Go does;
 /// UTF-16 with a byte order mark is taken.
@@ -88,6 +88,97 @@ pub(super) fn directive(text: &str) -> Option<Finding> {
         }
     }
     None
+}
+
+/// An anchor or alias whose name go-yaml does not take (`yaml_parser_scan_anchor`), in the first
+/// document: it knows ASCII letters, digits, `-` and `_`, and no bracket right behind them.
+pub(super) fn anchor(text: &str) -> Option<Finding> {
+    if !text.contains(['&', '*']) {
+        return None;
+    }
+    let mut began = false;
+    // what cannot be scanned is told by the parser
+    for token in Scanner::new(StrInput::new(text)).map_while(Result::ok) {
+        let (span, token) = token.into_parts();
+        let name = match &token {
+            TokenType::Anchor(name) | TokenType::Alias(name) => name,
+            TokenType::DocumentEnd => return None,
+            TokenType::DocumentStart if began => return None,
+            other => {
+                began |= !matches!(
+                    other,
+                    TokenType::StreamStart
+                        | TokenType::VersionDirective(..)
+                        | TokenType::TagDirective(..)
+                );
+                continue;
+            }
+        };
+        began = true;
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let behind = span.end.byte_offset().and_then(|end| text.get(end..));
+        let bracket = behind.is_some_and(|behind| behind.starts_with(['[', '{']));
+        if bracket || !name.chars().all(known) {
+            let message = format!(
+                "the file cannot be read: the anchor {} is named in a way that an apiserver does not \
+                 take",
+                shown(name)
+            );
+            let fix = "name it with letters, digits, - and _ alone, and write a blank behind it";
+            let finding = Finding::error("syntax", message).fix(fix);
+            return Some(finding.at(Some(span.start.line())));
+        }
+    }
+    None
+}
+
+/// Whether an apiserver takes a `#` behind this for a comment without a blank between: what ends there
+/// needs none behind it, a bracket, a comma, quotes, or a block scalar's head.
+fn ends_by_itself(before: &str) -> bool {
+    let head = before.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-'));
+    let head = head.strip_suffix(['|', '>']).is_some_and(|rest| rest.ends_with([' ', '\t']));
+    head || before.ends_with(['[', ']', '{', '}', ',', '"', '\''])
+}
+
+/// So much text is gone through anew, at most, for comments that have no blank before them.
+const MOST_WORK: usize = 4 << 20;
+
+/// The text with a blank before each comment that has none where go-yaml needs none and our parser
+/// one; `None` where there is no such comment. Lines stay as they are.
+pub(super) fn spaced(text: &str) -> Option<Text> {
+    let places = text.match_indices('#').filter(|(at, _)| ends_by_itself(&text[..*at])).count();
+    let most = places.min(MOST_WORK / text.len().max(1));
+    let mut found: Option<Text> = None;
+    for _ in 0..most {
+        let now = found.as_ref().map_or(text, |found| found.as_str());
+        let Some(at) = unspaced(now) else { break };
+        let (before, after) = now.split_at_checked(at)?;
+        let mut next = Zeroizing::new(String::with_capacity(now.len() + 1));
+        next.push_str(before);
+        next.push(' ');
+        next.push_str(after);
+        found = Some(next);
+    }
+    found
+}
+
+/// Where the first such comment begins, if it is what ends reading the first document.
+fn unspaced(text: &str) -> Option<usize> {
+    let mut error = None;
+    for next in Parser::new_from_str(text) {
+        match next {
+            Ok((Event::DocumentEnd, _)) => return None,
+            Ok(_) => {}
+            Err(found) => {
+                error = Some(found);
+                break;
+            }
+        }
+    }
+    let error = error?;
+    let (before, after) = text.split_at_checked(error.marker().byte_offset()?)?;
+    let is_comment = *error.kind() == ErrorKind::CommentNotSeparated && after.starts_with('#');
+    (is_comment && ends_by_itself(before)).then_some(before.len())
 }
 
 /// Tabs outside brackets, quotes and block scalars: none may begin a line or follow a dash.

@@ -414,3 +414,94 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn names_of_anchors_are_go_yamls() {
+    let file = |anchor: &str, alias: &str| {
+        let local = format!("secretbox: {{keys: [{{name: k, secret: {KEY}}}]}}");
+        format!(
+            "{HEAD}resources:\n- resources: [secrets]\n  providers: {anchor}\n  - {local}\n- resources: \
+             [configmaps]\n  providers: {alias}\n"
+        )
+    };
+    for name in ["p", "local-keys_2", "A-1"] {
+        assert_eq!(errors(&file(&format!("&{name}"), &format!("*{name}"))), [""; 0], "{name}");
+    }
+    for name in ["local-keys.v1", "a.b", "a/b", "a:b", "a@b", "ключ", "a#b"] {
+        let found = examine(&file(&format!("&{name}"), &format!("*{name}"))).findings;
+        let found = found.iter().find(|one| one.severity == Severity::Error).expect(name);
+        assert_eq!((found.code, found.line), ("syntax", Some(5)), "{name}");
+        assert!(found.message.contains("the anchor"), "{found:?}");
+    }
+    // a bracket right behind it
+    for list in ["&p[secrets]", "&p{}"] {
+        assert_eq!(errors(&secrets("  - identity: {}\n").replace("[secrets]", list)), ["syntax"]);
+    }
+    // in values and behind the first document these are no anchors
+    let quoted = secrets("  - identity: {}\n").replace("[secrets]", "['&a.b', \"*a.b\"] # &a.b");
+    assert!(!errors(&quoted).contains(&"syntax"), "{:?}", errors(&quoted));
+}
+
+/// go-yaml wants no blank before a comment where what comes before it ends by itself.
+#[test]
+fn comments_need_no_blank() {
+    let plain = format!(
+        "{HEAD}resources:\n- resources: [secrets]\n  providers:\n  - secretbox:\n      keys:\n      \
+         - name: k\n        secret: |\n          {KEY}\n  - identity: {{}}\n"
+    );
+    assert_eq!(errors(&plain), [""; 0]);
+    for (from, to) in [
+        ("[secrets]", "[secrets]#all"),
+        ("[secrets]", "[#c\n  secrets,#all\n  configmaps\n  ]"),
+        ("[secrets]", "[#c\n  'secrets'#all\n  ]#b"),
+        ("identity: {}", "identity: {}#c # d"),
+        ("identity: {}", "identity: {#\n   }#"),
+        ("EncryptionConfiguration", "\"EncryptionConfiguration\"#c"),
+        ("EncryptionConfiguration", "'EncryptionConfiguration'#c"),
+        ("|", "|#c"),
+        ("|", "|-#c"),
+        ("|", "|2#c"),
+        ("|", ">+2#ключ"),
+    ] {
+        let text = plain.replace(from, to);
+        let found = examine(&text);
+        assert!(!found.has_errors(), "{to}: {:?}", found.findings);
+        let identity = found.findings.iter().find(|one| one.code == "identity-last").expect(to);
+        let lines = text.lines().count() - usize::from(to.contains("{#"));
+        assert_eq!(identity.line, Some(lines), "{to}: lines are those of the file");
+    }
+    // where it is none, or wants one
+    for (from, to) in
+        [("|", "|x#c"), ("[secrets]", "&a#c [secrets]"), ("[secrets]", "[secrets]x#c")]
+    {
+        assert_eq!(errors(&plain.replace(from, to)), ["syntax"], "{to}");
+    }
+    // too many to go on
+    let many = plain.replace("[secrets]", &format!("[{}secrets]", "a,#\n".repeat(2_000)));
+    let found = examine(&many).findings;
+    assert_eq!(found[0].fix, "put a blank before the #", "{found:?}");
+}
+
+/// `enable` without names is for Secrets and what is encrypted already.
+#[test]
+fn what_is_in_clear_is_named_in_its_fix() {
+    let rule =
+        |resources: &str| format!("- resources: {resources}\n  providers: [{{identity: {{}}}}]\n");
+    let text = format!(
+        "{HEAD}resources:\n{}{}{}",
+        rule("[secrets, widgets.example.org]"),
+        rule("[configmaps]"),
+        rule("['*.apps', configmaps]")
+    );
+    let findings = examine(&text).findings;
+    let fixes = findings.iter().filter(|one| one.code == "identity-first").map(|one| &one.fix);
+    let fixes: Vec<&String> = fixes.collect();
+    for (fix, options) in fixes.iter().zip([
+        "NAME --resource secrets --resource widgets.example.org`",
+        "NAME --resource configmaps`",
+        "NAME --resource '*.apps'`",
+    ]) {
+        assert!(fix.contains(&format!("`lastkey cluster enable {options}")), "{fix}");
+    }
+    assert_eq!(fixes.len(), 3);
+}

@@ -7,7 +7,7 @@
 use std::{collections::HashMap, fmt, rc::Rc};
 
 use base64::Engine as _;
-use granit_parser::{Event, Parser, ScalarStyle, Tag};
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Tag};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::{
     Finding, Text,
     local_keys::GO_BASE64,
-    strict::{Tabs, directive, hidden_break},
+    strict::{Tabs, anchor, directive, hidden_break, spaced},
 };
 
 /// Deeper nesting is refused: what a configuration needs is six levels.
@@ -185,11 +185,15 @@ fn read_yaml(text: &str, findings: &mut Vec<Finding>) -> Result<Rc<Node>, Findin
     if let Some(finding) = hidden_break(text).or_else(|| directive(text)) {
         return Err(finding);
     }
+    let spaced = spaced(text);
+    let text = spaced.as_ref().map_or(text, |text| text.as_str());
+    if let Some(finding) = anchor(text) {
+        return Err(finding);
+    }
     let mut tabs = Tabs::default();
     let mut events = Parser::new_from_str_with_options(text, options);
     for next in &mut events {
-        // the library's words name characters and anchors, never a scalar
-        let (event, span) = next.map_err(|e| syntax(e.info(), Some(e.marker().line())))?;
+        let (event, span) = next.map_err(|error| unread(&error))?;
         tabs.take(&event, &span);
         if matches!(event, Event::DocumentEnd) {
             break;
@@ -207,9 +211,18 @@ fn read_yaml(text: &str, findings: &mut Vec<Finding>) -> Result<Rc<Node>, Findin
     Ok(builder.root.unwrap_or_else(|| node(Value::Null, None)))
 }
 
+/// What our parser refuses: its words name characters and anchors, never a scalar.
+fn unread(error: &ScanError) -> Finding {
+    let finding = syntax(error.info(), Some(error.marker().line()));
+    match error.kind() {
+        ErrorKind::CommentNotSeparated => finding.fix("put a blank before the #"),
+        _ => finding,
+    }
+}
+
 /// Where another document starts that holds anything, even if it cannot be read.
 fn second_document<'t>(
-    events: impl Iterator<Item = Result<(Event<'t>, granit_parser::Span), granit_parser::ScanError>>,
+    events: impl Iterator<Item = Result<(Event<'t>, granit_parser::Span), ScanError>>,
 ) -> Option<usize> {
     for next in events {
         match next {

@@ -48,7 +48,7 @@ pub(super) struct View {
     /// The key's own id, as last heard.
     pub(super) id: Option<KeyId>,
     pub(super) standing: Standing,
-    /// Names the server's last answer.
+    /// Names the server's last answer; empty once a question had none.
     pub(super) token: String,
     /// When the server last answered.
     pub(super) last_contact: Option<Uptime>,
@@ -60,6 +60,8 @@ pub(super) struct View {
     pub(super) doubt: Option<Doubt>,
     /// Whether a generation that was left was named again, since leases ended last.
     pub(super) is_split: bool,
+    /// Who is asked, for people.
+    servers: String,
     left: Left,
     /// When the server was asked what it last answered: the answer is no younger than that.
     leased_from: Option<Uptime>,
@@ -92,10 +94,8 @@ pub(super) enum Standing {
 /// Why an answer is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Doubt {
-    #[error("the server names no key version")]
-    NoVersion,
-    #[error("the server's key id is not that of its key version")]
-    OtherKeyId,
+    #[error("{0}")]
+    Contradicts(&'static str),
     #[error(
         "two of the servers do not share a store: one names a key id again that another one has \
          replaced; serve a data directory once, no copy and no earlier state of it beside it, and \
@@ -108,7 +108,7 @@ impl Doubt {
     /// The kind of failure as which it is counted.
     pub(super) fn kind(self) -> &'static str {
         match self {
-            Self::NoVersion | Self::OtherKeyId => "garbage",
+            Self::Contradicts(_) => "garbage",
             Self::Split => "split",
         }
     }
@@ -142,11 +142,17 @@ impl View {
             retired: String::new(),
             doubt: None,
             is_split: false,
+            servers: String::new(),
             left: Left::default(),
             leased_from: None,
             lease: DEFAULT_LEASE,
             wanted,
         }
+    }
+
+    /// Names who is asked, for as long as none of them has said a word.
+    pub(super) fn asking(self, servers: String) -> Self {
+        Self { servers, ..self }
     }
 
     /// The view after one more answer or failure, to a question of that time.
@@ -182,11 +188,19 @@ impl View {
         [reads, writes].into_iter().all(|wanted| self.left(now, wanted).is_zero())
     }
 
-    /// How long the server may hold its next answer back, so that leases don't end meanwhile.
+    /// How long the server may hold its next answer back, in whole seconds, so that leases don't end
+    /// meanwhile; not at all if it did not answer last.
+    ///
+    /// An answer that was held back is that old already when the next question begins. So with a third
+    /// of a lease for each, and half of that more until a silent server is given up, there is time left
+    /// to ask another one.
     pub(super) fn patience(&self, longest: Duration) -> Duration {
+        if !self.standing.is_heard() || self.token.is_empty() {
+            return Duration::ZERO;
+        }
         let Leases { reads, writes } = self.wanted;
         let shortest = [reads, writes].into_iter().flatten().fold(self.lease, Duration::min);
-        (shortest / 3).clamp(Duration::from_secs(1), longest)
+        Duration::from_secs((shortest / 3).as_secs()).clamp(Duration::from_secs(1), longest)
     }
 
     fn left(&self, now: Uptime, wanted: Option<Duration>) -> Duration {
@@ -195,19 +209,35 @@ impl View {
         used.map_or(Duration::ZERO, |used| lease.saturating_sub(used))
     }
 
-    /// What Status answers; its failures are for a key that must not be used.
+    /// What Status answers; its failures are for a key that must not be used, be it because nobody has
+    /// said for a whole lease that it may.
     pub(super) fn announce(&self, now: Uptime) -> Result<Announcement, Problem> {
         let starting = || Problem::Starting(None);
         let key = self.key.ok_or_else(starting);
         let say = |healthz: String, key| Announcement { healthz, key, key_id: self.key_id.clone() };
         match &self.standing {
-            Standing::Starting { problem } => Err(Problem::Starting(problem.clone())),
+            Standing::Starting { problem } => {
+                Err(Problem::Starting(Some(self.waits_for(problem.as_deref()))))
+            }
             Standing::Refused(refusal) => Err(Problem::Key(refusal.clone())),
+            // a question is under way, and for too long
+            Standing::Usable if self.left(now, self.wanted.writes).is_zero() => {
+                Err(Problem::LeaseOver("it has not answered since".to_owned()))
+            }
             Standing::Usable => Ok(say("ok".to_owned(), key?)),
             Standing::Away { problem } if self.left(now, self.wanted.writes).is_zero() => {
                 Err(Problem::LeaseOver(problem.clone()))
             }
             Standing::Away { problem } => Ok(say(["server unavailable: ", problem].concat(), key?)),
+        }
+    }
+
+    /// Whom a plugin that starts asks, all of them: a failure is only one of theirs, and not every one
+    /// says whose.
+    fn waits_for(&self, problem: Option<&str>) -> String {
+        match problem {
+            None => format!("no answer from {} so far", self.servers),
+            Some(problem) => format!("{problem}; asked: {}", self.servers),
         }
     }
 
@@ -286,6 +316,7 @@ impl View {
             retired: status.retired,
             doubt: None,
             is_split: self.is_split,
+            servers: self.servers,
             left,
             leased_from: Some(asked),
             lease,
@@ -316,11 +347,7 @@ impl View {
 
 /// The generation that an answer names, and its key id, if that is to be believed.
 fn believed(status: &PluginStatus, left: &Left) -> Result<(PluginKey, String), Doubt> {
-    let key = PluginKey::from(status.generation().ok_or(Doubt::NoVersion)?);
-    let key_id = key.key_id();
-    if status.plugin_key_id.as_deref() != Some(key_id.as_str()) {
-        return Err(Doubt::OtherKeyId);
-    }
+    let (key, key_id) = status.plugin_key().map_err(Doubt::Contradicts)?;
     match left.has(&key) {
         true => Err(Doubt::Split),
         false => Ok((key, key_id)),
@@ -542,13 +569,52 @@ mod tests {
             let wanted = Leases { reads: Some(seconds(wanted)), writes: None };
             let view = View::starting(wanted).after(Ok(usable()), THEN);
             assert_eq!(view.reads_left(NOW), seconds(left));
-            assert_eq!(view.patience(seconds(30)), (seconds(left) / 3).max(seconds(1)));
+            assert_eq!(view.patience(seconds(30)), seconds((left / 3).max(1)));
         }
         let short = Leases { reads: None, writes: Some(seconds(10)) };
         let away = View::starting(short).after(Ok(usable()), THEN).after(Err(unreachable()), THEN);
-        assert!(away.announce(NOW + seconds(9)).is_ok());
-        assert!(away.announce(NOW + seconds(10)).is_err());
+        let good = View::starting(short).after(Ok(usable()), THEN);
+        for view in [away.clone(), good] {
+            assert!(view.announce(NOW + seconds(9)).is_ok());
+            assert!(view.announce(NOW + seconds(10)).is_err());
+        }
         assert_eq!(away.reads_left(NOW + seconds(10)), seconds(50));
+    }
+
+    /// For a failure is that of one, or names none.
+    #[test]
+    fn a_plugin_that_starts_names_all_whom_it_asks() {
+        let view = View::starting(Leases::default()).asking("https://s and https://t".to_owned());
+        let said = |view: &View| view.announce(NOW).unwrap_err().to_string();
+        let silent = said(&view);
+        assert!(silent.ends_with(": no answer from https://s and https://t so far"), "{silent}");
+        let sealed = ClientError::Api(ApiError {
+            status: http::StatusCode::SERVICE_UNAVAILABLE,
+            code: "ServiceUnavailableTemporary".into(),
+            message: "sealed".into(),
+            request_id: None,
+            dependants: Vec::new(),
+        });
+        for failure in [unreachable(), sealed] {
+            let failed = said(&view.after(Err(failure), THEN));
+            assert!(failed.ends_with("; asked: https://s and https://t"), "{failed}");
+        }
+    }
+
+    /// Whoever was not answered asks whom he can, and does not wait for news.
+    #[test]
+    fn only_a_server_that_answered_last_may_hold_its_answer_back() {
+        let longest = Duration::from_secs(30);
+        let starting = View::starting(Leases::default());
+        let failed = starting.after(Err(unreachable()), THEN);
+        for view in [&starting, &failed] {
+            assert!(view.patience(longest).is_zero());
+            for outcome in [Ok(usable()), Ok(disabled()), Err(denied())] {
+                let heard = view.after(outcome, THEN);
+                assert!(!heard.patience(longest).is_zero());
+                assert!(heard.after(Err(unreachable()), THEN).patience(longest).is_zero());
+            }
+        }
     }
 
     #[test]

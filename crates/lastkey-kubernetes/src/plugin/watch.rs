@@ -1,6 +1,14 @@
 //! The one task that asks the server about the key: a long poll, so that a change is known within
 //! a round trip, and a quick retry while the server is away.
 //!
+//! 1. A question that need not wait goes to whichever address answers: the first one, and each after
+//!    a failure.
+//! 2. Only who has answered is asked to hold the next answer back until there is news.
+//! 3. Where that fails, a question that need not wait follows at once; only if that fails, too, is
+//!    the server away. A refusal is no failure: nobody else is asked. Where a question that need not
+//!    wait is asked of several, a slow refusal may come after another address's answer, which only
+//!    addresses that share no store can give.
+//!
 //! Everything heard goes through this task, in order, so that an old answer never replaces a newer
 //! one and no key id comes back after it was left, also where two servers of different memory answer
 //! in turn ([`View`]).
@@ -20,7 +28,7 @@ use tokio::{
 use super::{
     memory::Memory,
     metrics::Metrics,
-    problem::failure_kind,
+    problem::{failure_kind, refuses_the_key},
     view::{Doubt, Standing, Uptime, View, uptime},
 };
 
@@ -56,19 +64,19 @@ impl Watch {
             memory.prepare().await;
         }
         let mut pause = FIRST_PAUSE;
-        let mut wait = LONG_POLL;
+        let mut longest = LONG_POLL;
         loop {
-            let (next, asked) = (Instant::now() + PACE, uptime());
-            wait = wait.min(self.view.borrow().patience(LONG_POLL));
-            let outcome = tokio::select! {
-                outcome = self.ask(wait) => outcome,
+            let next = Instant::now() + PACE;
+            let wait = longest.min(self.view.borrow().patience(LONG_POLL));
+            let (outcome, asked) = tokio::select! {
+                heard = self.hear(wait) => heard,
                 // the question under way may predate what the caller has seen
                 () = self.refresh.notified() => {
-                    wait = Duration::ZERO;
+                    longest = Duration::ZERO;
                     continue;
                 }
             };
-            wait = LONG_POLL;
+            longest = LONG_POLL;
             if self.take(outcome, asked) {
                 pause = FIRST_PAUSE;
             } else {
@@ -82,16 +90,25 @@ impl Watch {
         }
     }
 
-    async fn ask(&self, wait: Duration) -> Result<PluginStatus, ClientError> {
-        let known = self.view.borrow().token.clone();
+    /// What a server answers, and when it was asked that.
+    async fn hear(&self, wait: Duration) -> (Result<PluginStatus, ClientError>, Uptime) {
+        let (asked, known) = (uptime(), self.view.borrow().token.clone());
+        match self.ask(&known, wait).await {
+            Err(error) if !wait.is_zero() && says_nothing(&error) => {
+                tracing::debug!(%error, "asking whoever answers");
+                self.metrics.memory().failed(failure_kind(&error));
+                // without what is known, as after every failure
+                let asked = uptime();
+                (self.ask("", Duration::ZERO).await, asked)
+            }
+            outcome => (outcome, asked),
+        }
+    }
+
+    async fn ask(&self, known: &str, wait: Duration) -> Result<PluginStatus, ClientError> {
         let instance = self.memory.as_ref().and_then(|memory| memory.id());
-        let question = PluginStatusRequest {
-            key: &self.key,
-            cluster: self.cluster,
-            known: &known,
-            wait,
-            instance,
-        };
+        let question =
+            PluginStatusRequest { key: &self.key, cluster: self.cluster, known, wait, instance };
         self.client.plugin_status(question).await
     }
 
@@ -125,6 +142,12 @@ impl Watch {
         }
         answered && new.doubt.is_none()
     }
+}
+
+/// Whether another address of the server's might say more; one that is overloaded has said enough.
+fn says_nothing(error: &ClientError) -> bool {
+    let is_away = error.api().is_none_or(|said| matches!(said.status.as_u16(), 503 | 504));
+    is_away && refuses_the_key(error).is_none()
 }
 
 /// One line for each change, none for what stays as it was.

@@ -106,7 +106,7 @@ impl Worker {
         if tally.new == 0 && tally.objects > 0 {
             return Err(RotateError::OtherProvider { objects: tally.objects }.into());
         }
-        if !self.behind(claim).await?.is_empty() {
+        if !self.behind(claim, false).await?.is_empty() {
             // An apiserver fell back, or the key was rotated once more.
             claim.state.begin_pass();
             self.save(claim, Some(RotationPhase::Converging), false).await?;

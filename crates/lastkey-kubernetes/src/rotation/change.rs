@@ -16,9 +16,12 @@ use lastkey_crypto::{Entropy as _, SystemEntropy};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::{ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker, convergence};
+use super::{
+    ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker,
+    loads::{Loads, RELOADS_WITHIN},
+    new_keys::holds_keys,
+};
 use crate::{
-    doctor::is_yes,
     encryption_config::{
         Edited, EncryptionConfiguration, Kms, Provider, ProviderKind, Rule, apply, examine,
         readable,
@@ -34,8 +37,6 @@ use crate::{
 
 /// A file that somebody is just copying looks odd for a moment; this many looks in a row it may.
 const ODD_LOOKS: u32 = 5;
-/// After so long without a sign, an apiserver will not load anything by itself.
-const RELOADS_WITHIN: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// What is kept of a change, beside what is kept of a rotation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -87,6 +88,8 @@ pub struct ConfigEvent {
     pub kept: Option<PathBuf>,
     /// Why it has to be put in place by somebody else, and its content, which may hold keys.
     pub by_hand: Option<(String, Zeroizing<String>)>,
+    /// Whether that content holds keys.
+    pub holds_keys: bool,
     /// Whether comments were lost.
     pub comments_lost: bool,
 }
@@ -154,10 +157,11 @@ impl Worker {
 
     /// Waits until every apiserver can work with its KMS providers, and with our key if `ours`.
     async fn until_none_behind(&self, claim: &mut Claim, ours: bool) -> Result<(), Stop> {
-        let mut told = Vec::new();
+        let (began, mut told) = (Instant::now(), Vec::new());
         loop {
+            let late = began.elapsed() >= RELOADS_WITHIN;
             let behind = match ours {
-                true => convergence::behind(&self.api, &claim.rotation.plugin_key_id).await,
+                true => self.not_told(claim, late).await,
                 false => self.unhealthy().await,
             };
             if behind.is_empty() {
@@ -319,6 +323,7 @@ impl Worker {
             hash: step.after.clone(),
             kept: None,
             by_hand: None,
+            holds_keys: false,
             comments_lost: edited.comments_lost,
         };
         let why = match hands.by_hand {
@@ -339,6 +344,10 @@ impl Worker {
             // Somebody else replaces it, and keeps it or not.
             let kept = step.kept.as_deref().filter(|path| !path.exists());
             claim.state.change.kept.retain(|path| Some(path.as_path()) != kept);
+        }
+        if let Some(why) = &why {
+            hands.may_show(&edited.text, why)?;
+            event.holds_keys = holds_keys(&edited.text);
         }
         claim.state.change.comments_lost |= edited.comments_lost;
         let content = why.is_some().then(|| edited.text.clone());
@@ -405,25 +414,12 @@ impl Worker {
             let before = step.seen.get(index).filter(|before| before.url == seen.url);
             let before = before.cloned().unwrap_or_default();
             if let Some(why) = seen.why_not(&before, &step.after, &step.asks) {
-                let port = self.api.urls().nth(index).filter(|url| url.is_loopback());
-                let loads = port.map_or(Loads::Unknown, |url| Loads::of_process(url.port()));
-                let hint = match (seen.fails_since(&before), loads, late) {
-                    // It tries, so nothing has to be restarted.
-                    (true, _, _) | (false, Loads::Unknown, false) => String::new(),
-                    (false, Loads::Never, _) => format!(
-                        ": it was started without --encryption-provider-config: start it anew with \
-                         --encryption-provider-config={} \
-                         --encryption-provider-config-automatic-reload=true",
-                        hands.place.path.display()
-                    ),
-                    (false, Loads::AtStart, _) => {
-                        ": it reads its configuration only when it starts; restart it".to_owned()
-                    }
-                    (false, Loads::Unknown, true) => {
-                        ": without --encryption-provider-config-automatic-reload=true it has to be \
-                         restarted, so has a pod into which the file is mounted without its \
-                         directory; on a machine of its own it needs a copy of the file"
-                            .to_owned()
+                let url = self.api.urls().nth(index);
+                // One that tries need not be restarted.
+                let hint = match seen.fails_since(&before) {
+                    true => String::new(),
+                    false => {
+                        url.map_or(Loads::Unknown, Loads::of).if_not_loaded(&hands.place.path, late)
                     }
                 };
                 fails |= seen.fails_since(&before);
@@ -443,31 +439,6 @@ impl Worker {
         let (path, socket) = local_socket(&endpoint)?;
         let error = ask_status(&socket).await.err()?;
         Some(format!("the plugin at {path} says: {error}"))
-    }
-}
-
-/// When an apiserver on this machine reads its configuration, as its flags say.
-enum Loads {
-    /// It has none.
-    Never,
-    /// Once.
-    AtStart,
-    /// By itself, or that cannot be seen.
-    Unknown,
-}
-
-impl Loads {
-    /// The apiserver that listens here.
-    fn of_process(port: u16) -> Self {
-        let Some(flags) = crate::doctor::flags_of_process(port) else { return Self::Unknown };
-        match (
-            flags.get("encryption-provider-config"),
-            flags.get("encryption-provider-config-automatic-reload"),
-        ) {
-            (None | Some(""), _) => Self::Never,
-            (Some(_), reload) if is_yes(reload) => Self::Unknown,
-            (Some(_), _) => Self::AtStart,
-        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     coverage::{self, Coverage, not_theirs, resources_of},
     doctor::reads,
     encryption_config::{EncryptionConfiguration, Named, Provider, ProviderKind},
-    transition::{Stage, covers, loaded::Seen},
+    transition::{Stage, covers, in_clear, loaded::Seen},
 };
 
 /// So often what was left is written anew once more.
@@ -312,6 +312,9 @@ impl Worker {
         content["removed"] = json!(change.removed);
         content["left"] = json!(change.left);
         content["exact"] = json!(exact);
+        if way == Way::Enable {
+            content["in_clear"] = json!(in_clear(&config_now(hands)?));
+        }
         let proof = match exact {
             true => {
                 "etcd was read to the end: what was taken out of the configuration has no object"

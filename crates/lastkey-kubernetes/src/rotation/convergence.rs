@@ -6,11 +6,15 @@
 //! its health check `kms-provider…` fails. So both have to hold, in this order. Asking for its
 //! health makes it ask for Status itself if the last one is older than twenty seconds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use futures_util::future::join_all;
 use lastkey_crypto::mac;
 
+use super::loads::Loads;
 use crate::cluster::ApiServer;
 
 const TOLD: &str = "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{";
@@ -22,33 +26,76 @@ pub(crate) fn hash_of(key_id: &str) -> String {
     format!("sha256:{}", hex::encode(mac::sha256(&[key_id.as_bytes()])))
 }
 
-/// The apiservers that do not use this key id, each with a reason.
-pub(super) async fn behind(api: &ApiServer, key_id: &str) -> Vec<String> {
+/// The apiservers that do not use this key id, each with a reason, and with the way out where it works
+/// by no KMS provider, or, if it is late, by another one: the configuration lies at `path`, if that is known, and if they are `late`,
+/// nothing comes by itself.
+pub(super) async fn behind(
+    api: &ApiServer,
+    key_id: &str,
+    (path, late): (Option<&Path>, bool),
+) -> Vec<String> {
     let hash = hash_of(key_id);
     let asked = api.urls().enumerate().map(|(index, url)| {
-        let (url, hash) = (url.to_string(), &hash);
-        async move { why_behind(api, index, hash).await.map(|why| format!("{url} {why}")) }
+        let hash = &hash;
+        async move {
+            let why = why_behind(api, index, hash).await?;
+            let hint = match why.lacks {
+                Lacks::AnyProvider => Loads::of(url).if_never_told(path, late),
+                Lacks::ThisOne if late => Loads::of(url).if_told_others(path),
+                Lacks::ThisOne | Lacks::Nothing => String::new(),
+            };
+            Some(format!("{url} {}{hint}", why.said))
+        }
     });
     join_all(asked).await.into_iter().flatten().collect()
 }
 
-async fn why_behind(api: &ApiServer, server: usize, hash: &str) -> Option<String> {
-    let told = match api.metrics(server).await {
-        Ok(text) => newest_is(&text, hash),
-        Err(error) => return Some(format!("cannot be asked: {error}")),
+/// Why an apiserver is behind.
+struct Why {
+    said: String,
+    lacks: Lacks,
+}
+
+/// What an apiserver may not have loaded.
+enum Lacks {
+    Nothing,
+    /// No plugin has ever told it any key id.
+    AnyProvider,
+    /// Plugins have told it others only.
+    ThisOne,
+}
+
+async fn why_behind(api: &ApiServer, server: usize, hash: &str) -> Option<Why> {
+    let why = |said: String| Some(Why { said, lacks: Lacks::Nothing });
+    let (told, deaf) = match api.metrics(server).await {
+        Ok(text) => (newest_is(&text, hash), told_last(&text).is_empty()),
+        Err(error) => return why(format!("cannot be asked: {error}")),
     };
     // Asked in any case: it makes the apiserver ask its plugin.
     let health = api.readyz(server).await;
+    let waits_for_plugin = matches!(
+        &health, Ok(Err(failed)) if failed.iter().any(|name| name.starts_with("kms-provider"))
+    );
     match told {
-        Told::Never => return Some("was not told the new key id yet".to_owned()),
-        Told::Before => return Some("was told another key id since".to_owned()),
+        // Before its plugin has answered once, one that was just started counts nothing.
+        Told::Never if waits_for_plugin => {
+            return why(
+                "was not told the new key id yet: it cannot work with its KMS provider: is \
+                        the plugin running?"
+                    .to_owned(),
+            );
+        }
+        Told::Never => {
+            let said = "was not told the new key id yet".to_owned();
+            let lacks = if deaf { Lacks::AnyProvider } else { Lacks::ThisOne };
+            return Some(Why { said, lacks });
+        }
+        Told::Before => return why("was told another key id since".to_owned()),
         Told::Last => {}
     }
     match health {
-        Err(error) => Some(format!("cannot be asked: {error}")),
-        Ok(Err(failed)) if failed.iter().any(|name| name.starts_with("kms-provider")) => {
-            Some("has no seed under the new key id yet".to_owned())
-        }
+        Err(error) => why(format!("cannot be asked: {error}")),
+        Ok(_) if waits_for_plugin => why("has no seed under the new key id yet".to_owned()),
         Ok(_) => None,
     }
 }

@@ -90,6 +90,17 @@ pub enum RotateError {
         /// What is missing.
         target: String,
     },
+    /// Keys would be shown that nobody has asked for.
+    #[error(
+        "{why}, and the configuration holds keys (or a `secret` in a comment), so it is not printed: \
+         make it writable here, with room for another copy (or run this where it lies), and the same \
+         command goes on; or give --by-hand, which prints the whole file, keys and all, for somebody to \
+         put in place"
+    )]
+    ShowsKeys {
+        /// Why it cannot be put in place here.
+        why: String,
+    },
     /// Others could read the key that would be made.
     #[error(
         "{} can be read by others than its owner (mode {mode:04o}), and a new {target} key is to be \

@@ -1,9 +1,10 @@
 //! Whether a local key may be made: only in a file that is written here and that nobody but its
-//! owner can read, so that nobody else ever sees it.
+//! owner can read, so that nobody else ever sees it. And whether a file may be shown that has keys: only
+//! to who has asked for it.
 
 use super::RotateError;
 use crate::{
-    encryption_config::{Draft, EncryptionConfiguration, Item},
+    encryption_config::{Draft, EncryptionConfiguration, Item, KeyShape, ProviderKind, examine},
     transition::{Goal, Hands, PlaceError, Stage, next},
 };
 
@@ -19,6 +20,36 @@ impl Hands {
     ) -> Result<(), RotateError> {
         let draft = next(config, goal, Stage::Readable, &|_, _| true)?;
         self.may_make_keys(&draft, goal)
+    }
+
+    /// Refuses a goal for which the file, which is `text` now, would have to be printed, keys and all,
+    /// without having been asked for; for before anything is begun. What the last step takes out is not
+    /// known yet: that one may still refuse.
+    ///
+    /// # Errors
+    /// [`RotateError::ShowsKeys`], or that there is no way to the goal.
+    pub fn check_shown_keys(
+        &self,
+        config: &EncryptionConfiguration,
+        text: &str,
+        goal: &Goal,
+    ) -> Result<(), RotateError> {
+        let Some(why) = self.place.locked() else { return Ok(()) };
+        let readable = next(config, goal, Stage::Readable, &|_, _| true)?;
+        let changes = !readable.is_same_as(config)
+            || !next(config, goal, Stage::Writing, &|_, _| true)?.is_same_as(config);
+        match changes {
+            true => self.may_show(text, &why),
+            false => Ok(()),
+        }
+    }
+
+    /// The same of a file that cannot be put in place here.
+    pub(super) fn may_show(&self, text: &str, why: &str) -> Result<(), RotateError> {
+        match !self.by_hand && holds_keys(text) {
+            true => Err(RotateError::ShowsKeys { why: why.to_owned() }),
+            false => Ok(()),
+        }
     }
 
     /// The same of what a step is about to write.
@@ -37,6 +68,25 @@ impl Hands {
             Err(source) => Err(PlaceError::Read { path, source }.into()),
         }
     }
+}
+
+/// Whether a file holds keys of its own, or what may be one in a comment: the text is printed whole.
+pub(super) fn holds_keys(text: &str) -> bool {
+    let config = examine(text).config;
+    let kinds = config.rules.iter().flat_map(|rule| &rule.providers).flat_map(|one| &one.kinds);
+    let mut keys = kinds.flat_map(|kind| match kind {
+        ProviderKind::AesCbc(keys) | ProviderKind::AesGcm(keys) | ProviderKind::Secretbox(keys) => {
+            keys.as_slice()
+        }
+        ProviderKind::Kms(_) | ProviderKind::Identity => &[],
+    });
+    keys.any(|key| key.secret != KeyShape::Missing) || names_secret(text)
+}
+
+/// Whether there is a field `secret` anywhere, in whatever quotes. Too often costs one `--by-hand`.
+fn names_secret(text: &str) -> bool {
+    let mut after = text.split("secret").skip(1);
+    after.any(|rest| rest.trim_start_matches(['"', '\'', ' ', '\t']).starts_with(':'))
 }
 
 #[cfg(test)]
@@ -58,8 +108,8 @@ resources:
   - identity: {}
 ";
 
-    fn checked(path: &Path, to: Target, by_hand: bool) -> Result<(), RotateError> {
-        let hands = Hands {
+    fn hands(path: &Path, by_hand: bool) -> Hands {
+        Hands {
             place: Place { path: path.to_owned() },
             by_hand,
             accept: false,
@@ -67,10 +117,60 @@ resources:
             etcd: None,
             registered: Vec::new(),
             printed: Default::default(),
-        };
+        }
+    }
+
+    fn goal(target: Target) -> Goal {
+        Goal { resources: vec!["secrets".to_owned()], target }
+    }
+
+    fn checked(path: &Path, to: Target, by_hand: bool) -> Result<(), RotateError> {
         let config = readable(Some(&fs::read_to_string(path).unwrap())).unwrap();
-        let goal = Goal { resources: vec!["secrets".to_owned()], target: to };
-        hands.check_new_keys(&config, &goal)
+        hands(path, by_hand).check_new_keys(&config, &goal(to))
+    }
+
+    /// What is printed ends up in logs.
+    #[test]
+    fn keys_are_shown_only_to_who_asks_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        let secret = "qJf8Zz0uT3kV5x1mWb7yRc9dLh2nEo4sGpXaKiUvM6Q=";
+        for kind in ["aescbc", "aesgcm", "secretbox", "kms"] {
+            let own = format!("  - {kind}: {{keys: [{{name: k1, secret: {secret}}}]}}\n");
+            let own = if kind == "kms" { "" } else { &own };
+            let text = CONFIG.replace("  - identity", &format!("{own}  - identity"));
+            let config = readable(Some(&text)).unwrap();
+            let _ = fs::remove_file(&path);
+            fs::write(&path, &text).unwrap();
+            let shown =
+                |by_hand, to| hands(&path, by_hand).check_shown_keys(&config, &text, &goal(to));
+            shown(false, Target::Identity).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+            shown(true, Target::Identity).unwrap();
+            let Err(refused) = shown(false, Target::Identity) else {
+                assert_eq!(kind, "kms");
+                continue;
+            };
+            let refused = refused.to_string();
+            assert!(refused.contains("read-only") && refused.contains("--by-hand"), "{refused}");
+            assert!(kind != "kms" && !refused.contains(secret), "{refused}");
+            // as it is already, nothing has to be put in place
+            let endpoint = "unix:///run/lastkey/kms.sock".to_owned();
+            shown(false, Target::Kms { name: "lastkey".to_owned(), endpoint }).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_key_in_a_comment_is_one() {
+        for line in [
+            "# - aescbc: {keys: [{name: k1, secret: qJf8}]}",
+            "  #   secret:  qJf8",
+            "# \"secret\": \"qJf8\"",
+            "# 'secret' : qJf8",
+        ] {
+            assert!(holds_keys(&format!("{CONFIG}{line}\n")), "{line}");
+        }
+        assert!(!holds_keys(&format!("{CONFIG}# for secrets: see the secret store\n")));
     }
 
     #[test]

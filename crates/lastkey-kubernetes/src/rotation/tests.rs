@@ -57,6 +57,12 @@ struct World {
     unwell: bool,
     /// Which kinds its metrics say are under a KMS.
     under_kms: &'static [&'static str],
+    /// Whether it works by no KMS provider, so that no plugin tells it anything.
+    deaf: bool,
+    /// Whether its plugin does not answer.
+    unanswered: bool,
+    /// Whether it works by another KMS provider, whose plugin tells it other key ids.
+    told_others: bool,
     /// The configuration that it works by.
     file: Option<std::path::PathBuf>,
     rotation: Value,
@@ -105,6 +111,7 @@ impl World {
                 return (200, self.metrics());
             }
             "/readyz" if self.unwell => return (500, "[-]etcd failed".to_owned()),
+            "/readyz" if self.unanswered => return (500, "[-]kms-providers failed".to_owned()),
             "/readyz" => return (200, "ok".to_owned()),
             "/apis" => {
                 self.count("discovery");
@@ -170,7 +177,10 @@ impl World {
     }
 
     fn metrics(&self) -> String {
-        let hash_of_id = hash_of(KEY_ID);
+        let hash_of_id = hash_of(if self.told_others { "another" } else { KEY_ID });
+        if self.deaf {
+            return "process_start_time_seconds 5\n".to_owned();
+        }
         let mut text = format!(
             "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{{key_id_hash=\"{hash_of_id}\",provider_name=\"lastkey\"}} 5\n\
              apiserver_envelope_encryption_key_id_hash_total{{key_id_hash=\"{hash_of_id}\",provider_name=\"lastkey\",transformation_type=\"to_storage\"}} 9\n"
@@ -562,4 +572,219 @@ async fn what_the_account_may_not_update_ends_it() {
     let lab = Lab::new(world).await;
     let error = lab.run(&lab.worker(&["claims", "secrets"])).await.unwrap_err();
     assert!(matches!(error, RotateError::Api(ApiError::Forbidden { .. })), "{error}");
+}
+
+/// Nobody listens here, or can.
+const ELSEWHERE: &str = "unix:///nowhere/here/kms.sock";
+
+/// A process of that name, with such flags, that ends with the test.
+struct Flagged(std::process::Child);
+
+impl Flagged {
+    fn apiserver(port: u16, more: &[&str]) -> Self {
+        use std::os::unix::process::CommandExt as _;
+        let mut command = std::process::Command::new("sh");
+        command.arg0("kube-apiserver").args(["-c", "read line"]);
+        command.arg(format!("--secure-port={port}")).args(more);
+        let child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        // It is spawned a moment before the kernel shows its words.
+        let words = format!("/proc/{}/cmdline", child.id());
+        while !std::fs::read_to_string(&words).unwrap().starts_with("kube-apiserver") {
+            std::thread::yield_now();
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Flagged {
+    fn drop(&mut self) {
+        let _ = (self.0.kill(), self.0.wait());
+    }
+}
+
+/// What is said first of those that it waits for; then it is interrupted.
+async fn first_waited_for(lab: &Lab, mut worker: Worker) -> String {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let (stop, told) = (Arc::clone(&worker.stop), Arc::clone(&said));
+    worker.watch = Box::new(move |event| {
+        if let Event::Behind(behind) = event {
+            told.lock().push(behind.join("; "));
+            stop.store(true, Ordering::Relaxed);
+        }
+    });
+    assert!(matches!(lab.run(&worker).await, Err(RotateError::Interrupted)));
+    said.lock().remove(0)
+}
+
+/// One that was started without a configuration never takes a key id: who waits for it has to hear
+/// what to do, even where the file is as it should be.
+#[tokio::test]
+async fn an_apiserver_without_a_configuration_is_told_its_flags() {
+    for enables in [true, false] {
+        let mut world = World::with(&[("", "secrets", 1)]);
+        world.deaf = true;
+        if enables {
+            let target = Target::Kms { name: "lastkey".to_owned(), endpoint: ELSEWHERE.to_owned() };
+            let goal = Goal { resources: vec!["*.apps".to_owned()], target };
+            world.rotation["course"] = json!({ "way": "enable", "goal": goal });
+            world.rotation["phase"] = json!("preparing");
+        }
+        let lab = Lab::new(world).await;
+        let path = lab.folder.path().join("config.yaml");
+        // as `up` writes it
+        let kms = KMS.replace("unix:///a", ELSEWHERE);
+        std::fs::write(&path, configuration(&format!("{kms}{CLEAR}"))).unwrap();
+        let worker = || Worker {
+            change: enables.then(|| Hands {
+                place: Place { path: path.clone() },
+                by_hand: false,
+                accept: false,
+                copy: None,
+                etcd: None,
+                registered: Vec::new(),
+                printed: Default::default(),
+            }),
+            ..lab.worker(&["secrets"])
+        };
+        let file = if enables { path.to_str().unwrap() } else { "FILE" };
+        let flags = format!(
+            "--encryption-provider-config={file} --encryption-provider-config-automatic-reload=true"
+        );
+        let port = lab.access.servers[0].port();
+        let running = Flagged::apiserver(port, &[]);
+        let said = first_waited_for(&lab, worker()).await;
+        assert!(said.contains("it was started without") && said.contains(&flags), "{said}");
+        drop(running);
+        // One that has read it too early.
+        let running = Flagged::apiserver(port, &["--encryption-provider-config=/a"]);
+        let said = first_waited_for(&lab, worker()).await;
+        assert!(said.ends_with("restart it"), "{said}");
+        drop(running);
+        // One elsewhere, of which nobody sees the flags: once it is late.
+        let said = first_waited_for(&lab, worker()).await;
+        assert!(said.ends_with("was not told the new key id yet"), "{said}");
+        let place = (enables.then_some(path.as_path()), true);
+        let said = convergence::behind(&worker().api, KEY_ID, place).await.join("");
+        assert!(said.contains(&flags), "{said}");
+    }
+}
+
+/// One that was started while its plugin is down counts nothing either: its configuration is as it
+/// should be.
+#[tokio::test]
+async fn an_apiserver_whose_plugin_is_down_is_not_to_be_restarted() {
+    let world = World { deaf: true, unanswered: true, ..World::with(&[("", "secrets", 1)]) };
+    let lab = Lab::new(world).await;
+    let worker = lab.worker(&["secrets"]);
+    let port = lab.access.servers[0].port();
+    for flags in [None, Some("--encryption-provider-config=/a")] {
+        let running = flags.map(|flags| Flagged::apiserver(port, &[flags]));
+        for late in [false, true] {
+            let said = convergence::behind(&worker.api, KEY_ID, (None, late)).await.join("");
+            assert!(said.ends_with("is the plugin running?"), "{said}");
+        }
+        drop(running);
+    }
+}
+
+/// One that works by another KMS provider never takes a key id either.
+#[tokio::test]
+async fn an_apiserver_with_another_provider_is_told_what_to_do() {
+    let world = World { told_others: true, ..World::with(&[("", "secrets", 1)]) };
+    let lab = Lab::new(world).await;
+    let worker = lab.worker(&["secrets"]);
+    let path = Path::new("/etc/enc.yaml");
+    for (path, file) in [(Some(path), "/etc/enc.yaml"), (None, "FILE")] {
+        let said = convergence::behind(&worker.api, KEY_ID, (path, false)).await.join("");
+        assert!(said.ends_with("was not told the new key id yet"), "{said}");
+        let said = convergence::behind(&worker.api, KEY_ID, (path, true)).await.join("");
+        assert!(said.contains(&format!("has not loaded {file}: without")), "{said}");
+    }
+}
+
+/// A file that cannot be replaced goes over to whoever puts it in place, but not with keys that nobody
+/// has asked to see.
+#[tokio::test]
+async fn keys_are_not_printed_unasked() {
+    let secret = "qJf8Zz0uT3kV5x1mWb7yRc9dLh2nEo4sGpXaKiUvM6Q=";
+    let local = format!("  - aescbc: {{keys: [{{name: k1, secret: {secret}}}]}}\n");
+    let commented = format!("  #{local}");
+    for (full, local) in [(true, &local), (false, &local), (true, &commented), (false, &commented)]
+    {
+        let (lab, mut worker, path) = disable(World::with(&[("apps", "a", 1)])).await;
+        let text = configuration(&format!("{KMS}{local}{CLEAR}"));
+        std::fs::write(&path, &text).unwrap();
+        match full {
+            // Nothing can be written beside it.
+            true => {
+                std::fs::create_dir(path.with_file_name(".config.yaml.lastkey-new")).unwrap();
+            }
+            false => {
+                use std::os::unix::fs::PermissionsExt as _;
+                let mode = std::fs::Permissions::from_mode(0o444);
+                std::fs::set_permissions(&path, mode).unwrap();
+            }
+        }
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let (told, stop) = (Arc::clone(&events), Arc::clone(&worker.stop));
+        worker.watch = Box::new(move |event| {
+            if let Event::Config(config) = event {
+                told.lock().push(config.clone());
+                stop.store(true, Ordering::Relaxed);
+            }
+        });
+        let refused = lab.run(&worker).await.unwrap_err();
+        assert!(matches!(refused, RotateError::ShowsKeys { .. }), "{refused}");
+        assert!(refused.to_string().contains("--by-hand"), "{refused}");
+        assert!(events.lock().is_empty() && !refused.to_string().contains(secret), "{refused}");
+        assert!(!lab.world.lock().rotation.to_string().contains(secret));
+        // Who asks for it gets it, and goes on where that was.
+        worker.change.as_mut().unwrap().by_hand = true;
+        assert!(matches!(lab.run(&worker).await, Err(RotateError::Interrupted)));
+        let event = events.lock().remove(0);
+        let (_, content) = event.by_hand.unwrap();
+        assert!(event.holds_keys && content.contains(secret));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+}
+
+/// Into the KMS without a name: what has a rule of its own stays in clear, and the report says so.
+#[tokio::test]
+async fn what_stays_in_clear_is_reported() {
+    let target = Target::Kms { name: "lastkey".to_owned(), endpoint: ELSEWHERE.to_owned() };
+    let goal = Goal { resources: vec!["*.apps".to_owned()], target };
+    for way in ["enable", "disable"] {
+        let (lab, mut worker, path) = disable(World::with(&[("apps", "a", 1)])).await;
+        let kms = KMS.replace("unix:///a", ELSEWHERE);
+        let other = "- resources: [configmaps]\n  providers:\n";
+        let text = configuration(&format!("{kms}{CLEAR}")) + other + CLEAR;
+        std::fs::write(&path, text).unwrap();
+        worker.change.as_mut().unwrap().registered.clear();
+        if way == "enable" {
+            lab.world.lock().rotation["course"] = json!({ "way": way, "goal": goal });
+        }
+        lab.run(&worker).await.unwrap();
+        let world = lab.world.lock();
+        match way {
+            "enable" => assert_eq!(texts(&world.report()["in_clear"]), ["configmaps"]),
+            _ => assert!(world.report()["in_clear"].is_null(), "{}", world.report()),
+        }
+    }
+}
+
+/// A namespace is there, or is not, or the account may not know.
+#[tokio::test]
+async fn whether_a_namespace_is_there() {
+    let access = fake::apiserver(|_: &str, path: &str, _: &Value| match path {
+        "/api/v1/namespaces/here" => (200, "{}".to_owned()),
+        "/api/v1/namespaces/hidden" => (403, json!({ "reason": "Forbidden" }).to_string()),
+        "/api/v1/namespaces/broken" => (500, json!({ "reason": "InternalError" }).to_string()),
+        _ => (404, json!({ "reason": "NotFound" }).to_string()),
+    });
+    let api = ApiServer::new(&access.await).unwrap();
+    for (name, there) in [("here", Some(true)), ("gone", Some(false)), ("hidden", None)] {
+        assert_eq!(api.has_namespace(name).await, Ok(there), "{name}");
+    }
+    assert_eq!(api.has_namespace("here/../gone").await, Ok(Some(false)));
+    assert!(api.has_namespace("broken").await.is_err());
 }

@@ -284,6 +284,12 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(matches!(bind(&path), Err(SocketError::NotASocket(_))));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+        let inside = directory.path().join("inside");
+        fs::create_dir(&inside).unwrap();
+        let error = bind(&inside).unwrap_err();
+        assert!(matches!(error, SocketError::IsDirectory(_)), "{error:?}");
+        let (said, inside) = (error.to_string(), inside.join("kms.sock"));
+        assert!(said.ends_with(&*inside.to_string_lossy()) && !said.contains("rm "), "{said}");
     }
 
     #[test]

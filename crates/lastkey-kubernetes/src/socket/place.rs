@@ -96,7 +96,7 @@ pub fn look(path: &Path) -> Result<Presence, SocketError> {
         Ok(file) => file,
     };
     if !file.file_type().is_socket() {
-        return Err(SocketError::NotASocket(path.to_owned()));
+        return Err(something_else(path, &file));
     }
     let open_to_all = is_open_to_all(path);
     match dial(path) {
@@ -115,6 +115,14 @@ pub(super) fn is_open_to_all(path: &Path) -> bool {
     grants(path, 0o002) && grants(parent(path), 0o001)
 }
 
+/// What lies where a socket should.
+fn something_else(path: &Path, file: &Metadata) -> SocketError {
+    match file.is_dir() {
+        true => SocketError::IsDirectory(path.to_owned()),
+        false => SocketError::NotASocket(path.to_owned()),
+    }
+}
+
 /// Removes a socket that nobody listens on; anything else stays, and is an error.
 pub(super) fn clear(path: &Path) -> Result<(), SocketError> {
     let address = || path.display();
@@ -122,7 +130,7 @@ pub(super) fn clear(path: &Path) -> Result<(), SocketError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(SocketError::io("inspect", address())(error)),
         Ok(file) if !file.file_type().is_socket() => {
-            return Err(SocketError::NotASocket(path.to_owned()));
+            return Err(something_else(path, &file));
         }
         Ok(file) => file,
     };

@@ -312,6 +312,21 @@ pub fn resources_to_enable(config: &EncryptionConfiguration) -> Vec<String> {
     names
 }
 
+/// What a configuration names and has written in clear, as an apiserver finds its provider.
+pub fn in_clear(config: &EncryptionConfiguration) -> Vec<String> {
+    let clear = |name: &&String| {
+        let first = config.providers_of(name).first().and_then(|provider| provider.kind());
+        first == Some(&ProviderKind::Identity)
+    };
+    let mut names = Vec::new();
+    for name in config.names().map(|named| &named.name).filter(clear) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
 /// What a configuration has under any of these KMS providers.
 pub fn resources_under(config: &EncryptionConfiguration, ours: &[String]) -> Vec<String> {
     let has = |rule: &&Rule| {

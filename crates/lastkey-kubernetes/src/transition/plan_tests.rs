@@ -266,3 +266,29 @@ fn what_is_meant_by_default() {
     let told = names_of_ours(&config, &["other".to_owned()], "unix:///nowhere");
     assert_eq!(resources_under(&config, &told), ["configmaps"]);
 }
+
+/// Out of the KMS and back into it: what had a rule of its own stays in clear, and is named.
+#[test]
+fn what_stays_in_clear_is_known() {
+    let clear = |text: &str| in_clear(&examine(text).config);
+    assert_eq!(clear(&file("secrets: lastkey identity | configmaps: aescbc")), [""; 0]);
+    let back = file("secrets,widgets.example.org: identity | configmaps: identity lastkey");
+    assert_eq!(clear(&back), ["secrets", "widgets.example.org", "configmaps"]);
+    // what an earlier rule, or a wildcard with a rule of its own, writes
+    let wide = file(
+        "secrets: lastkey | events: identity | secrets,events,*.apps: identity | *.*: lastkey",
+    );
+    assert_eq!(clear(&wide), ["events", "*.apps"]);
+    let text = file("secrets,widgets.example.org: identity | configmaps: identity");
+    let config = examine(&text).config;
+    let goal = Goal { resources: resources_to_enable(&config), target: ours() };
+    let after = |text: &str, stage| {
+        let config = readable(Some(text)).unwrap();
+        apply(Some(text), &next(&config, &goal, stage, &|_, _| false).unwrap(), FRESH).unwrap().text
+    };
+    let mut text = text;
+    for stage in [Stage::Readable, Stage::Writing, Stage::Clean] {
+        text = after(&text, stage).to_string();
+    }
+    assert_eq!(clear(&text), ["widgets.example.org", "configmaps"], "{text}");
+}

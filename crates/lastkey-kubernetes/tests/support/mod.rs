@@ -336,6 +336,21 @@ impl Running {
         (Self::launch((pki, server), kms, &urls, |_| {}), first)
     }
 
+    /// With these addresses before its own.
+    pub async fn start_after(pki: Pki, first: &[String], kms: Arc<FakeKms>) -> Self {
+        Self::start_after_with((pki, first), kms, |_| {}).await
+    }
+
+    pub async fn start_after_with(
+        (pki, first): (Pki, &[String]),
+        kms: Arc<FakeKms>,
+        change: impl FnOnce(&mut PluginConfig),
+    ) -> Self {
+        let server = FakeServer::start(&pki, kms.handler()).await;
+        let urls = [first, &[server.url()]].concat();
+        Self::launch((pki, server), kms, &urls, change)
+    }
+
     /// With a server that runs already, on whichever thread.
     pub fn start_before(
         (pki, server): (Pki, FakeServer),

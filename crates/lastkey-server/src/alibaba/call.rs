@@ -116,12 +116,7 @@ impl Call<'_> {
     }
 
     pub(super) fn boolean(&self, name: &'static str) -> Result<Option<bool>, Refusal> {
-        match self.params.non_empty(name) {
-            None => Ok(None),
-            Some(text) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
-            Some(text) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
-            Some(_) => Err(Error::invalid(name, "give true or false").into()),
-        }
+        boolean(self.params, name)
     }
 
     pub(super) fn number(&self, name: &'static str) -> Result<Option<usize>, Refusal> {
@@ -157,6 +152,16 @@ impl Call<'_> {
     pub(super) fn tags(&self) -> Result<BTreeMap<String, String>, Refusal> {
         let tags: Vec<Tag> = self.json("Tags")?.unwrap_or_default();
         collect_tags("Tags", tags.into_iter().map(|tag| (tag.key, tag.value)))
+    }
+}
+
+/// `true` or `false`, in any case.
+pub(super) fn boolean(params: &Params<'_>, name: &'static str) -> Result<Option<bool>, Refusal> {
+    match params.non_empty(name) {
+        None => Ok(None),
+        Some(text) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
+        Some(text) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
+        Some(_) => Err(Error::invalid(name, "give true or false").into()),
     }
 }
 

@@ -5,7 +5,7 @@
 //! its ciphertext, so that `Decrypt` answers with the text that `GenerateDataKey` answered with.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use lastkey_crypto::SecretBytes;
+use lastkey_crypto::{KeyVersionId, SecretBytes, blob::Blob};
 use lastkey_engine::{
     Error, KeyRef,
     command::{
@@ -48,9 +48,11 @@ pub(super) async fn decrypt(call: &Call<'_>) -> Answer {
 
 pub(super) async fn re_encrypt(call: &Call<'_>) -> Answer {
     call.not_offered("SourceEncryptionAlgorithm", "an asymmetric source")?;
+    let blob = call.blob()?;
+    check_source_version(call, &blob)?;
     let encrypted = call
         .execute(ReEncrypt {
-            blob: call.blob()?,
+            blob,
             source_context: call.context("SourceEncryptionContext")?,
             source_key: call.params.non_empty("SourceKeyId").map(KeyRef::parse).transpose()?,
             destination: KeyRef::parse(call.required("DestinationKeyId")?)?,
@@ -58,6 +60,16 @@ pub(super) async fn re_encrypt(call: &Call<'_>) -> Answer {
         })
         .await?;
     call.answer(|answer| write(answer, &encrypted))
+}
+
+/// The version that the caller names must be the one that the ciphertext names.
+fn check_source_version(call: &Call<'_>, blob: &[u8]) -> Result<(), Refusal> {
+    let Some(text) = call.params.non_empty("SourceKeyVersionId") else { return Ok(()) };
+    let version: KeyVersionId = text.parse().map_err(|_| Error::KeyVersionNotFound)?;
+    match Blob::parse(blob) {
+        Ok(blob) if blob.key_version_id() == version => Ok(()),
+        _ => Err(Error::InvalidCiphertext.into()),
+    }
 }
 
 pub(super) async fn generate_data_key(call: &Call<'_>) -> Answer {

@@ -19,6 +19,7 @@ use crate::taken::unconfirmed;
 pub(super) async fn create_key(call: &Call<'_>) -> Answer {
     call.not_offered("DKMSInstanceId", "a dedicated instance")?;
     call.not_offered("Policy", "a key policy")?;
+    call.not_offered("KeyStorageMechanism", "keeping keys in an HSM (KeyStorageMechanism)")?;
     require_value(call, "Origin", "Aliyun_KMS", "imported key material")?;
     require_value(call, "ProtectionLevel", "SOFTWARE", "the protection level HSM")?;
     let key = call

@@ -113,7 +113,7 @@ pub(crate) async fn handle(engine: &Engine, place: &Place, exchange: &Exchange<'
         }
     };
     let format = Format::parse(params.get("Format"));
-    let dry_run = params.get("DryRun").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let dry_run = matches!(dry_run(&params), Ok(true));
     match answer(engine, place, exchange, &params).await {
         (action, Ok(document)) => Reply {
             status: http::StatusCode::OK,
@@ -184,7 +184,10 @@ async fn act(
     if version.is_some_and(|version| version != operations::VERSION) {
         return refuse(Refusal::Version);
     }
-    caller.dry_run = params.get("DryRun").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    caller.dry_run = match dry_run(params) {
+        Ok(dry_run) => dry_run,
+        Err(refusal) => return refuse(refusal),
+    };
     let format = Format::parse(params.get("Format"));
     let call = Call { engine, caller, params, format, place, asked: false.into() };
     match dispatch(&call, action).await {
@@ -193,6 +196,11 @@ async fn act(
         None if operations::known(action) => refuse(Refusal::UnsupportedAction),
         None => refuse(Refusal::UnknownAction),
     }
+}
+
+/// Whether nothing is to happen. What is neither yes nor no must not be taken for a no.
+fn dry_run(params: &Params<'_>) -> Result<bool, Refusal> {
+    Ok(call::boolean(params, "DryRun")?.unwrap_or(false))
 }
 
 /// The action or version: what the signature covers is what counts, so a request that is signed

@@ -65,6 +65,9 @@ pub(crate) enum Refusal {
     /// The body did not arrive in time, or not whole.
     #[error("the body did not arrive")]
     Incomplete,
+    /// The body's chunks are not as RFC 9112 §7.1 has them.
+    #[error("the body's chunked transfer coding cannot be read; check what sends the request")]
+    Malformed,
     /// An operator's order was not carried out.
     #[error("{message}")]
     Operator {
@@ -162,6 +165,7 @@ impl Refusal {
             | Self::UnsupportedAction
             | Self::Version
             | Self::NotJson
+            | Self::Malformed
             | Self::Certificate { request: true, .. }
             | Self::NotText => StatusCode::BAD_REQUEST,
         }
@@ -191,7 +195,7 @@ impl Refusal {
             Self::Version => "InvalidVersion",
             Self::HttpMethod | Self::WrongMethod => "UnsupportedHTTPMethod",
             Self::NoSuchPath => "InvalidPath.NotFound",
-            Self::NotJson => "ParseRequestParameterException",
+            Self::NotJson | Self::Malformed => "ParseRequestParameterException",
             Self::TooLarge(_) => "RequestTooLarge",
             Self::Incomplete => "RequestTimeout",
             Self::NotText | Self::Certificate { request: true, .. } => "InvalidParameter",

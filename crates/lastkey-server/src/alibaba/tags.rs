@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use lastkey_engine::{
     Error, KeyRef,
-    command::{ListResourceTags, ListTagResources, TagResource, UntagResource, UntagWhich},
+    command::{
+        ListResourceTags, ListTagResources, MAX_RESOURCES, TagResource, TagResources,
+        UntagResource, UntagResources, UntagWhich,
+    },
 };
 use serde::Deserialize;
 
@@ -12,9 +15,6 @@ use super::{
     call::{Answer, Call, collect_tags},
     refusal::Refusal,
 };
-
-/// At most this many resources in one request.
-const MAX_RESOURCES: usize = 50;
 
 pub(super) async fn tag_resource(call: &Call<'_>) -> Answer {
     keys_alone(call)?;
@@ -50,9 +50,7 @@ pub(super) async fn tag_resources(call: &Call<'_>) -> Answer {
     if tags.is_empty() {
         return Err(Error::MissingParameter("Tag").into());
     }
-    for key in require(keys)? {
-        call.execute(TagResource { key, tags: tags.clone() }).await?;
-    }
+    call.execute(TagResources { keys: require(keys)?, tags }).await?;
     call.done()
 }
 
@@ -65,9 +63,7 @@ pub(super) async fn untag_resources(call: &Call<'_>) -> Answer {
         (true, true) => UntagWhich::All,
         (true, false) => return Err(Error::MissingParameter("TagKey").into()),
     };
-    for key in require(keys)? {
-        call.execute(UntagResource { key, which: which.clone() }).await?;
-    }
+    call.execute(UntagResources { keys: require(keys)?, which }).await?;
     call.done()
 }
 

@@ -29,6 +29,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::NotJson,
         Refusal::TooLarge(1000),
         Refusal::Incomplete,
+        Refusal::Malformed,
         Refusal::Certificate { request: true, message: "the request is bad".to_owned() },
         Refusal::Certificate { request: false, message: "no certificate".to_owned() },
     ]);

@@ -3,7 +3,7 @@
 //! | route | who |
 //! |---|---|
 //! | `GET status` | everybody; the set of shares is named to proven callers alone |
-//! | `POST unseal` with a share | everybody: the share is the proof; over the network so many a second |
+//! | `POST unseal` with a share | everybody: the share is the proof; over the network so many a second from an address |
 //! | `POST unseal` without one, or to begin again | the admin socket |
 //! | `POST init`, `POST accept-restore` | the admin socket: nobody else can be proven yet |
 //! | `POST seal`, `rekey`, `confirm`, `cancel`, `migrate`, `rotate` | whom the policy allows |
@@ -95,6 +95,7 @@ fn told(mut status: InstanceStatus, proven: bool) -> Answer {
             seal.set = None;
         }
         status.waiting = status.waiting.map(|_| "the seal cannot be reached".to_owned());
+        status.target = None;
         status.held = status.held.map(|_| "the store is older than it should be".to_owned());
     }
     json(&status)
@@ -153,15 +154,20 @@ struct Unseal {
 async fn unseal(sealing: &Arc<Sealing>, exchange: &Exchange<'_>) -> Answer {
     let Unseal { share, reset } = read(exchange)?;
     let instance = sealing.instance.clone();
-    if reset || share.is_none() {
-        local_only(exchange)?;
-    } else if !is_local(exchange) && !sealing.admits_share() {
-        return Err(OperatorError::Busy.into());
+    // What is no share is refused before anything is counted: nobody's turn goes with it.
+    let share = share.as_deref().map(|text| parse(text)).transpose()?;
+    match (&share, &exchange.peer) {
+        (Some(share), Peer::Tls { address, .. }) if !reset => {
+            if !sealing.admits_share(share, address.ip()) {
+                return Err(OperatorError::Busy.into());
+            }
+        }
+        (Some(_), _) if !reset => {}
+        _ => local_only(exchange)?,
     }
     let status = if reset {
         instance.reset().await
     } else {
-        let share = share.as_deref().map(|text| parse(text)).transpose()?;
         detached(async move { instance.unseal(share).await }).await?
     };
     told(status, is_local(exchange))
@@ -216,7 +222,12 @@ async fn order(sealing: &Arc<Sealing>, exchange: &Exchange<'_>, route: &str) -> 
     let caller = caller(sealing, exchange)?;
     let Ordered { share, shares, threshold, to, what, token } = read(exchange)?;
     let share = share.as_deref().map(|text| parse(text)).transpose()?;
-    let splitting = shares.zip(threshold);
+    let splitting = match (shares, threshold) {
+        (Some(shares), Some(threshold)) => Some((shares, threshold)),
+        (None, None) => None,
+        // Half of it is not what the one who began has said.
+        _ => return Err(OperatorError::Splitting.into()),
+    };
     let order = match route {
         "rekey" => Order::Rekey { splitting },
         "confirm" => Order::Confirm,

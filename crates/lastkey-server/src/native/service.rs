@@ -25,8 +25,9 @@ struct Status {
 }
 
 pub(super) async fn status(call: &Call<'_>) -> Answer {
-    let service = call.execute(DescribeService).await?;
+    let mut service = call.execute(DescribeService).await?;
     let context = call.context;
+    service.warnings.extend(context.pki.warning());
     let checkpoint = context.engine.newest_checkpoint();
     json(&Status {
         service,

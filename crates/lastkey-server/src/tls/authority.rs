@@ -263,6 +263,11 @@ pub(super) fn parse_record(bytes: &[u8]) {
     }
 }
 
+/// Whether a certificate of ours can have this name.
+pub(super) fn check_name(name: &str) -> Result<(), AuthorityError> {
+    alt_name(name).map(drop)
+}
+
 fn alt_name(name: &str) -> Result<SanType, AuthorityError> {
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));

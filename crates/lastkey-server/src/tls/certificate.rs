@@ -4,12 +4,16 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use lastkey_engine::Timestamp;
-use parking_lot::RwLock;
+use lastkey_store::disk;
+use parking_lot::{Mutex, RwLock};
 use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -17,7 +21,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::authority::{Authority, AuthorityError, BACKDATE, LEAF_LIFE, Terms};
+use super::authority::{Authority, AuthorityError, BACKDATE, LEAF_LIFE, Terms, check_name};
 pub(crate) use super::leaf::{Leaf, sealed_config};
 
 /// A certificate of ours is renewed when less than this is left of it.
@@ -83,7 +87,21 @@ pub enum CertificateError {
 pub(crate) struct ServerCertificate {
     source: CertificateSource,
     current: RwLock<Current>,
-    keep: RwLock<Option<Leaf>>,
+    /// Held while a certificate is made and written, one at a time: a full or slow disk may take
+    /// long, so that no request waits for it.
+    keep: Mutex<Option<Keep>>,
+    /// What became of the last one, or that none is to be left; read without the lock.
+    kept: AtomicBool,
+}
+
+/// Where the current certificate is left for a sealed start.
+#[derive(Debug)]
+struct Keep {
+    leaf: Leaf,
+    /// Whether it is there; otherwise it is tried again.
+    kept: bool,
+    /// Whether the log says that it is not.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -106,17 +124,29 @@ impl ServerCertificate {
         terms: Terms<'_>,
     ) -> Result<Self, CertificateError> {
         let current = obtain(&source, authority, terms, None)?;
-        Ok(Self { source, current: RwLock::new(current), keep: RwLock::new(None) })
+        let (current, kept) = (RwLock::new(current), AtomicBool::new(true));
+        Ok(Self { source, current, keep: Mutex::new(None), kept })
     }
 
-    /// Where each certificate of ours is left from now on; answers whether that changes nothing.
+    /// Where each certificate of ours is left from now on; answers whether it is there already.
     pub(crate) fn keep_in(&self, leaf: Option<Leaf>) -> bool {
         if matches!(self.source, CertificateSource::Files { .. }) {
             return true;
         }
-        let same = *self.keep.read() == leaf || leaf.is_none();
-        *self.keep.write() = leaf;
-        same
+        let mut keep = self.keep.lock();
+        let is_there = match (&*keep, &leaf) {
+            (_, None) => true,
+            (Some(Keep { leaf: last, kept, .. }), Some(leaf)) => *kept && last.is_where(leaf),
+            (None, Some(_)) => false,
+        };
+        *keep = leaf.map(|leaf| Keep { leaf, kept: is_there, told: false });
+        self.kept.store(is_there, Ordering::Release);
+        is_there
+    }
+
+    /// Whether a sealed start will have a certificate that clients know, or needs none of ours.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire)
     }
 
     /// When the current certificate ends.
@@ -130,12 +160,42 @@ impl ServerCertificate {
         authority: &Authority,
         terms: Terms<'_>,
     ) -> Result<(), CertificateError> {
-        let next = obtain(&self.source, authority, terms, self.keep.read().as_ref())?;
+        let mut keep = self.keep.lock();
+        let next = self.next(authority, terms, keep.as_mut())?;
         *self.current.write() = next;
         Ok(())
     }
 
-    /// Renews if it is time to, or if the files have changed; says whether it did.
+    /// Gets another certificate, and leaves it where that is wanted.
+    fn next(
+        &self,
+        authority: &Authority,
+        terms: Terms<'_>,
+        mut keep: Option<&mut Keep>,
+    ) -> Result<Current, CertificateError> {
+        let next = obtain(&self.source, authority, terms, keep.as_deref_mut());
+        self.kept.store(keep.is_none_or(|keep| keep.kept), Ordering::Release);
+        next
+    }
+
+    /// Leaves a certificate that could not be left before; says whether there is room for it now.
+    /// It is another one: the key of the current one is nowhere but in memory.
+    fn keep_again(
+        &self,
+        authority: &Authority,
+        terms: Terms<'_>,
+    ) -> Result<bool, CertificateError> {
+        let mut keep = self.keep.lock();
+        let Some(keep) = keep.as_mut().filter(|keep| !keep.kept) else { return Ok(false) };
+        let next = self.next(authority, terms, Some(&mut *keep))?;
+        if keep.kept {
+            *self.current.write() = next;
+        }
+        Ok(keep.kept)
+    }
+
+    /// Renews if it is time to, if the files have changed, or if there is room now for what a
+    /// sealed start needs; says whether it did.
     pub(crate) fn renew_if_due(
         &self,
         authority: &Authority,
@@ -149,8 +209,9 @@ impl ServerCertificate {
         };
         if due {
             self.renew(authority, terms)?;
+            return Ok(true);
         }
-        Ok(due)
+        self.keep_again(authority, terms)
     }
 
     /// Whether one of ours is about to end, or was issued by a clock that was set back since:
@@ -163,6 +224,17 @@ impl ServerCertificate {
 }
 
 impl CertificateSource {
+    /// Looks whether a certificate can be had of it, as far as that shows without an authority.
+    pub(crate) fn check(&self) -> Result<(), CertificateError> {
+        match self {
+            Self::Authority { names } => Ok(names.iter().try_for_each(|name| check_name(name))?),
+            Self::Files { certificate, key, .. } => {
+                from_files(certificate, key)?;
+                self.foreign_ca().map(drop)
+            }
+        }
+    }
+
     /// What clients must trust beside our own authority, PEM.
     pub(crate) fn foreign_ca(&self) -> Result<String, CertificateError> {
         let Self::Files { ca: Some(path), .. } = self else { return Ok(String::new()) };
@@ -183,19 +255,29 @@ fn obtain(
     source: &CertificateSource,
     authority: &Authority,
     terms: Terms<'_>,
-    keep: Option<&Leaf>,
+    keep: Option<&mut Keep>,
 ) -> Result<Current, CertificateError> {
     match source {
         CertificateSource::Authority { names } => {
             let pair = authority.issue_server(names, terms)?;
-            match keep.map_or(Ok(()), |leaf| leaf.write(&pair)) {
-                // While it is sealed it shows the one before, or one that proves nothing.
-                Err(CertificateError::Write { path, source })
-                    if source.kind() == io::ErrorKind::StorageFull =>
-                {
-                    tracing::warn!(path = %path.display(), %source, "the certificate is not kept");
+            if let Some(keep) = keep {
+                keep.kept = false;
+                match keep.leaf.write(&pair) {
+                    Ok(()) => (keep.kept, keep.told) = (true, false),
+                    // While it is sealed it shows the one before, or one that proves nothing.
+                    Err(CertificateError::Write { path, source }) if disk::is_full(&source) => {
+                        if !std::mem::replace(&mut keep.told, true) {
+                            let path = path.display();
+                            tracing::warn!(
+                                %path, %source,
+                                "the certificate is not kept: after a restart, clients may not \
+                                 recognise the server while it is sealed; make room on the disk, \
+                                 it is tried again each minute"
+                            );
+                        }
+                    }
+                    Err(error) => return Err(error),
                 }
-                kept => kept?,
             }
             let key = certified(vec![pair.certificate], pair.key)?;
             Ok(Current { key, not_after: pair.not_after, issued: Some(terms.now), modified: None })
@@ -254,7 +336,7 @@ fn modified(certificate: &Path, key: &Path) -> Option<Modified> {
 mod tests {
     use lastkey_crypto::SystemEntropy;
 
-    use super::*;
+    use super::{super::leaf::tests::Filling, *};
 
     fn terms(now: Timestamp) -> Terms<'static> {
         Terms { now, entropy: &SystemEntropy }
@@ -292,6 +374,57 @@ mod tests {
         let earlier = Timestamp::from_millis(now.as_millis() - 60_000);
         assert!(!certificate.renew_if_due(&authority, terms(earlier)).unwrap());
         assert!(!certificate.renew_if_due(&authority, terms(now.after(minute))).unwrap());
+    }
+
+    #[test]
+    fn a_certificate_that_could_not_be_left_is_left_once_there_is_room() {
+        let now = Timestamp::from_millis(1_767_225_600_000);
+        let authority = Authority::create(now, &SystemEntropy).unwrap();
+        let source = CertificateSource::Authority { names: vec!["localhost".to_owned()] };
+        let certificate = ServerCertificate::load(source, &authority, terms(now)).unwrap();
+        let served = || certificate.current.read().key.cert[0].to_vec();
+        let directory = tempfile::tempdir().unwrap();
+        let files = || fs::read_dir(directory.path()).unwrap().count();
+        let disk = Filling::leaked();
+        let leaf = || Some(Leaf::on(disk, directory.path()));
+        assert!(certificate.is_kept(), "nothing is to be left yet");
+        disk.holds(0);
+        assert!(!certificate.keep_in(leaf()));
+        // A full disk keeps nobody from the server.
+        certificate.renew(&authority, terms(now)).unwrap();
+        let first = served();
+        assert!(!certificate.is_kept() && !certificate.keep_in(leaf()) && files() == 0);
+        // Clients see no other certificate as long as none can be left.
+        assert!(!certificate.renew_if_due(&authority, terms(now)).unwrap());
+        assert_eq!((served(), files()), (first.clone(), 0));
+        disk.holds(usize::MAX);
+        assert!(certificate.renew_if_due(&authority, terms(now)).unwrap());
+        assert!(certificate.is_kept() && certificate.keep_in(leaf()));
+        assert_ne!(served(), first);
+        let key = directory.path().join("server.key");
+        let left = from_files(&directory.path().join("server.pem"), &key).unwrap();
+        assert_eq!(left.key.cert[0].to_vec(), served());
+        assert!(!certificate.renew_if_due(&authority, terms(now)).unwrap());
+    }
+
+    /// The status is asked for on threads that serve requests.
+    #[test]
+    fn whether_it_is_left_is_told_while_another_is_being_written() {
+        let now = Timestamp::from_millis(1_767_225_600_000);
+        let authority = Authority::create(now, &SystemEntropy).unwrap();
+        let source = CertificateSource::Authority { names: vec!["localhost".to_owned()] };
+        let certificate = ServerCertificate::load(source, &authority, terms(now)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        certificate.keep_in(Some(Leaf::new(directory.path())));
+        certificate.renew(&authority, terms(now)).unwrap();
+        let (asked, answers) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let writing = certificate.keep.lock();
+            scope.spawn(|| asked.send(certificate.is_kept()));
+            let told = answers.recv_timeout(Duration::from_secs(10));
+            drop(writing);
+            assert_eq!(told, Ok(true));
+        });
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub(crate) struct AuditOptions {
 
     /// Closed segments are compressed (zstd).
     #[arg(
-        id = "audit_compress", long = "audit-compress",
+        id = "audit_compress", long = "audit-compress", action = clap::ArgAction::Set,
         value_name = "on|off", default_value = "on", value_parser = on_or_off
     )]
     pub(crate) compress: bool,
@@ -120,7 +120,31 @@ fn on_or_off(text: &str) -> Result<bool, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        audit: AuditOptions,
+    }
+
+    #[test]
+    fn compression_is_on_or_off() {
+        let compress = |arguments: &[&str]| {
+            let given = ["lastkey"].iter().chain(arguments);
+            Command::try_parse_from(given).map(|command| command.audit.compress)
+        };
+        assert!(compress(&[]).unwrap());
+        for (word, taken) in [("on", true), ("off", false)] {
+            assert_eq!(compress(&["--audit-compress", word]).unwrap(), taken);
+            assert_eq!(compress(&[&format!("--audit-compress={word}")]).unwrap(), taken);
+        }
+        for wrong in [&["--audit-compress"][..], &["--audit-compress", "true"]] {
+            assert!(compress(wrong).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn sizes() {

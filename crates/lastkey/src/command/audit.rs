@@ -56,29 +56,32 @@ async fn tail(client: &Client, lines: u32, follow: bool, output: &Output) -> Res
     }
     let mut last = last_seq(&page.items).unwrap_or(0);
     page.items.truncate(lines as usize);
-    show_lines(&page.items, output);
-    loop {
+    let mut read = show_lines(&page.items, output);
+    // Nothing is left to do for somebody who cannot read it; why, if it was not their wish, is
+    // said at the end.
+    while read {
         let after = last.to_string();
         let waited = client.audit_tail(1000, Some(&after), FOLLOW);
         let page = tokio::select! {
             page = waited => page?,
             _ = tokio::signal::ctrl_c() => return Ok(()),
         };
-        show_lines(&page.items, output);
+        read = show_lines(&page.items, output);
         last = last_seq(&page.items).unwrap_or(last);
     }
+    Ok(())
 }
 
 fn last_seq(items: &[Value]) -> Option<u64> {
     items.last().and_then(|record| record["seq"].as_u64())
 }
 
-/// One line a record: there is no table of what is still to come.
-fn show_lines(items: &[Value], output: &Output) {
-    for record in items {
+/// One line a record: there is no table of what is still to come. Answers whether all were
+/// written.
+fn show_lines(items: &[Value], output: &Output) -> bool {
+    items.iter().all(|record| {
         if output.is_json() {
-            line(&record.to_string());
-            continue;
+            return line(&record.to_string());
         }
         let shown: Vec<String> = COLUMNS
             .iter()
@@ -88,8 +91,8 @@ fn show_lines(items: &[Value], output: &Output) {
                 other => other.to_string(),
             })
             .collect();
-        line(&shown.join("  "));
-    }
+        line(&shown.join("  "))
+    })
 }
 
 async fn query(client: &Client, filter: AuditFilter, output: &Output) -> Result<(), Failure> {

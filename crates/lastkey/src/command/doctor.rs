@@ -40,16 +40,17 @@ struct Program {
 }
 
 impl Program {
-    /// Whichever was named, else a manifest or a process that is there. A manifest says more of an
+    /// Whichever was named, else a manifest or a process that is there; a command lists the ids that
+    /// can be named. A manifest says more of an
     /// apiserver, a process more of a plugin: `manifest_first`.
     fn find(
-        named: Option<&str>,
+        (named, listed_by): (Option<&str>, &str),
         (manifest, manifest_first): (&str, bool),
         is: impl Fn(&Process) -> bool,
     ) -> Result<Option<Self>, Finding> {
         if let Some(named) = named {
             return match named.parse() {
-                Ok(id) => Self::of(id).map(Some),
+                Ok(id) => Self::of(id, listed_by).map(Some),
                 Err(_) => Self::read(Path::new(named)).map(Some),
             };
         }
@@ -66,10 +67,10 @@ impl Program {
         }
     }
 
-    fn of(id: u32) -> Result<Self, Finding> {
+    fn of(id: u32, listed_by: &str) -> Result<Self, Finding> {
         Process::find(id).map(Self::running).ok_or_else(|| {
             Finding::error("no-process", format!("there is no process {id}"))
-                .fix("give the id of a running process: pgrep -x kube-apiserver")
+                .fix(format!("give the id of a running process: {listed_by}"))
         })
     }
 
@@ -137,4 +138,27 @@ async fn examine(options: &NodeDoctorOptions) -> Vec<Finding> {
     }
     findings.sort_by_key(|finding| finding.severity);
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each is looked for as what it is.
+    #[test]
+    fn a_process_that_is_not_there_is_listed_by_its_own_name() {
+        // beyond what Linux numbers
+        let (gone, mut findings) = (Some("999999999"), Vec::new());
+        apiserver::find(gone, &mut findings);
+        plugin::find(gone, &mut findings);
+        let fixes: Vec<_> = findings.iter().map(|finding| (finding.code, &*finding.fix)).collect();
+        let fix = |command| ("no-process", command);
+        assert_eq!(
+            fixes,
+            [
+                fix("give the id of a running process: pgrep -x kube-apiserver"),
+                fix("give the id of a running process: pgrep -f 'lastkey kms-plugin'"),
+            ]
+        );
+    }
 }

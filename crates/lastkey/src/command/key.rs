@@ -126,19 +126,31 @@ async fn change(
     Ok(())
 }
 
-/// Which plugins do not know yet that a key was taken from them, and until when that may matter.
+/// Which plugins do not know yet that a key was taken from them, and until when that may matter. What
+/// runs more than once under one name, as with the files of one `cluster add`, is one line.
 fn still_held(unconfirmed: &Value) -> String {
-    let line = |plugin: &Value| {
-        let text = |name: &str| plugin[name].as_str().unwrap_or_default().to_owned();
-        let cluster = Some(text("cluster_name")).filter(|name| !name.is_empty());
-        format!(
-            "\nplugin {} of cluster {} has not confirmed: it may go on reading until {}",
-            text("plugin"),
-            cluster.unwrap_or_else(|| text("cluster")),
-            text("lease_ends"),
-        )
+    let mut held: Vec<(String, usize, &str)> = Vec::new();
+    for plugin in unconfirmed.as_array().into_iter().flatten() {
+        let text = |name: &str| plugin[name].as_str().unwrap_or_default();
+        let name = match (text("cluster_name"), text("cluster")) {
+            ("", "") => text("plugin").to_owned(),
+            ("", cluster) | (cluster, _) => format!("{} of cluster {cluster}", text("plugin")),
+        };
+        match held.iter_mut().find(|(known, ..)| *known == name) {
+            Some((_, count, until)) => {
+                (*count, *until) = (*count + 1, (*until).max(text("lease_ends")))
+            }
+            None => held.push((name, 1, text("lease_ends"))),
+        }
+    }
+    let line = |(name, count, until): (String, usize, &str)| match count {
+        1 => format!("\nplugin {name} has not confirmed: it may go on reading until {until}"),
+        _ => format!(
+            "\nplugin {name} has not confirmed in {count} of its processes: they may go on reading \
+             until {until}"
+        ),
     };
-    unconfirmed.as_array().map(|all| all.iter().map(line).collect()).unwrap_or_default()
+    held.into_iter().map(line).collect()
 }
 
 /// Protects a key from deletion for a reason, or no longer.
@@ -399,5 +411,35 @@ impl Rotation {
             Self::Off => "only when asked to".to_owned(),
             Self::Every { text } => format!("by itself every {} days", text.trim_end_matches('d')),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_a_key_is_named_once() {
+        let held = |plugin: &str, name: &str, ends: &str| {
+            let ends = format!("2026-11-22T17:0{ends}.000Z");
+            json!({"plugin": plugin, "cluster": "c", "cluster_name": name, "lease_ends": ends})
+        };
+        let told = json!([
+            held("cp-1", "prod", "4:11"),
+            held("plugin", "prod", "4:12"),
+            held("plugin", "prod", "5:01"),
+            held("plugin", "prod", "4:59"),
+            held("plugin", "", "4:13"),
+            {"plugin": "cp-9", "lease_ends": "2026-11-22T17:04:14.000Z"},
+        ]);
+        assert_eq!(
+            still_held(&told),
+            "
+plugin cp-1 of cluster prod has not confirmed: it may go on reading until 2026-11-22T17:04:11.000Z
+plugin plugin of cluster prod has not confirmed in 3 of its processes: they may go on reading until 2026-11-22T17:05:01.000Z
+plugin plugin of cluster c has not confirmed: it may go on reading until 2026-11-22T17:04:13.000Z
+plugin cp-9 has not confirmed: it may go on reading until 2026-11-22T17:04:14.000Z"
+        );
+        assert_eq!(still_held(&Value::Null), "");
     }
 }

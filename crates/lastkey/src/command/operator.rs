@@ -4,15 +4,20 @@
 //! the terminal, or a line of standard input where that is none; never from an argument or the
 //! environment.
 
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Read as _, Write as _},
+    process, thread,
+};
 
 use lastkey_client::{Client, Config, Error};
 use lastkey_crypto::share::Share;
+use parking_lot::Mutex;
 use rustix::{
     process::{Signal, getpid, kill_process},
-    termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr},
+    termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr},
 };
 use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -20,7 +25,7 @@ use crate::{
         Connect, GuardOptions, MaybeSplitting, OperatorAction, RotateWhat, SealChoice, Splitting,
         Switch, TokenOptions,
     },
-    connect::{self, block_on, default_data_dir},
+    connect::{self, block_on},
     output::{Column, Exit, Failure, Output, fields, table},
 };
 
@@ -32,7 +37,7 @@ pub(crate) fn run(
     action: OperatorAction,
     output: &Output,
 ) -> Result<(), Failure> {
-    let client = client(connect)?;
+    let client = client(connect, &action)?;
     let call = Call { client: &client, output };
     match action {
         OperatorAction::Status => call.status(),
@@ -81,15 +86,19 @@ pub(crate) fn run(
     }
 }
 
-/// A client: as everywhere, but for an installation that nobody has credentials of yet it is the
-/// admin socket of the default data directory.
-fn client(connect: &Connect) -> Result<Client, Failure> {
+/// A client: as everywhere, but an admin socket that is at hand goes before credentials for what
+/// is taken there alone, what is better entered there, and what is asked of a server that does not
+/// serve; and for all, where there are no credentials yet.
+fn client(connect: &Connect, action: &OperatorAction) -> Result<Client, Failure> {
+    use OperatorAction::{AcceptRestore, Init, Status, Unseal};
+    let here = matches!(action, Init(_) | Unseal { .. } | AcceptRestore { .. } | Status);
+    let Some(socket) = connect::socket_at_hand(connect) else { return connect::client(connect) };
+    let local = || Ok(Client::new(Config::admin(socket))?);
+    if here {
+        return local();
+    }
     match connect::client(connect) {
-        Err(failure) if failure.exit() == Exit::Usage && connect.credentials.is_none() => {
-            let socket = default_data_dir().map(|directory| directory.join("admin.sock"));
-            let socket = socket.filter(|socket| socket.exists()).ok_or(failure)?;
-            Ok(Client::new(Config::admin(socket))?)
-        }
+        Err(failure) if failure.exit() == Exit::Usage => local(),
         client => client,
     }
 }
@@ -138,14 +147,21 @@ impl Call<'_> {
 
     fn unseal(&self) -> Result<(), Failure> {
         let status = self.get_status()?;
-        let body = match status["state"].as_str() {
-            Some("sealed") if takes_shares(&status) => {
-                json!({ "share": &*read_share(&status)? })
+        let by_share = || self.post("unseal", &json!({ "share": &*read_share(&status)? }));
+        let sealed = status["state"] == "sealed";
+        let answer = if sealed && takes_shares(&status) {
+            by_share()?
+        } else {
+            match self.post("unseal", &json!({})) {
+                // New shares, which were never entered, unseal too.
+                Err(failure) if sealed && status["pending"]["kind"] == "shamir" => {
+                    self.output.hint(&format!("{failure}; the new shares unseal the server, too"));
+                    by_share()?
+                }
+                answer => answer?,
             }
-            _ => json!({}),
         };
-        let status = self.post("unseal", &body)?;
-        self.progress(&status);
+        self.progress(&answer);
         Ok(())
     }
 
@@ -184,6 +200,9 @@ impl Call<'_> {
     fn order(&self, route: &str, mut body: Map<String, Value>) -> Result<(), Failure> {
         let status = self.get_status()?;
         if needs_share(route, &body, &status) {
+            if let Some(under_way) = under_way(&status) {
+                self.output.hint(&format!("shares are being entered for: {under_way}"));
+            }
             body.insert("share".to_owned(), json!(&*read_share(&status)?));
         }
         let answer = self.post(route, &Value::Object(body))?;
@@ -253,8 +272,13 @@ fn body(splitting: MaybeSplitting) -> Map<String, Value> {
     body
 }
 
+/// Whether a share is what unseals. Any other seal is asked first: new shares, which were never
+/// entered, help where it fails. Once one of them was entered it is not asked again by each further
+/// keeper: a wrong PIN counts.
 fn takes_shares(status: &Value) -> bool {
-    [&status["seal"], &status["pending"]].iter().any(|seal| seal["kind"] == "shamir")
+    status["seal"]["kind"] == "shamir"
+        || (status["pending"]["kind"] == "shamir"
+            && status["progress"]["entered"].as_u64().is_some_and(|entered| entered > 0))
 }
 
 /// Whether the server will ask for a share.
@@ -266,6 +290,13 @@ fn needs_share(route: &str, body: &Map<String, Value>, status: &Value) -> bool {
     }
 }
 
+/// What shares are being entered for, other than to unseal.
+fn under_way(status: &Value) -> Option<String> {
+    let order = status["order"].as_str().filter(|order| *order != "unseal")?;
+    let target = status["target"].as_str();
+    Some(target.map_or_else(|| order.to_owned(), |target| format!("{order} to {target}")))
+}
+
 fn sentence(status: &Value) -> String {
     let progress = &status["progress"];
     let order = status["order"].as_str();
@@ -273,10 +304,12 @@ fn sentence(status: &Value) -> String {
         (order, progress["entered"].as_u64(), progress["threshold"].as_u64())
         && (entered > 0 || order != "unseal")
     {
+        let order = under_way(status).unwrap_or_else(|| order.to_owned());
         return format!("{order}: {entered} of {threshold} shares entered");
     }
     let kind = status["seal"]["kind"].as_str().unwrap_or("unknown");
-    let pending = if status["pending"].is_object() {
+    // While it is sealed that is refused.
+    let pending = if status["pending"].is_object() && status["state"] == "unsealed" {
         "; new shares wait to be entered: lastkey operator confirm"
     } else {
         ""
@@ -328,6 +361,7 @@ fn read_line(other: u8) -> Result<(Zeroizing<String>, bool), Failure> {
 fn ask(question: &str) -> Result<Zeroizing<String>, Failure> {
     let terminal = io::stdin();
     let before = tcgetattr(&terminal).map_err(Failure::failed)?;
+    restore_when_ended(&before)?;
     let mut quiet = before.clone();
     // Ctrl-C must not end us while the terminal is mute: it ends the line, and then us.
     let interrupt = before.special_codes[SpecialCodeIndex::VINTR];
@@ -340,6 +374,7 @@ fn ask(question: &str) -> Result<Zeroizing<String>, Failure> {
     let _ = error.flush();
     let line = read_line(interrupt);
     let restored = tcsetattr(&terminal, OptionalActions::Flush, &before);
+    *MUTE.lock() = None;
     let (line, interrupted) = line?;
     restored.map_err(Failure::failed)?;
     if interrupted {
@@ -348,4 +383,95 @@ fn ask(question: &str) -> Result<Zeroizing<String>, Failure> {
         return Err(Failure::failed("interrupted"));
     }
     Ok(line)
+}
+
+/// How the terminal was before it was mute, for who ends us meanwhile.
+static MUTE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// From here on the signals that end a process without asking restore the terminal first. Which one
+/// it was is told by the exit code, as shells tell it. Ctrl-C and its like are no signals while the
+/// terminal is mute.
+fn restore_when_ended(before: &Termios) -> Result<(), Failure> {
+    static WATCHED: Mutex<bool> = Mutex::new(false);
+    *MUTE.lock() = Some(before.clone());
+    let mut watched = WATCHED.lock();
+    if *watched {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(Failure::failed)?;
+    let signals = {
+        let _entered = runtime.enter();
+        let kinds = [SignalKind::hangup(), SignalKind::quit(), SignalKind::terminate()];
+        kinds.map(|kind| signal(kind).map(|signal| (signal, kind.as_raw_value())))
+    };
+    let [hangup, quit, terminate] = signals;
+    let (mut hangup, mut quit, mut terminate) = (
+        hangup.map_err(Failure::failed)?,
+        quit.map_err(Failure::failed)?,
+        terminate.map_err(Failure::failed)?,
+    );
+    thread::spawn(move || {
+        let number = runtime.block_on(async {
+            tokio::select! {
+                _ = hangup.0.recv() => hangup.1,
+                _ = quit.0.recv() => quit.1,
+                _ = terminate.0.recv() => terminate.1,
+            }
+        });
+        if let Some(before) = &*MUTE.lock() {
+            // What was typed of a share is dropped: whoever reads next must not get it.
+            let _ = tcsetattr(io::stdin(), OptionalActions::Flush, before);
+        }
+        process::exit(128 + number);
+    });
+    *watched = true;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_confirm_while_the_server_is_sealed() {
+        let status = |state: &str| {
+            let (seal, pending) = (json!({ "kind": "file" }), json!({ "kind": "shamir" }));
+            json!({ "state": state, "seal": seal, "pending": pending })
+        };
+        assert!(sentence(&status("unsealed")).contains("operator confirm"));
+        assert!(!sentence(&status("sealed")).contains("operator confirm"));
+    }
+
+    #[test]
+    fn a_share_is_asked_for_where_it_is_what_unseals() {
+        let of = |kind: &str| json!({ "kind": kind });
+        let away = || json!("the token is away");
+        for (seal, pending, waiting, entered, expected) in [
+            ("shamir", Value::Null, Value::Null, 0, true),
+            ("shamir", of("shamir"), Value::Null, 0, true),
+            ("file", of("shamir"), Value::Null, 0, false),
+            // It may have been put right since, and only this asks it again.
+            ("pkcs11", of("shamir"), json!("the token refuses"), 0, false),
+            ("pkcs11", of("shamir"), away(), 1, true),
+            ("pkcs11", Value::Null, away(), 0, false),
+        ] {
+            let progress = json!({ "entered": entered, "threshold": 2 });
+            let status = json!({
+                "seal": of(seal), "pending": pending, "waiting": waiting, "progress": progress,
+            });
+            assert_eq!(takes_shares(&status), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn keepers_are_told_what_their_share_is_for() {
+        let progress = json!({ "entered": 1, "threshold": 2 });
+        let status = json!({ "order": "migrate", "target": "file", "progress": progress });
+        assert_eq!(sentence(&status), "migrate to file: 1 of 2 shares entered");
+        let status = json!({ "order": "unseal", "target": null, "progress": progress });
+        assert_eq!(sentence(&status), "unseal: 1 of 2 shares entered");
+    }
 }

@@ -36,6 +36,8 @@ pub(super) struct Audit {
 impl Audit {
     /// Makes the checkpoint key if there is none, and puts its public half where people find it.
     pub(super) fn prepare(data: &DataDir, options: &cli::AuditOptions) -> Result<Self, Failure> {
+        // First this: an option that is wrong leaves no key behind.
+        let sinks = prepare_sinks(data, options)?;
         let path = options.checkpoint_key.clone().unwrap_or_else(|| data.checkpoint_key());
         let checkpoint_key = KeyFile::new(path);
         let failed = |error: io::Error| Failure::file(checkpoint_key.path(), &error);
@@ -61,7 +63,7 @@ impl Audit {
             directory: data.audit(),
             journal: data.journal(),
             checkpoint_key,
-            sinks: Arc::new(Mutex::new(Some(prepare_sinks(data, options)?))),
+            sinks: Arc::new(Mutex::new(Some(sinks))),
         })
     }
 

@@ -15,7 +15,9 @@ use lastkey_kubernetes::{
     plugin::{Plugin, PluginConfig},
     socket::SocketAddress,
 };
-use lastkey_server::{Bound, CertificateSource, OnOpen, Opening, Server, ServerConfig};
+use lastkey_server::{
+    BindError, Bound, CertificateError, CertificateSource, OnOpen, Opening, Server, ServerConfig,
+};
 use lastkey_store::{OpenOptions, RedbStore};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
@@ -224,12 +226,13 @@ async fn serve_beside(bound: Bound, stop: watch::Receiver<bool>, worker: impl Fu
 /// Everything up to the open doors, in the order in which it can fail harmlessly.
 async fn open(options: ServerOptions, with_plugin: bool) -> Result<Opened, Failure> {
     let directory = options.data_dir.clone().map_or_else(|| data_dir_or("--data-dir"), Ok)?;
+    check(&options)?;
     let data = DataDir::prepare(&directory)?;
     // The first random bytes of a process are slow; nobody should wait for them later.
     SystemEntropy.warm();
     let store = RedbStore::open(data.store(), OpenOptions::default()).map_err(failed)?;
     let audit = Audit::prepare(&data, &options.audit)?;
-    let instance = Instance::new(parts(&data, store, seals(&data, &options.seal)?, &audit));
+    let instance = Instance::new(parts(&data, store, seals(&data, &options.seal), &audit));
     instance.start().await.map_err(start_failed)?;
     compare_seals(options.seal.seal, &instance);
     match open_doors(&data, &instance, options, with_plugin).await {
@@ -242,6 +245,30 @@ async fn open(options: ServerOptions, with_plugin: bool) -> Result<Opened, Failu
             Err(failure)
         }
     }
+}
+
+/// A missing option of the token's, and what is wrong with the address or the certificate, is said
+/// before anything is made: no such start may leave an installation behind that nobody meant. The
+/// audit log's sinks are not looked at here.
+fn check(options: &ServerOptions) -> Result<(), Failure> {
+    let SealOptions { seal, token: token_options } = &options.seal;
+    if *seal == Some(SealChoice::Pkcs11) && token(token_options).is_none() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--seal pkcs11 needs --pkcs11-module, --pkcs11-token and --pkcs11-pin-file",
+        ));
+    }
+    let config = ServerConfig {
+        certificate: certificate(options),
+        ..ServerConfig::on(options.listen.clone())
+    };
+    config.check().map_err(|error| match error {
+        BindError::Address { .. } | BindError::Certificate(CertificateError::Authority(_)) => {
+            Failure::new(Exit::Usage, chain(&error))
+        }
+        // A file can be put right.
+        error => failed(error),
+    })
 }
 
 /// A seal that cannot be reached is another exit code than one that refuses.
@@ -258,16 +285,10 @@ fn start_failed(error: StartError) -> Failure {
 }
 
 /// The seals that this process can use.
-fn seals(data: &DataDir, options: &SealOptions) -> Result<Seals, Failure> {
+fn seals(data: &DataDir, options: &SealOptions) -> Seals {
     let token = token(&options.token).map(|token| Arc::new(token) as Arc<dyn Seal>);
     let first = kind(options.seal.unwrap_or_default());
-    if first == SealKind::Pkcs11 && token.is_none() {
-        return Err(Failure::new(
-            Exit::Usage,
-            "--seal pkcs11 needs --pkcs11-module, --pkcs11-token and --pkcs11-pin-file",
-        ));
-    }
-    Ok(Seals::new(FileSeal::new(data.root_key()), token, first))
+    Seals::new(FileSeal::new(data.root_key()), token, first)
 }
 
 fn kind(choice: SealChoice) -> SealKind {
@@ -322,14 +343,8 @@ async fn open_doors(
     with_plugin: bool,
 ) -> Result<(Bound, watch::Receiver<Option<Made>>), Failure> {
     let lease = options.plugin_lease;
-    let certificate = match (options.tls_cert, options.tls_key) {
-        (Some(certificate), Some(key)) => {
-            CertificateSource::Files { certificate, key, ca: options.tls_ca }
-        }
-        _ => CertificateSource::Authority { names: options.tls_names },
-    };
     let config = ServerConfig {
-        certificate,
+        certificate: certificate(&options),
         admin_socket: Some(data.admin_socket()),
         limits: options.limits.limits(),
         certificate_dir: Some(data.root().to_owned()),
@@ -340,6 +355,15 @@ async fn open_doors(
     let prepare = on_open(data.clone(), (bound.url(), lease), with_plugin, tell);
     bound.on_open(prepare).await.map_err(Failure::failed)?;
     Ok((bound, made))
+}
+
+fn certificate(options: &ServerOptions) -> CertificateSource {
+    match (options.tls_cert.clone(), options.tls_key.clone()) {
+        (Some(certificate), Some(key)) => {
+            CertificateSource::Files { certificate, key, ca: options.tls_ca.clone() }
+        }
+        _ => CertificateSource::Authority { names: options.tls_names.clone() },
+    }
 }
 
 /// Makes what a first start makes, whenever the server is unsealed: each step sees for itself
@@ -462,8 +486,10 @@ fn announce(
             socket.display()
         ),
         Life::Held => tracing::error!(
-            "the server does not serve; see: lastkey operator status --admin-socket {}",
-            socket.display()
+            "the server does not serve; why: lastkey operator status --admin-socket {socket}; to go \
+             on with what is there: lastkey operator accept-restore --reason TEXT --admin-socket \
+             {socket}",
+            socket = socket.display()
         ),
         Life::Unsealed if kind == Some(SealKind::File) => tracing::info!(
             path = %data.root_key().display(),

@@ -273,6 +273,11 @@ fn nothing_that_comes_in_between_does_harm() {
 /// One namespace alone; given up in the middle; done after all.
 fn parts_and_giving_up((lab, ready): (&Lab, &Ready), cluster: &Cluster, second_id: &str) {
     let other = "/registry/secrets/other/";
+    // A name that is mistyped is no namespace without an object.
+    let before = versions(lab, ready).len();
+    let typo = cli(lab, ready, &["cluster", "rotate", "prod", "--namespace", "othre"]);
+    assert!(typo.code == 1 && typo.stderr.contains("no namespace othre"), "{}", typo.stderr);
+    assert_eq!(versions(lab, ready).len(), before, "the key has no new version by it");
     // 1. One namespace: the others stay as they are, and nothing becomes free.
     let report = Rotate::start(lab, ready, &["--namespace", "other"]).report();
     assert_eq!(

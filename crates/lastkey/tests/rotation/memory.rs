@@ -14,8 +14,8 @@ const SLACK_KIB: u64 = 4 * 1024;
 fn memory_stays_flat() {
     let test = "memory_stays_flat";
     let Some(peers) = peers(test) else { return };
-    // `LASTKEY_TEST_OBJECTS=50000` for the full size, with pages of 500 as by default.
-    let many = size("LASTKEY_TEST_OBJECTS", 2500);
+    // In full size with pages of 500, as by default.
+    let many = size("LASTKEY_TEST_OBJECTS", 50_000);
     let (few, page) = (many / 50, (many / 100).to_string());
     let lab = Lab::new();
     let up = lab.up();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lastkey_crypto::signing::PublicKey;
-use lastkey_engine::audit::{self, Offline, Progress};
+use lastkey_engine::audit::{self, Checkpoint, Offline, Progress};
 use lastkey_store::disk::FileSystem;
 
 use super::{progress::Watch, report};
@@ -34,7 +34,17 @@ pub(super) fn verify(
             let message = format_args!("{}: there is no checkpoint in it", path.display());
             return Err(Failure::new(Exit::Usage, message));
         }
-        witnesses.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+        for (line, number) in text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty()) {
+            if Checkpoint::parse(line.trim_end()).is_none() {
+                let message = format_args!(
+                    "{}: line {number} is no checkpoint; give lines of a log's checkpoints.log, \
+                     as they were written",
+                    path.display()
+                );
+                return Err(Failure::new(Exit::Usage, message));
+            }
+            witnesses.push(line.to_owned());
+        }
     }
     let progress = Arc::new(Progress::default());
     let mut watch = Watch::new(output);
@@ -60,8 +70,21 @@ pub(super) fn verify(
 fn log_directory(given: &Path) -> Result<PathBuf, Failure> {
     let inside = given.join("audit");
     let directory = if inside.is_dir() { inside } else { given.to_owned() };
-    fs::read_dir(&directory).map_err(|error| unreadable(given, &error))?;
-    Ok(directory)
+    let entries = fs::read_dir(&directory).map_err(|error| unreadable(given, &error))?;
+    for entry in entries {
+        let name = entry.map_err(|error| unreadable(given, &error))?.file_name();
+        if name == "checkpoints.log" || name.as_encoded_bytes().starts_with(b"segment-") {
+            return Ok(directory);
+        }
+    }
+    Err(Failure::new(
+        Exit::Usage,
+        format_args!(
+            "no audit log in {}: there are neither segments nor checkpoints.log; give a data \
+             directory or its audit directory (if this is one, its whole log is gone)",
+            directory.display()
+        ),
+    ))
 }
 
 fn key(path: &Path) -> Result<PublicKey, Failure> {

@@ -19,7 +19,7 @@ use lastkey_crypto::{ClusterId, KeyId};
 use lastkey_kubernetes::{
     cluster::{
         Access, ApiError, ApiServer, Credential, Etcd, EtcdAccess, Kubeconfig, Migrate, NAMESPACE,
-        Role,
+        Role, ServerUrl,
     },
     encryption_config::{MAX_FILE, Named, examine},
 };
@@ -135,7 +135,7 @@ impl Prepared {
                 Err(ApiError::Forbidden { .. }) => {
                     remark = Some("this credential may not make accounts: it is kept itself");
                 }
-                Err(error) => return Err(unreachable(&error)),
+                Err(error) => return Err(unanswered(&error, &self.access.servers)),
             }
         }
         self.prove().await?;
@@ -172,7 +172,10 @@ impl Prepared {
                     {
                         tokio::time::sleep(AGAIN).await;
                     }
-                    Err(error) => return Err(unreachable(&error)),
+                    Err(error) => {
+                        let asked = self.access.servers.get(server..=server).unwrap_or_default();
+                        return Err(unanswered(&error, asked));
+                    }
                 }
             }
         }
@@ -308,6 +311,21 @@ pub(super) fn unreachable(error: &ApiError) -> Failure {
     Failure::new(exit, chain(error))
 }
 
+/// The same of one of these, while it is registered: what every apiserver has is missing behind a path
+/// that is wrong.
+fn unanswered(error: &ApiError, servers: &[ServerUrl]) -> Failure {
+    let failure = unreachable(error);
+    match (error, servers.iter().find(|server| !server.path().is_empty())) {
+        (ApiError::NotFound, Some(server)) => failure.and(format_args!(
+            "no apiserver answers at {server}: is the path {} in its address right? The kubeconfig's \
+             `server`, or --apiserver, says where it is",
+            server.path()
+        )),
+        (ApiError::NotFound, None) => failure.and("is there an apiserver at this address?"),
+        _ => failure,
+    }
+}
+
 /// How a registered cluster is reached. A token that has been used for a day is replaced by its
 /// successor; if that fails, the old one is still good.
 pub(super) async fn reach(client: &Client, of: ClusterId) -> Result<(Access, ApiServer), Failure> {
@@ -353,6 +371,18 @@ mod tests {
         });
         whole.as_object_mut().unwrap().append(more.as_object_mut().unwrap());
         serde_json::from_value(whole).unwrap()
+    }
+
+    #[test]
+    fn a_path_that_leads_nowhere_is_named() {
+        let said = |url: &str| {
+            let servers = ["https://10.0.0.1:6443", url].map(|url| url.parse().unwrap());
+            format!("{:?}", unanswered(&ApiError::NotFound, &servers))
+        };
+        assert!(said("https://10.0.0.2:6443/k8s/prod/").contains("is the path /k8s/prod in"));
+        assert!(!said("https://10.0.0.2:6443").contains("path"));
+        let servers = ["https://10.0.0.2/k8s".parse().unwrap()];
+        assert!(!format!("{:?}", unanswered(&ApiError::Unauthorized, &servers)).contains("path"));
     }
 
     #[test]

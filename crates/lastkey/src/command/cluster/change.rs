@@ -17,7 +17,7 @@ use lastkey_crypto::{ClusterId, KeyId};
 use lastkey_kubernetes::{
     cluster::{Access, ApiError, ApiServer, ListQuery, Migrate, Shape},
     coverage::{in_use::Ended, resources_of},
-    encryption_config::{EncryptionConfiguration, readable},
+    encryption_config::{EncryptionConfiguration, readable, resource_options},
     node::ask_status,
     rotation::{Options, Worker, discover},
     socket::SocketAddress,
@@ -345,6 +345,12 @@ impl Start<'_> {
             let checked = self.hands.check_new_keys(&config, &goal);
             checked.map_err(|error| Failure::failed(chain(&error)))?;
         }
+        let shown = self.hands.check_shown_keys(
+            &config,
+            text.as_ref().map_or("", |text| text.as_str()),
+            &goal,
+        );
+        shown.map_err(|error| Failure::failed(chain(&error)))?;
         let goal = serde_json::to_value(&goal).map_err(Failure::failed)?;
         let key = match (wanted.key, self.cluster.keys.len()) {
             (Some(key), _) => Some(key.to_owned()),
@@ -563,6 +569,16 @@ async fn work(
     }
 }
 
+/// What the new key is not for, and how it would be.
+fn stays_in_clear(name: &str, clear: &[String]) -> String {
+    format!(
+        "\nstays in clear, as the configuration has it: {}; `lastkey cluster enable {name}{}` brings \
+         it under the key, too",
+        clear.join(", "),
+        resource_options(clear)
+    )
+}
+
 /// The end: the signed report, and what it says to a person.
 fn reported(name: &str, (over, verb): (&Rotation, &str), output: &Output) -> Result<(), Failure> {
     let signed = over.report.clone().unwrap_or_default();
@@ -578,7 +594,7 @@ fn reported(name: &str, (over, verb): (&Rotation, &str), output: &Output) -> Res
     };
     output.object(&event, || {
         let mut said = format!(
-            "{name}: {} is under {}: {} of {} objects were written anew in {} s",
+            "{name}: {} is under {}: {} of {} objects were written anew; worked {} s",
             texts("resources").join(", "),
             content["to"].as_str().unwrap_or_default(),
             content["rewritten"],
@@ -595,6 +611,10 @@ fn reported(name: &str, (over, verb): (&Rotation, &str), output: &Output) -> Res
                 said += &format!("\n{what}: {}", texts.join(", "));
             }
         }
+        let clear = texts("in_clear");
+        if !clear.is_empty() {
+            said += &stays_in_clear(name, &clear);
+        }
         for why in content["left_out"].as_array().into_iter().flatten() {
             said += &format!("\nnot written anew: {}", why.as_str().unwrap_or_default());
         }
@@ -610,4 +630,18 @@ fn reported(name: &str, (over, verb): (&Rotation, &str), output: &Output) -> Res
         said + &format!("\n`lastkey cluster {verb} {name} --report` prints the signed report")
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is copied into a shell, which would make file names of a wildcard.
+    #[test]
+    fn the_way_for_what_stays_in_clear_can_be_pasted() {
+        let said = stays_in_clear("prod", &["*.*".to_owned(), "events".to_owned()]);
+        assert!(said.contains("in clear, as the configuration has it: *.*, events;"), "{said}");
+        let command = "`lastkey cluster enable prod --resource '*.*' --resource events`";
+        assert!(said.contains(command), "{said}");
+    }
 }

@@ -60,12 +60,14 @@ fn trusts(trusted: &Value) -> String {
     let roots: Vec<&str> =
         trusted["roots"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let days = trusted["certificate_life_seconds"].as_u64().unwrap_or_default() as f64 / 86_400.0;
+    let days = format!("{days:.3}");
+    let days = days.trim_end_matches('0').trim_end_matches('.');
     if roots.is_empty() {
         return format!("no CA vouches for nodes of {name}: none can enrol");
     }
     format!(
         "nodes of {name} may ask to enrol by certificates of these CAs (SHA-256):\n{}\n\
-         certificates of nodes that were approved are good for {days:.3} days",
+         certificates of nodes that were approved are good for {days} days",
         roots.iter().map(|root| format!("  {root}")).collect::<Vec<_>>().join("\n")
     )
 }
@@ -150,4 +152,21 @@ async fn find(client: &Client, named: Option<&str>) -> Result<(ClusterId, bool),
     let id = id.ok_or_else(|| Failure::failed("the server's list of clusters makes no sense"))?;
     let trusts = one["trusts_nodes"] == json!(true);
     Ok((id, trusts))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_certificates_life_in_days() {
+        for (seconds, days) in [(30 * 86_400, "30"), (100 * 86_400, "100"), (3600, "0.042")] {
+            let trusted =
+                json!({"name": "prod", "roots": ["aa"], "certificate_life_seconds": seconds});
+            let said = trusts(&trusted);
+            assert!(said.ends_with(&format!(" are good for {days} days")), "{said}");
+        }
+    }
 }

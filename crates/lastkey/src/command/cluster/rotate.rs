@@ -26,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
 use self::progress::Progress;
+use super::access::unreachable;
 use crate::{
     cli::{Connect, RotateOptions},
     command::wire::key_id,
@@ -83,6 +84,9 @@ pub(super) fn run(
                 let (access, api) = reach(&client, cluster).await?;
                 refuse_without_kms(name, &access)?;
                 migration::check(&api, &access, options).await?;
+                if let Some(namespace) = &options.namespace {
+                    refuse_without_namespace(name, &api, namespace).await?;
+                }
                 let start = StartRotation {
                     key: options.key.clone(),
                     keep_version: options.keep_version,
@@ -216,6 +220,21 @@ fn refuse_without_kms(name: &str, access: &Access) -> Result<(), Failure> {
         "the configuration of {name} has no KMS provider: `lastkey cluster enable {name}` brings it \
          under its key"
     )))
+}
+
+/// A namespace that is not there would be gone through without an object, and without a word.
+async fn refuse_without_namespace(
+    name: &str,
+    api: &ApiServer,
+    namespace: &str,
+) -> Result<(), Failure> {
+    match api.has_namespace(namespace).await.map_err(|error| unreachable(&error))? {
+        Some(false) => Err(Failure::failed(format_args!(
+            "{name} has no namespace {namespace}: `kubectl get namespaces` lists them"
+        ))),
+        // An account of an earlier release may not know: then the end says if nothing was found.
+        Some(true) | None => Ok(()),
+    }
 }
 
 /// The registered configuration, if it lies here.
@@ -374,10 +393,18 @@ fn reported(name: &str, over: &Rotation, output: &Output) -> Result<(), Failure>
     event["signed"] = json!(signed);
     output.object(&event, || {
         let refused = content["refused"].as_u64().unwrap_or(0);
+        let namespace = content["namespace"].as_str();
+        let what = namespace.map_or_else(
+            || name.to_owned(),
+            |namespace| format!("the namespace {namespace} of {name}"),
+        );
         let mut said = format!(
-            "{name} is under the key version {}: {} of {} objects were written anew in {} s",
+            "{what} is under the key version {}: {} of {} objects were written anew; worked {} s",
             over.target, content["rewritten"], content["objects"], content["seconds"]
         );
+        if let Some(namespace) = namespace.filter(|_| content["objects"] == 0) {
+            said += &format!("\nnothing was found there: is there a namespace {namespace}?");
+        }
         if let Some(proof) = content["proof"].as_str() {
             said += &format!("\n{proof}");
         }

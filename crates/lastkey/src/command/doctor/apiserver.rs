@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::Program;
 
 const MANIFEST: &str = "/etc/kubernetes/manifests/kube-apiserver.yaml";
+const LISTED_BY: &str = "pgrep -x kube-apiserver";
 const CONFIG: &str = "encryption-provider-config";
 const RELOAD: &str = "encryption-provider-config-automatic-reload";
 
@@ -19,7 +20,7 @@ pub(super) fn find(named: Option<&str>, findings: &mut Vec<Finding>) -> Option<P
     let is = |process: &lastkey_kubernetes::node::Process| {
         matches!(process.name(), "kube-apiserver") || runs_one(&process.command)
     };
-    match Program::find(named, (MANIFEST, true), is) {
+    match Program::find((named, LISTED_BY), (MANIFEST, true), is) {
         Ok(Some(apiserver)) => {
             flags(&apiserver, findings);
             Some(apiserver)

@@ -22,6 +22,7 @@ use crate::{
 };
 
 const MANIFEST: &str = "/etc/kubernetes/manifests/lastkey-kms-plugin.yaml";
+const LISTED_BY: &str = "pgrep -f 'lastkey kms-plugin'";
 /// Certificates are renewed with a third of their life left; with this part of it, that has failed.
 const LATE: u32 = 4;
 /// An audit record's time is the server's, a signature's is ours: more is refused.
@@ -40,7 +41,7 @@ pub(super) fn find(named: Option<&str>, findings: &mut Vec<Finding>) -> Option<P
     let is = |process: &lastkey_kubernetes::node::Process| {
         process.command.get(1).is_some_and(|word| word == "kms-plugin")
     };
-    let program = match Program::find(named, (MANIFEST, false), is) {
+    let program = match Program::find((named, LISTED_BY), (MANIFEST, false), is) {
         Ok(Some(program)) => program,
         Ok(None) => {
             let message = "no plugin was found: neither a process nor a static pod";

@@ -76,7 +76,7 @@ fn unsafe_place(error: &SocketError) -> Finding {
             "socket-directory-unsafe"
         }
         SocketError::ForeignSocket { .. } => "socket-owner",
-        SocketError::NotASocket(_) => "socket-no-socket",
+        SocketError::NotASocket(_) | SocketError::IsDirectory(_) => "socket-no-socket",
         _ => "socket-unreadable",
     };
     Finding::error(code, message).fix(fix)

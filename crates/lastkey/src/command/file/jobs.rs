@@ -19,6 +19,7 @@ use super::{SUFFIX, shown, target::is_stream, without_suffix};
 use crate::{
     cli::Files,
     output::{Exit, Failure},
+    streams,
 };
 
 /// Where data comes from.
@@ -179,6 +180,9 @@ impl Job {
 
     /// What can be refused before anything is done.
     fn check(&self) -> Result<(), Failure> {
+        if self.from == From::Input {
+            streams::require_input()?;
+        }
         if let From::File(path) = &self.from {
             let metadata = path.metadata().map_err(|error| self.from.failed(&error))?;
             if metadata.is_dir() {
@@ -361,7 +365,10 @@ impl Names {
                 }
                 Box::new(BufReader::new(file))
             }
-            From::Input => Box::new(io::stdin().lock()),
+            From::Input => {
+                streams::require_input()?;
+                Box::new(io::stdin().lock())
+            }
         };
         Ok(Self { source, from, end: if null { 0 } else { b'\n' }, ended: false })
     }

@@ -6,7 +6,7 @@
 //! 2. When it is complete it is synced.
 //! 3. It gets its name in one step that fails if the name is taken; with `--force`, in one step
 //!    that replaces what had it.
-//! 4. The directory is synced.
+//! 4. The directory is synced; one that may be written and not read, with all of its file system.
 
 use std::{
     ffi::OsString,
@@ -143,6 +143,11 @@ impl Target {
 
     pub(super) fn keep(self) -> io::Result<()> {
         let Self { file, temporary, path, force } = self;
+        // What can fail for good fails before the file has its name.
+        let directory = match File::open(directory_of(&path)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            directory => Some(directory?),
+        };
         file.sync_all()?;
         match (temporary, force) {
             (None, false) => link(&file, &path)?,
@@ -156,7 +161,10 @@ impl Target {
             (Some(temporary), false) => rename_to_new(temporary.path(), &path)?,
             (Some(temporary), true) => std::fs::rename(temporary.path(), &path)?,
         }
-        File::open(directory_of(&path))?.sync_all()
+        match directory {
+            Some(directory) => directory.sync_all(),
+            None => Ok(rustix::fs::syncfs(&file)?),
+        }
     }
 }
 

@@ -27,14 +27,7 @@ pub(super) async fn list(client: &Client, output: &Output) -> Result<(), Failure
 pub(super) async fn confirm(client: &Client, id: &str, output: &Output) -> Result<(), Failure> {
     let done = client.confirm_override(id).await?;
     output.object(&done, || {
-        let held = done["unconfirmed"].as_array().into_iter().flatten().map(|plugin| {
-            format!(
-                "\nplugin {} has not confirmed: it may go on reading until {}",
-                cell(&plugin["plugin"]),
-                cell(&plugin["lease_ends"])
-            )
-        });
-        let held: String = held.collect();
+        let held = super::still_held(&done["unconfirmed"]);
         format!(
             "done: {}, as {} wanted{held}",
             what(&done["confirmed"]),

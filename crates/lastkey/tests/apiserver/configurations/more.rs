@@ -28,7 +28,17 @@ fn latin(text: &str) -> Vec<u8> {
 
 /// Name, file, what is to be said of it.
 pub(super) fn table() -> Vec<(&'static str, Vec<u8>, Expect)> {
-    let all = [encodings(), written(), tabs(), names(), several(), values()];
+    let all = [
+        encodings(),
+        written(),
+        anchors(),
+        comments(),
+        tabs(),
+        names(),
+        several(),
+        values(),
+        escapes(),
+    ];
     all.into_iter().flatten().collect()
 }
 
@@ -90,6 +100,86 @@ fn written() -> Vec<(&'static str, Vec<u8>, Expect)> {
         ("name-forgotten", one("[secrets]", &LOCAL.replace("name: ", "name:")).into(), {
             Refused("unknown-field")
         }),
+    ]
+}
+
+/// What go-yaml takes for a name of one.
+fn anchors() -> Vec<(&'static str, Vec<u8>, Expect)> {
+    let named = |anchor: &str| {
+        let text = one("[secrets]", LOCAL).replace("providers:", &format!("providers: &{anchor}"));
+        let other = format!("- resources: [configmaps]\n  providers: *{anchor}\n");
+        Vec::from(text + &other)
+    };
+    let list = |list: &str| Vec::from(one(list, LOCAL));
+    vec![
+        ("anchor-hyphen", named("local-keys_1"), Fine),
+        ("anchor-dot", named("local-keys.v1"), Refused("syntax")),
+        ("anchor-slash", named("a/b"), Refused("syntax")),
+        ("anchor-colon", named("a:b"), Refused("syntax")),
+        ("anchor-at", named("a@b"), Refused("syntax")),
+        ("anchor-cyrillic", named("ключ"), Refused("syntax")),
+        ("anchor-hash", named("a#b"), Refused("syntax")),
+        ("anchor-bracket", list("&a[secrets]"), Refused("syntax")),
+        ("anchor-in-brackets", list("[&a secrets]"), Fine),
+        ("anchor-dot-in-brackets", list("[&a.b secrets]"), Refused("syntax")),
+        ("anchor-in-quotes", list("[secrets] # &a.b '*a.b'"), Fine),
+        (
+            "anchor-dot-in-second-document",
+            {
+                let first = one("[secrets]", LOCAL);
+                (first + "---\na: &a.b c\n").into()
+            },
+            Clear("second-document"),
+        ),
+    ]
+}
+
+/// Without a blank before them.
+fn comments() -> Vec<(&'static str, Vec<u8>, Expect)> {
+    let plain = one("[secrets]", LOCAL);
+    let list = |list: &str| Vec::from(one(list, LOCAL));
+    let block = |head: &str| {
+        let key = format!("      - name: k\n        secret: {head}\n          {KEY}\n");
+        Vec::from(one("[secrets]", &format!("  - aescbc:\n      keys:\n{key}")))
+    };
+    let kind = |kind: &str| Vec::from(plain.replace("EncryptionConfiguration", kind));
+    vec![
+        ("comment-at-bracket", list("[secrets]#all"), Fine),
+        ("comment-in-brackets", list("[#c\n    secrets,#all\n    'configmaps'#c\n    ]#"), Fine),
+        ("comment-at-brace", (plain.clone() + "  - identity: {}#c\n").into(), Fine),
+        ("comment-in-braces", (plain.clone() + "  - identity: {#c\n      }#d\n").into(), Fine),
+        ("comment-at-quotes", kind("\"EncryptionConfiguration\"#c"), Fine),
+        ("comment-at-quote", kind("'EncryptionConfiguration'#c"), Fine),
+        ("comment-at-plain", kind("EncryptionConfiguration#c"), Refused("kind")),
+        ("comment-at-bar", block("|#c"), Fine),
+        ("comment-at-strip", block("|-#c"), Fine),
+        ("comment-at-indent", block(">2#c"), Fine),
+        ("comment-at-bad-head", block("|x#c"), Refused("syntax")),
+        ("comment-at-tag", kind("!!str#c"), Refused("kind")),
+        ("comment-then-text", kind("'EncryptionConfiguration'#c\n  d"), Refused("syntax")),
+    ]
+}
+
+/// What is dialled is a URL once more, to gRPC.
+fn escapes() -> Vec<(&'static str, Vec<u8>, Expect)> {
+    let file = |path: &str| {
+        let fields = format!("name: a, endpoint: 'unix:///{path}'");
+        Vec::from(one("[secrets]", &kms(&fields)))
+    };
+    let refused = Refused("kms-endpoint");
+    vec![
+        ("escape-null", file("a%00"), refused),
+        ("escape-line", file("a%0a"), refused),
+        ("escape-control", file("a%1f"), refused),
+        ("escape-delete", file("a%7f"), refused),
+        ("escape-of-escape", file("a%25zz"), refused),
+        ("escape-of-percent", file("a%25"), refused),
+        ("escape-of-percent-twice", file("a%2525"), Fine),
+        ("escape-in-abstract", file("@a%00"), refused),
+        ("escape-of-space", file("a%20b"), Fine),
+        ("escape-behind-question", file("a%3f%25zz"), Fine),
+        ("escape-behind-hash", file("a%23%25zz"), refused),
+        ("escape-of-colon", file("@a%3ab"), Fine),
     ]
 }
 

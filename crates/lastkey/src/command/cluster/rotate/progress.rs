@@ -131,12 +131,16 @@ impl Progress {
         if event.comments_lost {
             said += " (comments are lost: it was not written in lines that can be moved)";
         }
+        if event.holds_keys {
+            said += " (it holds local keys: keep it out of logs)";
+        }
         let content = event.by_hand.as_ref().map(|(_, content)| content.as_str());
         self.say(
             &json!({
                 "event": "config", "stage": event.stage, "path": event.path, "hash": event.hash,
                 "predecessor": event.kept, "by_hand": event.by_hand.as_ref().map(|(why, _)| why),
-                "comments_lost": event.comments_lost, "content": content,
+                "comments_lost": event.comments_lost, "local_keys": event.holds_keys,
+                "content": content,
             }),
             &said,
         );
@@ -165,7 +169,9 @@ impl Progress {
     /// An event for scripts, a sentence for people.
     fn say(&self, event: &serde_json::Value, said: &str) {
         match (&self.bar, self.json) {
-            (_, true) => line(&event.to_string()),
+            (_, true) => {
+                line(&event.to_string());
+            }
             (Some(bar), false) => bar.println(said),
             (None, false) => Output::note(said),
         }
