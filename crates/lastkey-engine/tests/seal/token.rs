@@ -150,15 +150,20 @@ async fn to_token(
     instance.order(&caller(instance), TO_TOKEN, With { share, token }).await
 }
 
+/// Started anew while its token is away, and what it has to open once the token is back.
+async fn started_without(world: &World, token: &Arc<Token>) -> (Instance, Vec<u8>) {
+    let instance = under(world, token).await;
+    let blob = encrypted(&instance.engine().unwrap()).await;
+    instance.shutdown().await;
+    token.says(Says::Away);
+    (under(world, token).await, blob)
+}
+
 /// The token is away at the start, and comes back with another PIN.
 async fn refuses_once(by_hand: bool) {
     let world = World::new();
     let token = Token::new("lab");
-    let instance = under(&world, &token).await;
-    let blob = encrypted(&instance.engine().unwrap()).await;
-    instance.shutdown().await;
-    token.says(Says::Away);
-    let instance = under(&world, &token).await;
+    let (instance, blob) = started_without(&world, &token).await;
     assert_eq!(instance.life(), Life::Sealed);
     let waiting = || instance.status().waiting.unwrap();
     assert!(waiting().contains("away"), "{}", waiting());
@@ -192,11 +197,7 @@ async fn a_token_that_refuses_the_pin_is_not_asked_again() {
 async fn a_token_that_lacks_something_is_asked_on() {
     let world = World::new();
     let token = Token::new("lab");
-    let instance = under(&world, &token).await;
-    let blob = encrypted(&instance.engine().unwrap()).await;
-    instance.shutdown().await;
-    token.says(Says::Away);
-    let instance = under(&world, &token).await;
+    let (instance, blob) = started_without(&world, &token).await;
     let waiting = || instance.status().waiting.unwrap_or_default();
     token.says(Says::NoKey);
     until("the token has no key", || waiting().contains("no such key")).await;

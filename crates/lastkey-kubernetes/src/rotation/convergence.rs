@@ -26,14 +26,15 @@ pub(crate) fn hash_of(key_id: &str) -> String {
     format!("sha256:{}", hex::encode(mac::sha256(&[key_id.as_bytes()])))
 }
 
-/// The apiservers that do not use this key id, each with a reason, and with the way out where it works
-/// by no KMS provider, or, if it is late, by another one: the configuration lies at `path`, if that is known, and if they are `late`,
-/// nothing comes by itself.
+/// The apiservers that do not use this key id, each with a reason, and with the way out where that
+/// shows: from their flags, or because they are `late`, and nothing comes by itself. They are to read
+/// their configuration from `path`, if it is known.
 pub(super) async fn behind(
     api: &ApiServer,
     key_id: &str,
     (path, late): (Option<&Path>, bool),
 ) -> Vec<String> {
+    let path = path.unwrap_or(Path::new("FILE"));
     let hash = hash_of(key_id);
     let asked = api.urls().enumerate().map(|(index, url)| {
         let hash = &hash;

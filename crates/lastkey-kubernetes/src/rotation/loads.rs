@@ -43,7 +43,7 @@ impl Loads {
     /// unless it is known, or `late`.
     pub(super) fn if_not_loaded(self, path: &Path, late: bool) -> String {
         match (self, late) {
-            (Self::Never, _) => started_without(Some(path)),
+            (Self::Never, _) => started_without(path),
             (Self::AtStart, _) => {
                 ": it reads its configuration only when it starts; restart it".to_owned()
             }
@@ -58,7 +58,7 @@ impl Loads {
     }
 
     /// The same of one that no plugin has ever told a key id: it works by no file with a KMS provider.
-    pub(super) fn if_never_told(self, path: Option<&Path>, late: bool) -> String {
+    pub(super) fn if_never_told(self, path: &Path, late: bool) -> String {
         match (self, late) {
             (Self::Never, _) => started_without(path),
             (Self::AtStart, _) => {
@@ -75,8 +75,8 @@ impl Loads {
     }
 
     /// The same of one that plugins have long told other key ids only.
-    pub(super) fn if_told_others(self, path: Option<&Path>) -> String {
-        let file = path.map_or_else(|| "FILE".to_owned(), |path| path.display().to_string());
+    pub(super) fn if_told_others(self, path: &Path) -> String {
+        let file = path.display();
         match self {
             Self::Never => started_without(path),
             Self::AtStart => format!(
@@ -86,23 +86,23 @@ impl Loads {
             Self::Unknown => format!(
                 ": it was told others: if another KMS provider's, it has not loaded {file}{}; if not, \
                  see whether its plugin reaches the server",
-                self.if_not_loaded(Path::new(&file), true)
+                self.if_not_loaded(path, true)
             ),
         }
     }
 }
 
-fn started_without(path: Option<&Path>) -> String {
+fn started_without(path: &Path) -> String {
     format!(
         ": it was started without --encryption-provider-config: start it anew with {}",
         flags(path)
     )
 }
 
-fn flags(path: Option<&Path>) -> String {
-    let path = path.map_or_else(|| "FILE".to_owned(), |path| path.display().to_string());
+fn flags(path: &Path) -> String {
     format!(
-        "--encryption-provider-config={path} --encryption-provider-config-automatic-reload=true"
+        "--encryption-provider-config={} --encryption-provider-config-automatic-reload=true",
+        path.display()
     )
 }
 
@@ -132,18 +132,19 @@ mod tests {
         let (path, flags) =
             (Path::new("/etc/enc.yaml"), "--encryption-provider-config=/etc/enc.yaml");
         for loads in [Loads::Never, Loads::AtStart, Loads::Unknown] {
-            let never = loads.if_never_told(Some(path), true);
-            for said in [loads.if_not_loaded(path, true), never, loads.if_told_others(Some(path))] {
+            let never = loads.if_never_told(path, true);
+            for said in [loads.if_not_loaded(path, true), never, loads.if_told_others(path)] {
                 assert!(said.contains("start"), "{loads:?}: {said}");
             }
         }
-        assert!(Loads::Never.if_never_told(Some(path), false).contains(flags));
-        assert!(Loads::Unknown.if_never_told(Some(path), true).contains(flags));
-        assert!(Loads::Unknown.if_never_told(None, true).contains("-config=FILE "));
-        assert_eq!(Loads::Unknown.if_never_told(None, false), "");
+        assert!(Loads::Never.if_never_told(path, false).contains(flags));
+        assert!(Loads::Unknown.if_never_told(path, true).contains(flags));
+        let unknown = Path::new("FILE");
+        assert!(Loads::Unknown.if_never_told(unknown, true).contains("-config=FILE "));
+        assert_eq!(Loads::Unknown.if_never_told(unknown, false), "");
         for loads in [Loads::AtStart, Loads::Unknown] {
-            assert!(loads.if_told_others(Some(path)).contains("not loaded /etc/enc.yaml"));
-            assert!(loads.if_told_others(None).contains("not loaded FILE"));
+            assert!(loads.if_told_others(path).contains("not loaded /etc/enc.yaml"));
+            assert!(loads.if_told_others(unknown).contains("not loaded FILE"));
         }
     }
 }

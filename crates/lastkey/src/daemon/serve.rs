@@ -470,7 +470,7 @@ fn announce(
     let status = instance.status();
     let kind = status.seal.as_ref().map(|seal| seal.kind);
     output.object(&json!(ready), || match ready.sealed {
-        Some(true) => sealed_greeting(ready),
+        Some(true) => closed_greeting(ready, status.state),
         _ => greeting(ready, data, (kind, config)),
     });
     let socket = data.admin_socket();
@@ -499,9 +499,14 @@ fn announce(
     }
 }
 
-fn sealed_greeting(ready: &Ready) -> String {
+fn closed_greeting(ready: &Ready, state: Life) -> String {
+    let what = match state {
+        Life::Uninitialised => "waits for its root key",
+        Life::Held => "does not serve what it found in its store",
+        Life::Sealed | Life::Unsealed => "waits to be unsealed",
+    };
     format!(
-        "Lastkey {version} waits to be unsealed. Ctrl-C stops it.\n\n\
+        "Lastkey {version} {what}. Ctrl-C stops it.\n\n\
          \x20 server       {url}\n\
          \x20 admin        {admin}",
         version = env!("CARGO_PKG_VERSION"),
@@ -553,4 +558,19 @@ fn greeting(
     };
     text.push_str(&format!("\nNext, in another terminal:\n  lastkey key list {next}"));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sealed_server_is_to_be_unsealed() {
+        for (state, waits) in
+            [(Life::Sealed, true), (Life::Held, false), (Life::Uninitialised, false)]
+        {
+            let text = closed_greeting(&Ready::default(), state);
+            assert_eq!(text.contains("waits to be unsealed"), waits, "{state}: {text}");
+        }
+    }
 }
