@@ -199,25 +199,33 @@ impl Outbox {
         swept.recalled.into_iter().chain(swept.remembered).collect()
     }
 
-    /// Deletes delivered parcels and lets the store remember where the log ends.
+    /// Deletes the parcels that are delivered now, and lets the store remember where the log ends.
+    /// What is delivered meanwhile is left to the next sweep: while changes go on, there is always
+    /// more.
     pub(crate) async fn sweep(
         &self,
         barrier: &Barrier,
         audit: &dyn AuditSink,
     ) -> Result<(), Error> {
-        loop {
+        let mut left = self.swept.lock().delivered.len();
+        while left > 0 {
             let parcels: Vec<Address> = {
                 let delivered = &mut self.swept.lock().delivered;
-                let count = delivered.len().min(SWEEP);
+                let count = delivered.len().min(left).min(SWEEP);
                 delivered.drain(..count).collect()
             };
-            let log = audit.head();
-            let remembered = barrier.remembered().map_or(0, |head| head.seq);
-            if parcels.is_empty() && log.seq < remembered + REMEMBER_AFTER {
-                return Ok(());
+            if parcels.is_empty() {
+                break; // Another sweep has them.
             }
-            self.remember(barrier, parcels, log).await?;
+            left -= parcels.len();
+            self.remember(barrier, parcels, audit.head()).await?;
         }
+        let log = audit.head();
+        let remembered = barrier.remembered().map_or(0, |head| head.seq);
+        if log.seq >= remembered + REMEMBER_AFTER {
+            self.remember(barrier, Vec::new(), log).await?;
+        }
+        Ok(())
     }
 
     /// Lets the store remember where the log ends, before everything stops.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The first block that is counted ahead; each next one is four times as large.
 const FIRST_BLOCK: u64 = 1 << 12;
+const GROWTH: u64 = 4;
 /// The largest block.
 pub(crate) const LARGEST_BLOCK: u64 = 1 << 20;
 const FORMAT: u8 = 1;
@@ -71,6 +72,7 @@ pub(crate) struct Uses {
     used: AtomicU64,
     /// What the store holds.
     reserved: AtomicU64,
+    /// The size of the block in use; the next one may be larger.
     block: AtomicU64,
     /// Whether others than plugins have encrypted, as the store holds it.
     direct: AtomicBool,
@@ -83,7 +85,7 @@ pub(crate) struct Uses {
 impl Uses {
     /// Goes on from what the store holds; nothing is reserved beyond it.
     pub(crate) fn from_stored(count: u64) -> Self {
-        Self::new(count, count, FIRST_BLOCK)
+        Self::new(count, count, FIRST_BLOCK / GROWTH)
     }
 
     /// The same of a version that others than plugins have encrypted under, or may have.
@@ -159,14 +161,17 @@ impl Uses {
     /// What the store should hold next.
     pub(crate) fn next(&self) -> u64 {
         let base = self.used().max(self.reserved.load(Ordering::Acquire));
-        base.saturating_add(self.block.load(Ordering::Relaxed))
+        base.saturating_add(self.next_block())
+    }
+
+    fn next_block(&self) -> u64 {
+        (self.block.load(Ordering::Relaxed) * GROWTH).min(LARGEST_BLOCK)
     }
 
     /// The store holds `count` now.
     pub(crate) fn reserved(&self, count: u64) {
         self.reserved.fetch_max(count, Ordering::Release);
-        let block = self.block.load(Ordering::Relaxed);
-        self.block.store((block * 4).min(LARGEST_BLOCK), Ordering::Relaxed);
+        self.block.store(self.next_block(), Ordering::Relaxed);
     }
 
     /// Ends the counting; what is used from now on is not durable any more.
@@ -205,9 +210,30 @@ mod tests {
         assert_eq!(uses.count(), Counted::Beyond);
         uses.reserved(uses.next());
         let low = (0..4_000).filter(|_| uses.count() == Counted::RunningLow).count();
-        assert!(low <= 1);
+        assert_eq!(low, 1);
         assert!(uses.close() >= 4_008);
         assert_eq!(uses.count(), Counted::Beyond);
+    }
+
+    /// Who reserves when told that little is left keeps all others from waiting, in each block.
+    #[test]
+    fn nobody_waits_but_the_first() {
+        let uses = Uses::from_stored(0);
+        assert_eq!(uses.count(), Counted::Beyond);
+        uses.reserved(uses.next());
+        let mut reserved = 0;
+        for _ in 0..3 * LARGEST_BLOCK {
+            match uses.count() {
+                Counted::Ahead => {}
+                Counted::RunningLow => {
+                    assert!(uses.runs_low());
+                    uses.reserved(uses.next());
+                    reserved += 1;
+                }
+                Counted::Beyond => panic!("beyond after {reserved}"),
+            }
+        }
+        assert!((6..10).contains(&reserved), "{reserved}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use lastkey_crypto::record::SealedRecord;
 use lastkey_store::{CommitError, Revision, Transaction};
 use parking_lot::Mutex;
 
-use super::{Barrier, Expect, keyring::KEYRING_PATH};
+use super::{Barrier, Expect, Seals, keyring::KEYRING_PATH};
 use crate::{
     Error, audit,
     heads::{self, Counts, Head, MARK_PATH, Mark, SHARDS, StoreId, Sum},
@@ -44,6 +44,7 @@ pub(crate) struct Batch {
     has_parcel: bool,
     /// It takes parcels out of the outbox.
     sweep: Option<Sweep>,
+    seals: Seals,
 }
 
 #[derive(Clone, Copy)]
@@ -60,6 +61,11 @@ struct Sweep {
 }
 
 impl Batch {
+    /// A batch that counts seals ahead, and so must not wait for that itself.
+    pub(super) fn that_reserves() -> Self {
+        Self { seals: Seals::Uncounted, ..Self::default() }
+    }
+
     /// Seals a value for a path.
     #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
     pub(crate) fn put(
@@ -73,7 +79,7 @@ impl Batch {
             Expect::Absent => 1,
             Expect::Unchanged { counter, .. } => counter + 1,
         };
-        let (keyring_key, sealed) = barrier.seal(path, counter, value)?;
+        let (keyring_key, sealed) = barrier.seal(self.seals, (path, counter), value)?;
         self.sealed_by(keyring_key);
         let before = match expect {
             Expect::Absent => None,
@@ -127,7 +133,7 @@ impl Batch {
         path: &str,
         plain: &[u8],
     ) -> Result<(), Error> {
-        let (keyring_key, sealed) = barrier.seal(path, 1, plain)?;
+        let (keyring_key, sealed) = barrier.seal(self.seals, (path, 1), plain)?;
         self.sealed_by(keyring_key);
         self.transaction = std::mem::take(&mut self.transaction).put(path, sealed);
         self.has_parcel = true;
@@ -307,7 +313,10 @@ impl State {
                 sum: tip.state.sum.plus(delta.sum),
             };
             let path = heads::path_of(delta.shard);
-            let sealed = sealed(barrier, &path, head.sequence, &head.encode(&self.store))?;
+            let sealed = {
+                let value = head.encode(&self.store);
+                sealed(barrier, batch.seals, (&path, head.sequence), &value)?
+            };
             transaction =
                 transaction.expect_value(&path, tip.stored.clone()).put(path, sealed.clone());
             staged.heads.push((index, tip.clone()));
@@ -335,7 +344,7 @@ impl State {
             batch.deltas.iter().for_each(|delta| mark.settled[usize::from(delta.shard)] += 1);
         }
         let counter = counter + 1;
-        let sealed = sealed(barrier, MARK_PATH, counter, &mark.encode())?;
+        let sealed = sealed(barrier, batch.seals, (MARK_PATH, counter), &mark.encode())?;
         let transaction = transaction
             .expect_value(MARK_PATH, self.mark.stored.clone())
             .put(MARK_PATH, sealed.clone());
@@ -396,11 +405,11 @@ fn is_uncertain(error: &CommitError) -> bool {
 
 fn sealed(
     barrier: &Barrier,
-    path: &str,
-    counter: u64,
+    seals: Seals,
+    place: (&str, u64),
     value: &[u8],
 ) -> Result<Vec<u8>, CommitError> {
-    barrier.seal(path, counter, value).map(|(_, sealed)| sealed).map_err(|_| CommitError::Busy)
+    barrier.seal(seals, place, value).map(|(_, sealed)| sealed).map_err(|_| CommitError::Busy)
 }
 
 impl Barrier {

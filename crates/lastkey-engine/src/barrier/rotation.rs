@@ -98,8 +98,8 @@ impl Barrier {
         // Room for the reservation itself; the margin covers starts that go no further.
         let uses = Uses::in_large_blocks(used, used.saturating_add(MARGIN));
         *self.keyring_uses.write() = Arc::new(uses);
-        // A disk that is full now must not keep an operator out: the next sweep tries again, and
-        // until then the margin is all that can be sealed.
+        // A disk that is full now must not keep an operator out: it is tried again soon, and until
+        // then the margin is all that can be sealed.
         if let Err(error) = self.reserve_seals(true).await {
             tracing::warn!(%error, "seals of the keyring could not be counted ahead");
         }
@@ -127,7 +127,7 @@ impl Barrier {
     }
 
     async fn write_seals(&self, count: u64) -> Result<(), Error> {
-        let mut batch = Batch::default();
+        let mut batch = Batch::that_reserves();
         self.stage_seals(&mut batch, self.newest_id()?, count).await?;
         self.commit(&batch).await?;
         Ok(())

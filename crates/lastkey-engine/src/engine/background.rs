@@ -5,6 +5,9 @@ use crate::command::SUM_UP_EVERY;
 
 /// Delivered outbox parcels wait at most this long for their deletion.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
+/// Uses are counted ahead this often, where few are left. Not together with the sweep: that has
+/// work for as long as changes go on, and nothing could be sealed any more before it ends.
+const RESERVE_EVERY: Duration = Duration::from_millis(250);
 /// Due rotations and deletions are looked for this often.
 const DUE_EVERY: Duration = Duration::from_secs(60);
 /// An unhealthy log is tried this often.
@@ -59,6 +62,7 @@ impl Core {
             }),
             tokio::spawn(async move { follower.records.follow().await }),
             self.every(SWEEP_EVERY, |core| Box::pin(async { core.sweep().await })),
+            self.every(RESERVE_EVERY, |core| Box::pin(async { core.reserve_more().await })),
             self.every(DUE_EVERY, |core| Box::pin(async { core.look_for_due_work().await })),
             self.every(HEARTBEAT_EVERY, |core| Box::pin(async { core.heartbeat().await })),
             self.every(REFUSALS_EVERY, |core| Box::pin(async { core.flush_refusals().await })),
@@ -75,10 +79,13 @@ impl Core {
         self.records.barrier.end_counting().await
     }
 
-    pub(super) async fn sweep(&self) {
+    async fn reserve_more(&self) {
         if let Err(error) = self.records.reserve_more().await {
             tracing::warn!(%error, "uses of keys could not be counted ahead");
         }
+    }
+
+    async fn sweep(&self) {
         if let Err(error) = self.outbox.sweep(&self.records.barrier, &*self.audit).await {
             tracing::warn!(%error, "delivered records wait in the outbox");
         }
