@@ -270,13 +270,56 @@ async fn a_refusal_is_final() {
     let pki = Pki::new();
     let never = handler(|_, _| std::future::pending());
     let other = FakeServer::start(&pki, never).await;
-    for (status, code) in [(409, "Rejected.Disabled"), (429, "Rejected.Throttling")] {
+    for (status, code) in [(409, "Rejected.Disabled"), (403, "Forbidden.NoPermission")] {
         let refusal = handler(move |_, _| async move {
             (status, format!(r#"{{"code":"{code}","message":"no","request_id":"r"}}"#))
         });
         let refusing = FakeServer::start(&pki, refusal).await;
         let client = client(&pki, &[refusing.url(), other.url()]);
         assert_eq!(decrypt(&client).await.unwrap_err().code(), Some(code));
+    }
+}
+
+/// What an address says of itself is told where nobody else does better, and soon.
+#[tokio::test]
+async fn an_address_that_is_overloaded_or_at_fault_does_not_hide_one_that_works() {
+    let pki = Pki::new();
+    let calls = Arc::default();
+    let server = FakeServer::start(&pki, good(&calls)).await;
+    let silent = FakeServer::start(&pki, handler(|_, _| std::future::pending())).await;
+    for (status, code) in
+        [(429, "Rejected.Throttling"), (500, "InternalFailure"), (408, "RequestTimeout")]
+    {
+        let asked: Arc<AtomicUsize> = Arc::default();
+        let refusing = FakeServer::start(
+            &pki,
+            handler({
+                let asked = asked.clone();
+                move |_, _| {
+                    asked.fetch_add(1, Ordering::SeqCst);
+                    let body = format!(r#"{{"code":"{code}","message":"no","request_id":"r"}}"#);
+                    async move { (status, body) }
+                }
+            }),
+        )
+        .await;
+        let both = client(&pki, &[refusing.url(), server.url()]);
+        assert_eq!(decrypt(&both).await.unwrap(), b"ok", "{code}");
+        assert_eq!(decrypt(&both).await.unwrap(), b"ok", "{code}");
+        assert_eq!(
+            asked.load(Ordering::SeqCst),
+            1,
+            "{code}: the other is asked first from then on"
+        );
+        let alone = client(&pki, &[refusing.url()]);
+        assert_eq!(decrypt(&alone).await.unwrap_err().code(), Some(code));
+        if status != 408 {
+            assert_eq!(asked.load(Ordering::SeqCst), 2, "{code}: once is enough");
+        }
+        let begun = std::time::Instant::now();
+        let worse = client(&pki, &[refusing.url(), silent.url()]);
+        assert_eq!(decrypt(&worse).await.unwrap_err().code(), Some(code));
+        assert!(begun.elapsed() < BUDGET + Duration::from_secs(1), "{code}");
     }
 }
 

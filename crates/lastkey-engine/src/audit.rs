@@ -76,6 +76,10 @@ pub enum AuditError {
     /// The disk refused.
     #[error("the audit log cannot be written: {0}")]
     Failed(String),
+    /// The disk neither takes what it was given nor refuses it. Nobody's record is answered with
+    /// this: it is what others see.
+    #[error("the audit log's disk does not answer")]
+    Silent,
     /// The log was closed.
     #[error("the audit log is closed")]
     Closed,
@@ -168,7 +172,7 @@ pub trait AuditSink: Send + Sync + 'static {
     /// What retention says is to be deleted now. Without a time, age does not count.
     ///
     /// # Errors
-    /// A segment cannot be read, or is not as it was written.
+    /// A segment cannot be read, or is not as it was written; or the deletion could not be stated.
     fn to_delete(&self, now: Option<Timestamp>) -> std::io::Result<Option<Deletion>>;
     /// Deletes segments, once a signed checkpoint states it. The caller has recorded it.
     ///
@@ -188,6 +192,10 @@ pub trait AuditSink: Send + Sync + 'static {
     fn keep_room(&self, again: bool) -> std::io::Result<bool>;
     /// The newest checkpoint's record, and when it was signed.
     fn newest_checkpoint(&self) -> Option<(u64, Timestamp)>;
+    /// Why the newest records are not signed, where the last attempt to sign failed.
+    fn signing_fails(&self) -> Option<String> {
+        None
+    }
     /// The newest checkpoint, for the store to remember, if it is durable.
     fn checkpoint_to_remember(&self) -> Option<Remembered>;
     /// Compares the checkpoints with the one that the store remembers, before anything is recorded.

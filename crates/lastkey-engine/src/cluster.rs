@@ -10,6 +10,9 @@ use crate::{
     node::{Approval, NODE_LIFE, NODE_PLUGIN, Node, NodeName, NodeRoot, PLUGIN_LIFE},
 };
 
+/// Calls that began under a certificate have ended so long after it: the longest wait for a minute.
+const LAST_CALLS: Duration = Duration::from_secs(10 * 60);
+
 /// A registered cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
@@ -76,6 +79,12 @@ impl Cluster {
         self.certificate_life.map_or(usual, Duration::from_secs)
     }
 
+    /// What people call it: its name, or its id where it has none.
+    pub(crate) fn shown(&self) -> String {
+        let name = self.name.as_ref().map(|name| name.as_str().to_owned());
+        name.unwrap_or_else(|| self.id.to_string())
+    }
+
     /// The plugin of that name.
     pub fn plugin(&self, name: &str) -> Option<&PluginIdentity> {
         self.plugins.iter().find(|plugin| plugin.name == name)
@@ -103,6 +112,32 @@ pub struct PluginIdentity {
     /// The identity that replaces this one as soon as the plugin says that it goes by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<NextIdentity>,
+    /// Further identities that copies of its files may go by, each good until its certificate ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<OtherIdentity>,
+    /// Whether several plugins were seen to go by its files at the same time. One of them that is
+    /// off while another renews is not cut off by that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
+}
+
+/// An identity beside the one that was confirmed last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherIdentity {
+    /// SHA-256 of the certificate's public key (SubjectPublicKeyInfo), lower-case hex.
+    pub fingerprint: String,
+    /// When it was registered.
+    pub created: Timestamp,
+    /// When its certificate ends; `None` where that was not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
+}
+
+impl From<NextIdentity> for OtherIdentity {
+    fn from(next: NextIdentity) -> Self {
+        let NextIdentity { fingerprint, created, not_after } = next;
+        Self { fingerprint, created, not_after: Some(not_after) }
+    }
 }
 
 /// A renewed identity, of which the plugin may not have heard yet.
@@ -117,23 +152,76 @@ pub struct NextIdentity {
 }
 
 impl PluginIdentity {
-    /// When the newest of its certificates was registered, and when it ends.
-    fn newest(&self) -> (Timestamp, Option<Timestamp>) {
-        let next = self.next.as_ref();
-        next.map_or((self.created, self.not_after), |next| (next.created, Some(next.not_after)))
+    /// The plugin of that name, by the one identity that it has.
+    pub(crate) fn new(
+        name: String,
+        fingerprint: String,
+        (created, ends): (Timestamp, Timestamp),
+    ) -> Self {
+        let not_after = Some(ends);
+        Self {
+            name,
+            fingerprint,
+            created,
+            not_after,
+            next: None,
+            beside: Vec::new(),
+            shared: false,
+        }
+    }
+
+    /// The fingerprints by which it is known.
+    pub fn fingerprints(&self) -> impl Iterator<Item = &str> {
+        let next = self.next.iter().map(|next| &*next.fingerprint);
+        let beside = self.beside.iter().map(|other| &*other.fingerprint);
+        std::iter::once(&*self.fingerprint).chain(next).chain(beside)
+    }
+
+    /// All its identities: each one's fingerprint, when it was registered, and when it ends.
+    fn identities(&self) -> impl Iterator<Item = (&str, Timestamp, Option<Timestamp>)> {
+        let next = self.next.iter();
+        let next = next.map(|next| (&*next.fingerprint, next.created, Some(next.not_after)));
+        let beside = self.beside.iter();
+        let beside = beside.map(|other| (&*other.fingerprint, other.created, other.not_after));
+        std::iter::once((&*self.fingerprint, self.created, self.not_after))
+            .chain(next)
+            .chain(beside)
+    }
+
+    /// When the last of its identities was registered.
+    pub(crate) fn newest_created(&self) -> Timestamp {
+        self.newest().1
+    }
+
+    /// The newest of its identities, whichever copy of its files goes by it.
+    fn newest(&self) -> (&str, Timestamp, Option<Timestamp>) {
+        let first = (&*self.fingerprint, self.created, self.not_after);
+        self.identities().fold(first, |newest, it| if newest.1 < it.1 { it } else { newest })
     }
 
     /// When its newest certificate ends.
     pub fn ends(&self) -> Option<Timestamp> {
-        self.newest().1
+        self.newest().2
     }
 
     /// Whether its newest certificate should have been renewed by now: a plugin does that with a
     /// third of the life left, and this says so once only a quarter is.
     pub fn is_late(&self, now: Timestamp) -> bool {
-        let (created, Some(ends)) = self.newest() else { return false };
-        ends.since(now) < ends.since(created) / 4
+        let (_, created, Some(ends)) = self.newest() else { return false };
+        is_late((created, ends), now)
     }
+}
+
+impl OtherIdentity {
+    /// Whether its certificate has ended, and so has every call that came by it: one that waits for
+    /// an answer when it ends is no stranger's.
+    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+        self.not_after.is_some_and(|ends| ends.after(LAST_CALLS) < now)
+    }
+}
+
+fn is_late((created, ends): (Timestamp, Timestamp), now: Timestamp) -> bool {
+    ends.since(now) < ends.since(created) / 4
 }
 
 /// How the identities of all plugins stand.
@@ -159,22 +247,34 @@ pub struct LateIdentity {
 }
 
 impl Identities {
-    /// Takes a cluster's plugins in.
-    pub(crate) fn add(&mut self, cluster: &Cluster, now: Timestamp) {
+    /// Takes a cluster's plugins in: the newest identity of each, and those that copies of its files
+    /// go by, which `is_used` says of a plugin's name and a fingerprint.
+    pub(crate) fn add(
+        &mut self,
+        cluster: &Cluster,
+        is_used: impl Fn(&str, &str) -> bool,
+        now: Timestamp,
+    ) {
         for plugin in &cluster.plugins {
-            let Some(ends) = plugin.ends() else { continue };
-            self.first_end = Some(self.first_end.map_or(ends, |first| first.min(ends)));
-            if !plugin.is_late(now) {
-                continue;
+            let newest = plugin.newest().0;
+            for (fingerprint, created, ends) in plugin.identities() {
+                let Some(ends) = ends else { continue };
+                let is_late = is_late((created, ends), now);
+                let counts = fingerprint == newest
+                    || (is_late && now < ends && is_used(&plugin.name, fingerprint));
+                if !counts {
+                    continue;
+                }
+                self.first_end = Some(self.first_end.map_or(ends, |first| first.min(ends)));
+                if is_late {
+                    self.late.push(LateIdentity {
+                        cluster: cluster.shown(),
+                        name: plugin.name.clone(),
+                        fingerprint: fingerprint.to_owned(),
+                        ends,
+                    });
+                }
             }
-            let name = cluster.name.as_ref().map(|name| name.as_str().to_owned());
-            let next = plugin.next.as_ref().map(|next| &next.fingerprint);
-            self.late.push(LateIdentity {
-                cluster: name.unwrap_or_else(|| cluster.id.to_string()),
-                name: plugin.name.clone(),
-                fingerprint: next.unwrap_or(&plugin.fingerprint).clone(),
-                ends,
-            });
         }
     }
 }
@@ -238,13 +338,8 @@ mod tests {
     #[test]
     fn a_certificate_is_late_with_a_quarter_of_its_life_left() {
         let day = |n: u64| Timestamp::from_millis(0).after(Duration::from_secs(n * 86_400));
-        let mut plugin = PluginIdentity {
-            name: "node/cp-1".to_owned(),
-            fingerprint: String::new(),
-            created: day(0),
-            not_after: Some(day(40)),
-            next: None,
-        };
+        let term = (day(0), day(40));
+        let mut plugin = PluginIdentity::new("node/cp-1".to_owned(), String::new(), term);
         assert!(!plugin.is_late(day(29)));
         assert!(plugin.is_late(day(31)) && plugin.is_late(day(50)));
         let (created, not_after) = (day(31), day(71));
@@ -261,6 +356,21 @@ mod tests {
         let old = r#"{"id":"83eb9abc-da3e-494e-b0e6-96b3c401cd15","name":"prod","keys":[],"created":"2026-01-31T12:00:00.000Z","plugins":[{"name":"p","fingerprint":"ab","created":"2026-01-31T12:00:00.000Z"}]}"#;
         let read: Cluster = serde_json::from_str(old).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), old);
+    }
+
+    /// What copies go by is kept over a restart.
+    #[test]
+    fn identities_beside_are_written_down() {
+        let at = Timestamp::from_millis(1_000);
+        let mut plugin = PluginIdentity::new("p".to_owned(), "ab".to_owned(), (at, at));
+        let plain = serde_json::to_string(&plugin).unwrap();
+        assert!(!plain.contains("beside") && !plain.contains("shared"), "{plain}");
+        plugin.shared = true;
+        plugin.beside =
+            vec![OtherIdentity { fingerprint: "cd".to_owned(), created: at, not_after: None }];
+        let kept = serde_json::to_string(&plugin).unwrap();
+        assert_eq!(serde_json::from_str::<PluginIdentity>(&kept).unwrap(), plugin);
+        assert_eq!(plugin.fingerprints().collect::<Vec<_>>(), ["ab", "cd"]);
     }
 
     #[test]

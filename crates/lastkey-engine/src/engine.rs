@@ -240,9 +240,9 @@ impl Engine {
         //    answered already.
         let at_once = core.records.with_key_ids(|ids| ids.len() <= DUE_AT_ONCE);
         if at_once {
-            core.run_due().await?;
+            core.run_due_at_start().await;
         }
-        core.outbox.sweep(&core.records.barrier, &*core.audit).await?;
+        core.sweep().await;
         core.start_background(!at_once);
         Ok(Self { core })
     }
@@ -632,7 +632,7 @@ impl Core {
         self.delete_old_records(may_destroy).await;
         self.keep_checkpoint().await;
         self.note_found().await;
-        self.rotate_worn(may_rotate).await?;
-        self.run_due_work(may_rotate, may_destroy).await
+        let worn = self.rotate_worn(may_rotate).await;
+        worn.and(self.run_due_work(may_rotate, may_destroy).await)
     }
 }

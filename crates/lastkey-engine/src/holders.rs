@@ -9,7 +9,7 @@
 //! since may hold what the process before told it, so it counts as one that has not confirmed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -33,6 +33,11 @@ use crate::{
 
 /// Who was heard within this time, or waits for an answer, is waited for.
 const CONNECTED: Duration = Duration::from_secs(3);
+/// A plugin that reaches the server is heard within this time: its questions wait for 30 seconds.
+const HEARD_WITHIN: Duration = Duration::from_secs(45);
+/// Who goes by one plugin's files for so long at the same time is more than one that hands over to
+/// another.
+const SIDE_BY_SIDE: Duration = Duration::from_secs(120);
 /// Processes that one plugin's identity may run at once.
 const MAX_INSTANCES: usize = 8;
 
@@ -78,6 +83,8 @@ struct Told {
     key: KeyRef,
     /// The answer that it has acted upon.
     confirmed: String,
+    /// When it was first heard, since it was silent for a lease.
+    first: Duration,
     /// When it was last heard.
     heard: Duration,
     /// Questions of it that wait for their answers.
@@ -95,6 +102,24 @@ pub(crate) struct Holders {
     started: Duration,
     /// In seconds.
     lease: AtomicU64,
+}
+
+impl Told {
+    /// When it was last there.
+    fn there(&self, now: Duration) -> Duration {
+        if self.waiting > 0 { now } else { self.heard }
+    }
+
+    fn is_there(&self, now: Duration) -> bool {
+        now.saturating_sub(self.there(now)) < HEARD_WITHIN
+    }
+
+    fn goes_by(&self) -> &str {
+        match &self.principal {
+            Principal::Plugin { fingerprint, .. } => fingerprint,
+            _ => "",
+        }
+    }
 }
 
 /// A plugin's question.
@@ -175,6 +200,7 @@ impl Holders {
             principal: asks.principal.clone(),
             key: asks.key.clone(),
             confirmed: asks.known.to_owned(),
+            first: now,
             heard: now,
             waiting: 0,
             allowed: None,
@@ -183,6 +209,65 @@ impl Holders {
         told.key = asks.key.clone();
         told.waiting += 1;
         Waits { holders: self, holder, clock }
+    }
+
+    /// What is known of the running plugins of that name.
+    fn of<T>(
+        &self,
+        (cluster, name): (ClusterId, &str),
+        one: impl Fn(&Holder, &Told) -> T,
+    ) -> Vec<T> {
+        let is_it = |holder: &Holder, told: &Told| {
+            let named = |known: &Principal| matches!(known, Principal::Plugin { name: known, .. } if **known == *name);
+            holder.cluster == cluster && named(&told.principal)
+        };
+        let table = self.table.lock();
+        table.iter().filter(|(it, told)| is_it(it, told)).map(|(it, told)| one(it, told)).collect()
+    }
+
+    /// Whether nobody is known to go by another identity of that plugin's than this one.
+    pub(crate) fn all_go_by(
+        &self,
+        plugin: (ClusterId, &str),
+        fingerprint: &str,
+        now: Duration,
+    ) -> bool {
+        let is_another = |holder: &Holder, told: &Told| {
+            // Of those that do not name their instance, several look like one.
+            let several = holder.instance.is_none() && told.waiting > 1;
+            told.is_there(now) && (told.goes_by() != fingerprint || several)
+        };
+        // So shortly after a start not everybody has come back.
+        let is_known = now.saturating_sub(self.started) >= HEARD_WITHIN;
+        is_known && !self.of(plugin, is_another).contains(&true)
+    }
+
+    /// Whether somebody is there who goes by this identity of that plugin's.
+    pub(crate) fn somebody_goes_by(
+        &self,
+        plugin: (ClusterId, &str),
+        fingerprint: &str,
+        now: Duration,
+    ) -> bool {
+        let goes = |_: &Holder, told: &Told| told.is_there(now) && told.goes_by() == fingerprint;
+        self.of(plugin, goes).contains(&true)
+    }
+
+    /// Whether two plugins of that name have run side by side.
+    pub(crate) fn are_several(&self, plugin: (ClusterId, &str), now: Duration) -> bool {
+        let times = self.of(plugin, |_, told| (told.first, told.there(now)));
+        times.iter().enumerate().any(|(at, one)| {
+            times[..at].iter().any(|other| {
+                let (from, until) = (one.0.max(other.0), one.1.min(other.1));
+                until.saturating_sub(from) >= SIDE_BY_SIDE
+            })
+        })
+    }
+
+    /// How many different identities of that plugin's are in use at this moment.
+    pub(crate) fn identities_in_use(&self, plugin: (ClusterId, &str)) -> usize {
+        let asks = |_: &Holder, told: &Told| (told.waiting > 0).then(|| told.goes_by().to_owned());
+        self.of(plugin, asks).into_iter().flatten().collect::<HashSet<_>>().len()
     }
 
     /// It is answered that it may use something until then.

@@ -56,6 +56,8 @@ use crate::{
 
 /// Requests under way have so long to end when the server is sealed.
 const PATIENCE: Duration = Duration::from_secs(6);
+/// An order that is still under way when the process ends has had its time, and has this much more.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 /// A seal that could not be reached is tried again this often.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
@@ -120,6 +122,9 @@ struct Work {
     doubt: Option<doubt::Doubt>,
     /// The root key of a store that is held.
     held: Option<Arc<KeyMaterial>>,
+    /// Why a token does not take its PIN, where shares open, too: it is not asked again before an
+    /// operator wants it to be.
+    refused_pin: Option<String>,
     /// Shares refused since the server was sealed.
     refused: u64,
     /// Shares forgotten since then.
@@ -241,7 +246,8 @@ impl Instance {
 
     /// Looks at the store, and opens it if its seal opens by itself. A new store gets a root key
     /// under such a seal; under one of shares it waits for [`init`](Self::init). A token that
-    /// cannot be reached is tried again and again in the background, until it refuses.
+    /// cannot be reached is tried again and again in the background, until it refuses. Where shares
+    /// could open, too, any other failure of the seal is told by the status as well, and waited with.
     ///
     /// # Errors
     /// [`StartError`]: nobody can help while this process runs.
@@ -260,15 +266,17 @@ impl Instance {
                     self.turn(Current::Uninitialised);
                 }
             }
-            Err(StartError::Seal(error))
-                if error.is_transient() && Barrier::is_initialised(&*parts.store).await? =>
-            {
-                tracing::error!(%error, "the server waits sealed, and tries again");
-                {
-                    let mut shown = self.inner.shown.write();
-                    (shown.waiting, shown.trying) = (Some(error.to_string()), true);
+            Err(StartError::Seal(error)) if Barrier::is_initialised(&*parts.store).await? => {
+                let by_shares = Kept::load(&*parts.store).await?.record.takes_shares();
+                let trying = error.is_transient();
+                if !trying && !by_shares {
+                    return Err(error.into());
                 }
-                self.keep_trying();
+                self.inner.shown.write().trying = trying;
+                self.in_vain(&mut work, &error, by_shares);
+                if trying {
+                    self.keep_trying();
+                }
             }
             Err(error) => return Err(error),
         }
@@ -289,7 +297,8 @@ impl Instance {
                 }
                 match instance.unseal(None).await {
                     Ok(_) => tracing::info!("the seal can be reached again"),
-                    Err(OperatorError::Start(StartError::Seal(error))) => instance.in_vain(&error),
+                    // That is told already.
+                    Err(OperatorError::Start(StartError::Seal(_))) => {}
                     Err(error) => {
                         instance.inner.shown.write().waiting = Some(error.to_string());
                     }
@@ -298,25 +307,39 @@ impl Instance {
         });
     }
 
-    /// A server that waits for its seal has asked it in vain, whoever wanted it to. A PIN that is
-    /// refused is tried once: every wrong one counts, and a few lock the token.
-    fn in_vain(&self, error: &SealError) {
+    /// The seal was asked in vain, whoever wanted it to be. A PIN that is refused is tried once:
+    /// every wrong one counts, and a few lock the token. Where shares open, too (`by_shares`), those
+    /// who come to enter theirs do not try it again either.
+    fn in_vain(&self, work: &mut Work, error: &SealError, by_shares: bool) {
+        let refused_pin = match error {
+            SealError::NeedsShares => return,
+            SealError::PinRefused(why) => Some(why),
+            _ => None,
+        };
         let mut shown = self.inner.shown.write();
-        if shown.waiting.is_none() {
-            return;
+        shown.trying &= refused_pin.is_none();
+        let what_next = match (refused_pin, by_shares) {
+            _ if shown.trying && by_shares => "it is tried again; the new shares unseal, too",
+            _ if shown.trying => "it is tried again",
+            (Some(_), true) => {
+                "it is not tried again, for every wrong PIN counts: put that right, then run \
+                 `lastkey operator unseal --reset` and `lastkey operator unseal`; the new shares \
+                 unseal, too"
+            }
+            (None, true) => {
+                "it is not tried again by itself: put that right, then run `lastkey operator \
+                 unseal`; the new shares unseal, too"
+            }
+            (_, false) => {
+                "it is not tried again by itself: put that right, then run `lastkey operator unseal`"
+            }
+        };
+        work.refused_pin = refused_pin.filter(|_| by_shares).cloned();
+        let why = Some(format!("{error}; {what_next}"));
+        if let Some(new) = why.as_ref().filter(|_| shown.waiting != why) {
+            tracing::error!("the server waits sealed: {new}");
         }
-        if shown.trying && !matches!(error, SealError::PinRefused(_)) {
-            shown.waiting = Some(error.to_string());
-            return;
-        }
-        let why = format!(
-            "{error}; it is not tried again by itself: put that right, then run `lastkey operator \
-             unseal`"
-        );
-        if std::mem::take(&mut shown.trying) {
-            tracing::error!("{why}");
-        }
-        shown.waiting = Some(why);
+        shown.waiting = why;
     }
 
     /// Makes a root key for a new store, under a key that is split into shares. The server is
@@ -363,10 +386,17 @@ impl Instance {
             {
                 parts.seal.use_token(token);
             }
+            if let Some(why) = &work.refused_pin {
+                let why = format!(
+                    "{why}; it is not asked again before `lastkey operator unseal --reset`, for \
+                     every wrong PIN counts"
+                );
+                return Err(StartError::Seal(SealError::PinRefused(why)).into());
+            }
             let root = seal::obtain(&*parts.store, &*parts.seal, &*parts.entropy).await;
             let root = root.inspect_err(|error| {
                 if let StartError::Seal(error) = error {
-                    self.in_vain(error);
+                    self.in_vain(&mut work, error, kept.record.takes_shares());
                 }
             })?;
             self.open(&mut work, root, None).await?;
@@ -416,10 +446,11 @@ impl Instance {
         sets.any(|entry| entry.is_of(head.set) && entry.generation == head.generation)
     }
 
-    /// Drops the shares that were entered to unseal.
+    /// Drops the shares that were entered to unseal, and lets a PIN that was refused be tried again.
     pub async fn reset(&self) -> InstanceStatus {
         let mut work = self.inner.work.lock().await;
         work.unsealing = Gathering::default();
+        work.refused_pin = None;
         let _ = self.show(&work).await;
         self.status()
     }
@@ -452,9 +483,12 @@ impl Instance {
 
     /// Ends the engine for good, at the end of the process.
     pub async fn shutdown(&self) {
-        let mut work = self.inner.work.lock().await;
         self.no_longer_waits();
-        self.close(&mut work).await;
+        match tokio::time::timeout(LAST_PATIENCE, self.inner.work.lock()).await {
+            Ok(mut work) => self.close(&mut work).await,
+            // An order waits for its token. What it has in hand ends with the process.
+            Err(_) => self.close_engine(LAST_PATIENCE).await,
+        }
     }
 
     fn parts(&self) -> Result<&Parts, OperatorError> {
@@ -531,10 +565,14 @@ impl Instance {
         // What is in doubt stays so, without the root key: who unseals may need its token.
         let doubt = work.doubt.take().map(|doubt| doubt::Doubt { root: None, ..doubt });
         *work = Work { doubt, ..Work::default() };
+        self.close_engine(PATIENCE).await;
+    }
+
+    async fn close_engine(&self, patience: Duration) {
         let was = std::mem::replace(&mut *self.inner.current.write(), Current::Sealed);
         self.dismiss().await;
         if let Current::Unsealed(engine) = was {
-            let held = engine.retire(PATIENCE).await;
+            let held = engine.retire(patience).await;
             if held > 0 {
                 tracing::error!(held, "requests still hold keys in memory; they go as these end");
             }

@@ -51,7 +51,8 @@ pub use action::Action;
 pub use anchor::{Anchor, FileAnchor, MemoryAnchor, NoAnchor};
 pub use caller::{Caller, NoncePrint, Principal, RequestId, Source};
 pub use cluster::{
-    Automatic, Cluster, ClusterName, Identities, LateIdentity, NextIdentity, PluginIdentity,
+    Automatic, Cluster, ClusterName, Identities, LateIdentity, NextIdentity, OtherIdentity,
+    PluginIdentity,
 };
 pub use command::Command;
 pub use dependants::{CLUSTER_KIND, Dependant, Label};

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::{
     Error,
-    audit::{AuditSink, Head, Query},
+    audit::{AuditError, AuditSink, Head, Query},
     barrier::{Barrier, Batch},
     caller::RequestId,
 };
@@ -308,7 +308,9 @@ impl Outbox {
         }
     }
 
-    /// Delivers what a crash has left: appends each record that the log does not have.
+    /// Delivers what a crash has left: appends each record that the log does not have. What a full
+    /// disk does not take is owed from now on, and its parcel stays in the store: nobody who could
+    /// make room may be kept out by it.
     pub(crate) async fn recover(
         &self,
         barrier: &Barrier,
@@ -328,14 +330,24 @@ impl Outbox {
         }
         let Some(after) = left.iter().map(|left| left.after).min() else { return Ok(0) };
         let known = delivered_since(audit, after, &left)?;
-        let mut delivered = 0;
+        let (mut delivered, mut owed) = (0, 0);
         for parcel in left {
             let id = request_of(&parcel.address.path).unwrap_or_default();
             if known.get(id).is_none_or(|seq| *seq <= parcel.after) {
-                audit.append(parcel.body).await?;
-                delivered += 1;
+                match audit.append(parcel.body.clone()).await {
+                    Ok(_) => delivered += 1,
+                    Err(AuditError::Full) => {
+                        self.swept.lock().owed.push((parcel.address, parcel.body));
+                        owed += 1;
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
             self.settle(parcel.address);
+        }
+        if owed > 0 {
+            tracing::error!(owed, "the disk is full: audit records of changes wait for room on it");
         }
         Ok(delivered)
     }

@@ -42,7 +42,8 @@ pub trait Policy: Send + Sync + 'static {
 #[derive(Clone, Debug, Default)]
 struct Grants {
     keys: Vec<KeyId>,
-    /// The fingerprints by which each plugin is known: two while its identity is renewed.
+    /// The fingerprints by which each plugin is known: two while its identity is renewed, and those
+    /// of copies of its files.
     plugins: HashMap<String, Vec<String>>,
 }
 
@@ -102,8 +103,7 @@ impl Policy for BuiltinPolicy {
                 .plugins
                 .iter()
                 .map(|plugin| {
-                    let next = plugin.next.iter().map(|next| next.fingerprint.clone());
-                    let known = std::iter::once(plugin.fingerprint.clone()).chain(next);
+                    let known = plugin.fingerprints().map(str::to_owned);
                     (plugin.name.clone(), known.collect())
                 })
                 .collect(),

@@ -378,6 +378,11 @@ impl Records {
         }
     }
 
+    /// A key whose primary version has encrypted enough could not be rotated yet.
+    pub(crate) fn stays_worn(&self, key: KeyId) {
+        self.worn.lock().insert(key);
+    }
+
     /// Whether there is any access key.
     pub(crate) fn has_access_keys(&self) -> bool {
         !self.access_keys.read().is_empty()

@@ -16,7 +16,7 @@ use crate::{
 /// Why old records are still there.
 #[derive(Debug, thiserror::Error)]
 enum NotDeleted {
-    #[error("what is to be deleted cannot be told: {0}")]
+    #[error("what is to be deleted cannot be told, or not be stated: {0}")]
     Chosen(#[source] io::Error),
     #[error("the deletion cannot be recorded: {0}; make room in the data directory by other means")]
     NoRoom(#[source] AuditError),

@@ -222,19 +222,19 @@ pub(crate) async fn create(
     Ok(record)
 }
 
-/// The root key from the first entry that gives it.
+/// The root key from the first entry that gives it. Where none does, why the first did not: that is
+/// the seal that everybody knows of, and new shares behind it only ask for people.
 async fn unwrap_any(seal: &dyn Seal, record: &SealRecord) -> Result<KeyMaterial, SealError> {
-    let mut refused = SealError::Record;
-    for (at, entry) in record.seals.iter().enumerate() {
-        match seal.unwrap(entry, record.root).await {
+    let mut refused = None;
+    for entry in &record.seals {
+        let error = match seal.unwrap(entry, record.root).await {
             Ok(root) if record.root.is_some_and(|print| print != RootPrint::of(&root)) => {
-                refused = SealError::WrongRoot(entry.kind());
+                SealError::WrongRoot(entry.kind())
             }
             Ok(root) => return Ok(root),
-            // The first is the one that everybody knows of; but people can help where it fails.
-            Err(error) if at == 0 || matches!(error, SealError::NeedsShares) => refused = error,
-            Err(_) => {}
-        }
+            Err(error) => error,
+        };
+        refused.get_or_insert(error);
     }
-    Err(refused)
+    Err(refused.unwrap_or(SealError::Record))
 }

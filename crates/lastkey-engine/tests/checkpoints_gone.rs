@@ -178,6 +178,51 @@ async fn nothing_is_written_over_lines_that_are_put_back_under_the_running_serve
     }
 }
 
+#[tokio::test]
+async fn that_records_are_not_signed_is_told_until_the_file_is_back() {
+    let (world, _) = signed().await;
+    let engine = start(&world, Duration::from_millis(10)).await;
+    let told = async || {
+        let status = engine.execute(&root(&engine), DescribeService).await.unwrap();
+        status.warnings.into_iter().find(|warning| warning.contains("not signed"))
+    };
+    let tells = async |wanted: bool| {
+        for _ in 0..1000 {
+            let told = told().await;
+            if told.is_some() == wanted {
+                return told;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("a failure is told: {}", !wanted);
+    };
+    assert_eq!(told().await, None);
+    let (aside, another) = (world.directory.path().join("aside"), world.directory.path().join("n"));
+    fs::rename(file(&world), &aside).unwrap();
+    let said = tells(true).await.unwrap();
+    assert!(said.contains("checkpoints.log was removed"), "{said}");
+    let genuine = fs::read(&aside).unwrap();
+    fs::remove_file(&aside).unwrap();
+    let put_back = |content: &[u8]| {
+        fs::write(&another, content).unwrap();
+        fs::rename(&another, file(&world)).unwrap();
+    };
+    // As long, and another one all the same.
+    let mut other = genuine.clone();
+    other[3] ^= 1;
+    put_back(&other);
+    for _ in 0..20 {
+        assert!(told().await.is_some());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(fs::read(file(&world)).unwrap() == other);
+    put_back(&genuine);
+    tells(false).await;
+    engine.shutdown().await;
+    assert!(fs::read(file(&world)).unwrap().len() > genuine.len());
+    is_fine(&world).await;
+}
+
 #[test]
 fn a_deletion_writes_over_no_lines_that_were_put_back() {
     let retention = Retention { bytes: Some(8_000), age: None };
@@ -189,12 +234,16 @@ fn a_deletion_writes_over_no_lines_that_were_put_back() {
     let whole = fs::read(&path).unwrap();
     let longer = [b"put back\n", whole.as_slice()].concat();
     fs::write(&path, &longer).unwrap();
-    let refused = log.delete(&deletion).unwrap_err().to_string();
-    assert!(refused.contains("stop the server"), "{refused}");
+    // It is refused before it is recorded, and after.
+    for refused in [log.to_delete(None).map(drop), log.delete(&deletion)] {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("stop the server"), "{refused}");
+    }
     assert!(fs::read(&path).unwrap() == longer);
     // One that is gone for good comes back with the statement.
     fs::write(&path, &whole).unwrap();
     fs::remove_file(&path).unwrap();
+    assert!(log.to_delete(None).unwrap().is_some());
     log.delete(&deletion).unwrap();
     log.close();
     assert!(world.verify().ok);

@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
-use lastkey_engine::{Engine, Error, NoAnchor, command::*};
+use lastkey_engine::{Engine, Error, Key, NoAnchor, command::*};
 use lastkey_store::{
     CommitError, CommitFault, Entry, MemoryStore, Operation, Revision, Store, StoreError,
     StoreHealth, Transaction, Watch,
 };
+use parking_lot::Mutex;
 use support::{World, by_id, context, create_key, parts, root, secret};
 
 /// Changes are refused for so long that nothing is left of what was counted ahead.
@@ -89,6 +90,94 @@ impl Store for SlowSweeps {
     fn health(&self) -> StoreHealth {
         self.0.health()
     }
+}
+
+/// A store that has no room for what is kept at these paths.
+#[derive(Default)]
+struct NoRoomFor {
+    inner: Arc<MemoryStore>,
+    paths: Mutex<Vec<String>>,
+}
+
+#[async_trait::async_trait]
+impl Store for NoRoomFor {
+    async fn get(&self, path: &str) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(path).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
+        let refused = |operation: &Operation| match operation {
+            Operation::Put { path, .. } => self.paths.lock().contains(path),
+            Operation::Delete { .. } => false,
+        };
+        if transaction.operations().iter().any(refused) {
+            return Err(CommitError::Full);
+        }
+        self.inner.commit(transaction).await
+    }
+
+    fn watch(&self, prefix: &str) -> Watch {
+        self.inner.watch(prefix)
+    }
+
+    fn health(&self) -> StoreHealth {
+        self.inner.health()
+    }
+}
+
+/// Uses of several run low at the same time.
+#[tokio::test]
+async fn a_version_that_cannot_be_counted_ahead_keeps_no_other_from_it() {
+    let world = World::new();
+    let store = Arc::new(NoRoomFor { inner: world.store.clone(), ..NoRoomFor::default() });
+    let parts = parts(
+        store.clone(),
+        world.clock.clone(),
+        world.directory.path(),
+        "here",
+        Arc::new(NoAnchor),
+    );
+    let engine = Engine::start(parts).await.unwrap();
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        keys.push(create_key(&engine).await);
+    }
+    let encrypt = async |key: &Key| {
+        let plaintext = secret("x");
+        let encrypt = Encrypt { key: by_id(key), plaintext, context: context(&[]) };
+        engine.execute(&root(&engine), encrypt).await.unwrap();
+    };
+    let path = |key: &Key| format!("uses/{}", key.primary.version);
+    let held = async || world.store.get(&path(&keys[1])).await.unwrap().unwrap().revision;
+    for key in &keys {
+        for _ in 0..2_000 {
+            encrypt(key).await;
+        }
+    }
+    let first = held().await;
+    *store.paths.lock() = vec![path(&keys[0]), path(&keys[2])];
+    for _ in 0..100 {
+        for key in &keys {
+            encrypt(key).await;
+        }
+    }
+    for _ in 0..100 {
+        if held().await != first {
+            engine.shutdown().await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the one between is not counted ahead");
 }
 
 async fn change_until(engine: Engine, enough: Arc<AtomicBool>) {

@@ -256,6 +256,49 @@ async fn a_version_that_encrypted_enough_gives_way_to_another() {
     assert_eq!(other.versions.len(), 2);
 }
 
+/// A rotation that fails is tried again, and keeps nothing else waiting.
+#[tokio::test]
+async fn one_key_that_is_not_rotated_keeps_no_other_one_waiting() {
+    use lastkey_store::CommitFault;
+    let world = World::new();
+    let engine = world.start().await;
+    engine.limit_uses(u64::MAX, 0);
+    let mut keys = Vec::new();
+    for _ in 0..2 {
+        keys.push(create_key(&engine).await);
+    }
+    // This one is due to be destroyed.
+    let old = create_key(&engine).await;
+    for key in &keys {
+        encrypt(&engine, key).await;
+    }
+    while !world.store.list("outbox/", None, 10).await.unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let rotated = async || {
+        let mut rotated = 0;
+        for key in &keys {
+            let describe = DescribeKey { key: by_id(key) };
+            let found = engine.execute(&root(&engine), describe).await.unwrap();
+            rotated += usize::from(found.primary.version != key.primary.version);
+        }
+        rotated
+    };
+    let schedule = ScheduleKeyDeletion { key: by_id(&old), window_days: 7, overriding: None };
+    engine.execute(&root(&engine), schedule).await.unwrap();
+    world.clock.advance(8 * DAY);
+    while !world.store.list("outbox/", None, 10).await.unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.store.fail_next_commit(CommitFault::Full);
+    engine.run_due_work().await.unwrap_err();
+    assert_eq!(rotated().await, 1);
+    let gone = engine.execute(&root(&engine), DescribeKey { key: by_id(&old) }).await;
+    assert!(gone.is_err(), "what is due was done");
+    engine.run_due_work().await.unwrap();
+    assert_eq!(rotated().await, 2);
+}
+
 /// The disk is full when the server starts: it starts, and counts once there is room.
 #[tokio::test]
 async fn a_start_without_room_is_a_start() {

@@ -241,11 +241,11 @@ async fn an_identity_is_renewed_in_two_steps() {
     assert!(works("first").await && works("second").await);
     // A plugin that crashed and has kept the first renews again.
     renew("first", "third").await.unwrap();
-    assert!(works("first").await && !works("second").await && works("third").await);
+    assert!(works("first").await && works("second").await && works("third").await);
     // By the first there is nothing to confirm.
     assert_eq!(confirm("first").await, Ok(false));
     assert_eq!(confirm("third").await, Ok(true));
-    assert!(!works("first").await && works("third").await);
+    assert!(!works("first").await && !works("second").await && works("third").await);
     assert_eq!(confirm("first").await, Err(Error::Denied));
     assert_eq!(renew("first", "x").await, Err(Error::Denied));
     assert_eq!(confirm("third").await, Ok(false), "once is enough");
@@ -258,6 +258,187 @@ async fn an_identity_is_renewed_in_two_steps() {
     engine.execute(&root(&engine), RevokeNode { cluster, which }).await.unwrap();
     assert!(!works("fourth").await && !works("fifth").await);
     assert_eq!(renew("fifth", "x").await, Err(Error::Denied));
+}
+
+/// A plugin's files that were copied to other nodes, of which each renews what it has.
+struct Copies {
+    world: World,
+    engine: Engine,
+    key: std::sync::Arc<Key>,
+    cluster: ClusterId,
+}
+
+impl Copies {
+    async fn start() -> Self {
+        let world = World::new();
+        let engine = world.start().await;
+        let key = create_key(&engine).await;
+        let cluster = add_cluster(&engine, "prod", &key, "ca").await;
+        approve(&engine, cluster, (Some("cp-1"), None)).await.unwrap();
+        enrol(&engine, cluster, ("cp-1", "key"), "first").await.unwrap();
+        world.clock.advance(20 * DAY);
+        Self { world, engine, key, cluster }
+    }
+
+    fn by(&self, print: &str) -> Caller {
+        plugin(&self.engine, self.cluster, ("cp-1", print))
+    }
+
+    /// The copy of that number asks for its key's state, over this identity.
+    async fn ask(&self, copy: u8, print: &str) {
+        let (key, cluster) = (by_id(&self.key), self.cluster);
+        let instance = Some(lastkey_crypto::SpoolId::from_bytes([copy; 16]));
+        let wait = Duration::ZERO;
+        let ask = PluginStatus { cluster, key, known: String::new(), wait, instance };
+        let caller = self.by(print);
+        self.engine.heard_from(&caller, &ask);
+        self.engine.execute(&caller, ask).await.unwrap();
+    }
+
+    async fn renew(&self, print: &str, next: &str) -> Result<(), Error> {
+        let (caller, fingerprint) = (self.by(print).principal, next.to_owned());
+        self.engine.execute(&self.by(print), RenewPlugin { caller, fingerprint }).await.map(drop)
+    }
+
+    async fn confirm(&self, print: &str) -> bool {
+        let caller = self.by(print).principal;
+        self.engine.execute(&self.by(print), ConfirmPlugin { caller }).await.unwrap()
+    }
+
+    async fn works(&self, print: &str) -> bool {
+        encrypts(&self.engine, &self.by(print), self.cluster, &self.key).await
+    }
+}
+
+/// Whoever renews first or last, and says so or not: no copy is cut off.
+#[tokio::test]
+async fn copies_of_one_identity_renew_side_by_side() {
+    let copies = Copies::start().await;
+    for copy in 1..=3 {
+        copies.ask(copy, "first").await;
+    }
+    copies.renew("first", "b").await.unwrap();
+    copies.renew("first", "c").await.unwrap();
+    copies.ask(2, "b").await;
+    assert!(!copies.confirm("b").await, "others go by the first one still");
+    copies.ask(3, "c").await;
+    assert!(!copies.confirm("c").await);
+    for print in ["first", "b", "c"] {
+        assert!(copies.works(print).await, "{print}");
+    }
+    // The last one renews over what it has had all the while.
+    copies.renew("first", "a").await.unwrap();
+    copies.ask(1, "a").await;
+    assert!(!copies.confirm("a").await);
+    // Each goes on from its own.
+    copies.renew("c", "d").await.unwrap();
+    copies.ask(3, "d").await;
+    copies.confirm("d").await;
+    for print in ["a", "b", "d"] {
+        assert!(copies.works(print).await, "{print}");
+    }
+    // Turned out, all of them end.
+    let (cluster, which) = (copies.cluster, Revocation::Node(node("cp-1")));
+    copies.engine.execute(&root(&copies.engine), RevokeNode { cluster, which }).await.unwrap();
+    for print in ["first", "a", "b", "c", "d"] {
+        assert!(!copies.works(print).await, "{print}");
+    }
+}
+
+/// One that was seen beside another is not forgotten while it is off, nor by a restart of the server.
+#[tokio::test]
+async fn a_copy_that_is_off_while_another_renews_is_not_cut_off() {
+    let mut copies = Copies::start().await;
+    for _ in 0..5 {
+        copies.ask(1, "first").await;
+        copies.ask(2, "first").await;
+        copies.world.clock.advance(Duration::from_secs(40));
+    }
+    copies.confirm("first").await;
+    copies.engine.shutdown().await;
+    copies.engine = copies.world.start().await;
+    copies.world.clock.advance(DAY);
+    copies.ask(2, "first").await;
+    copies.renew("first", "second").await.unwrap();
+    copies.ask(2, "second").await;
+    assert!(!copies.confirm("second").await);
+    assert!(copies.works("first").await && copies.works("second").await);
+    // It comes back within its certificate's life, and renews its own.
+    copies.renew("first", "third").await.unwrap();
+    assert!(copies.works("second").await && copies.works("third").await);
+}
+
+/// One plugin that was restarted is no copy: what it had before ends once it is known to be alone.
+#[tokio::test]
+async fn what_a_plugin_had_before_ends_once_nobody_goes_by_it() {
+    let copies = Copies::start().await;
+    copies.ask(1, "first").await;
+    copies.ask(2, "first").await;
+    copies.renew("first", "second").await.unwrap();
+    copies.ask(2, "second").await;
+    assert!(!copies.confirm("second").await, "the process before was there a moment ago");
+    copies.world.clock.advance(Duration::from_secs(50));
+    copies.ask(2, "second").await;
+    assert!(copies.confirm("second").await);
+    assert!(!copies.works("first").await && copies.works("second").await);
+    assert!(!copies.confirm("second").await, "once is enough");
+}
+
+/// The first identity is of a clock that was ahead: what was asked for since is newer all the same.
+#[tokio::test]
+async fn a_clock_that_was_set_back_cuts_no_copy_off() {
+    let copies = Copies::start().await;
+    copies.world.clock.jump_to(support::START);
+    copies.ask(1, "first").await;
+    copies.ask(2, "first").await;
+    copies.renew("first", "a").await.unwrap();
+    copies.renew("first", "b").await.unwrap();
+    // Nobody has taken up what it got, and another process begins.
+    copies.confirm("first").await;
+    assert!(copies.works("a").await && copies.works("b").await);
+}
+
+/// What was kept good for a copy goes with its certificate, and with the last call that came by it.
+#[tokio::test]
+async fn an_identity_beside_ends_with_its_certificate() {
+    let copies = Copies::start().await;
+    copies.ask(1, "first").await;
+    copies.ask(2, "first").await;
+    copies.renew("first", "second").await.unwrap();
+    copies.ask(2, "second").await;
+    copies.confirm("second").await;
+    let count = async || {
+        copies.ask(1, "second").await;
+        copies.ask(3, "elsewhere").await;
+        copies.confirm("second").await;
+        let cluster = cluster_of(&copies.engine, copies.cluster).await;
+        cluster.plugin("node/cp-1").unwrap().fingerprints().count()
+    };
+    copies.renew("second", "elsewhere").await.unwrap();
+    assert_eq!(count().await, 3);
+    copies.world.clock.advance(10 * DAY + Duration::from_secs(1));
+    assert_eq!(count().await, 3, "a call that waits is answered");
+    copies.world.clock.advance(Duration::from_secs(601));
+    assert_eq!(count().await, 2);
+}
+
+/// Renewals that got lost on their way do not pile up, and none that is in use gives way to them.
+#[tokio::test]
+async fn lost_renewals_do_not_pile_up() {
+    let copies = Copies::start().await;
+    copies.ask(1, "first").await;
+    copies.renew("first", "kept").await.unwrap();
+    copies.ask(2, "kept").await;
+    for number in 0..100 {
+        copies.world.clock.advance(Duration::from_secs(30));
+        copies.ask(1, "first").await;
+        copies.ask(2, "kept").await;
+        copies.renew("first", &format!("lost {number}")).await.unwrap();
+    }
+    assert!(copies.works("first").await && copies.works("kept").await);
+    assert!(!copies.works("lost 0").await && copies.works("lost 99").await);
+    let plugin = cluster_of(&copies.engine, copies.cluster).await.plugins.remove(0);
+    assert_eq!(plugin.fingerprints().count(), 34);
 }
 
 /// What `cluster add` made is renewed and turned out as well; and what runs out is said.

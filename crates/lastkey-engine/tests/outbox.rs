@@ -1,13 +1,19 @@
 //! A request that makes several changes: their parcels have one place in the store.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
+mod log;
 mod support;
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc, time::Duration};
 
-use lastkey_engine::{Caller, Engine, Error, Key, audit::Query, command::*};
+use lastkey_engine::{
+    Caller, Engine, Error, Key, NoAnchor,
+    audit::{AuditLog, AuditOptions, Query},
+    command::*,
+};
 use lastkey_store::{CommitFault, Store as _};
-use support::{World, by_id, create_key, root};
+use log::{Deed, Meddler};
+use support::{World, by_id, create_key, parts, root};
 
 fn tag(key: &Key, n: usize) -> TagResource {
     TagResource { key: by_id(key), tags: BTreeMap::from([("n".to_owned(), n.to_string())]) }
@@ -132,6 +138,86 @@ async fn a_crash_after_the_second() {
         engine.shutdown().await;
         return;
     }
+}
+
+/// An engine whose log lies on this disk.
+async fn start_on(disk: &Arc<Meddler>, world: &World) -> Engine {
+    let (store, clock, place) = (world.store.clone(), world.clock.clone(), world.directory.path());
+    let mut parts = parts(store, clock, place, "here", Arc::new(NoAnchor));
+    let (disk, audit, journal) = (disk.clone(), world.audit_directory(), place.join("journal"));
+    parts.audit = Box::new(move |key| {
+        let options = AuditOptions { disk: disk.clone(), ..AuditOptions::default() };
+        AuditLog::open_with(&audit, &journal, key, options).map(|log| Arc::new(log) as _)
+    });
+    Engine::start(parts).await.unwrap()
+}
+
+/// Segments find no room.
+fn fill(disk: &Meddler) {
+    disk.ask(|deed, _| match deed {
+        Deed::Allocate => Err(io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    });
+}
+
+/// What the full disk has kept from the log does not keep the engine from starting, as often as that
+/// is, and comes into the log once there is room, once.
+#[tokio::test]
+async fn a_full_disk_keeps_no_engine_from_starting() {
+    let (world, disk) = (World::new(), Arc::new(Meddler::default()));
+    let engine = start_on(&disk, &world).await;
+    let key = create_key(&engine).await;
+    engine.shutdown().await;
+    // It has forgotten what it had reserved, and the log holds nothing of the next change.
+    let engine = start_on(&disk, &world).await;
+    let caller = root(&engine);
+    fill(&disk);
+    let told = engine.execute(&caller, tag(&key, 7)).await;
+    assert!(matches!(told, Err(Error::Uncertain(_))), "{told:?}");
+    let crashed = World::new();
+    copy_directory(world.directory.path(), crashed.directory.path());
+    let entries = world.store.list("", None, usize::MAX).await.unwrap();
+    entries.into_iter().for_each(|entry| crashed.store.tamper(entry));
+    let disk = Arc::new(Meddler::default());
+    fill(&disk);
+    for _ in 0..2 {
+        let after = start_on(&disk, &crashed).await;
+        assert!(matches!(after.readiness(), Err(Error::StorageFull)));
+        after.shutdown().await;
+    }
+    let after = start_on(&disk, &crashed).await;
+    disk.rest();
+    while after.readiness().is_err() || changes(&after, &caller).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(changes(&after, &caller).await.len(), 1);
+    assert_clean(&crashed, after).await;
+    let after = crashed.start().await;
+    assert_eq!(changes(&after, &caller).await.len(), 1);
+    after.shutdown().await;
+    engine.shutdown().await;
+}
+
+/// What fell due waits for room as well.
+#[tokio::test]
+async fn what_is_due_on_a_full_disk_keeps_no_engine_from_starting() {
+    let (world, disk) = (World::new(), Arc::new(Meddler::default()));
+    let engine = start_on(&disk, &world).await;
+    let key = create_key(&engine).await;
+    engine.shutdown().await;
+    drop(engine);
+    world.clock.advance(Duration::from_secs(366 * 86_400));
+    fill(&disk);
+    for _ in 0..2 {
+        let engine = start_on(&disk, &world).await;
+        assert!(matches!(engine.readiness(), Err(Error::StorageFull)));
+        engine.shutdown().await;
+    }
+    disk.rest();
+    let engine = start_on(&disk, &world).await;
+    let found = engine.execute(&root(&engine), DescribeKey { key: by_id(&key) }).await.unwrap();
+    assert_ne!(found.rotated, key.rotated);
+    assert_clean(&world, engine).await;
 }
 
 fn copy_directory(from: &Path, to: &Path) {

@@ -11,6 +11,8 @@ mod token;
 
 use std::{
     collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -346,7 +348,7 @@ async fn from_a_file_to_shares_and_back_with_a_new_root_key_each_time() {
     let instance = started(&world, SealKind::File).await;
     let file = world.directory.path().join("root.key");
     let blob = encrypted(&instance.engine().unwrap()).await;
-    let before = std::fs::read_to_string(&file).unwrap();
+    let before = fs::read_to_string(&file).unwrap();
 
     let to_file = Order::Migrate { to: SealKind::File, splitting: None };
     assert!(matches!(order(&instance, to_file, None).await, Err(OperatorError::SameSeal(_))));
@@ -368,13 +370,13 @@ async fn from_a_file_to_shares_and_back_with_a_new_root_key_each_time() {
     unseal(&instance, &shares[..2]).await;
     assert_readable(&instance, &blob).await;
     // The old file opens nothing any more.
-    std::fs::write(&file, &before).unwrap();
+    fs::write(&file, &before).unwrap();
 
     assert!(order(&instance, to_file, None).await.is_ok());
     assert_eq!(instance.status().progress.unwrap().threshold, 2);
     ordered(&instance, to_file, &shares[..2]).await;
     assert_eq!(instance.status().seal.unwrap().kind, SealKind::File);
-    let after = std::fs::read_to_string(&file).unwrap();
+    let after = fs::read_to_string(&file).unwrap();
     assert_ne!(after, before);
     instance.shutdown().await;
     let instance = started(&world, SealKind::Shamir).await;
@@ -382,12 +384,45 @@ async fn from_a_file_to_shares_and_back_with_a_new_root_key_each_time() {
     assert_readable(&instance, &blob).await;
     // A new root key under the same seal.
     order(&instance, Order::RotateRoot, None).await.unwrap();
-    assert_ne!(std::fs::read_to_string(&file).unwrap(), after);
+    assert_ne!(fs::read_to_string(&file).unwrap(), after);
     assert_readable(&instance, &blob).await;
     instance.shutdown().await;
-    std::fs::write(&file, &after).unwrap();
+    fs::write(&file, &after).unwrap();
     let old = Instance::new(parts(&world, Arc::new(seals(&world, SealKind::File))));
     assert!(old.start().await.is_err(), "an old root key opened the store");
+}
+
+#[tokio::test]
+async fn a_root_key_file_that_fails_is_named_while_new_shares_wait_to_be_entered() {
+    let world = World::new();
+    let instance = started(&world, SealKind::File).await;
+    let blob = encrypted(&instance.engine().unwrap()).await;
+    order(&instance, TO_SHARES, None).await.unwrap();
+    let mut instance = Some(instance);
+    let file = world.directory.path().join("root.key");
+    let key = fs::read(&file).unwrap();
+    let mode = |mode| fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
+    let wrongs: [(&str, &dyn Fn()); 3] = [
+        ("is missing", &|| fs::remove_file(&file).unwrap()),
+        ("chmod 600", &|| mode(0o644)),
+        ("not a root key file", &|| fs::write(&file, "what").unwrap()),
+    ];
+    for (named, wrong) in wrongs {
+        instance.take().unwrap().shutdown().await;
+        wrong();
+        let sealed = started(&world, SealKind::File).await;
+        assert_eq!(sealed.life(), Life::Sealed);
+        let waiting = sealed.status().waiting.unwrap_or_default();
+        assert!(waiting.contains(named) && waiting.contains("new shares"), "{waiting}");
+        let refused = sealed.unseal(None).await.unwrap_err();
+        assert!(refused.to_string().contains(named), "{refused}");
+        fs::write(&file, &key).unwrap();
+        mode(0o600);
+        assert_eq!(sealed.unseal(None).await.unwrap().waiting, None);
+        assert_readable(&sealed, &blob).await;
+        instance = Some(sealed);
+    }
+    instance.unwrap().shutdown().await;
 }
 
 #[tokio::test]
@@ -571,6 +606,34 @@ async fn a_share_of_a_cancelled_set_is_named_and_loses_nothing() {
     instance.unseal(parse(&new[0])).await.unwrap();
     assert!(instance.unseal(parse(&again[1])).await.is_err());
     unseal(&instance, &new[1..]).await;
+    instance.shutdown().await;
+}
+
+/// Somebody who wants another order is told to cancel what stands in its way.
+#[tokio::test]
+async fn new_shares_are_not_cancelled_with_what_was_entered() {
+    let world = World::new();
+    let instance = started(&world, SealKind::Shamir).await;
+    let shares = texts(&instance.init(2, 2).await.unwrap());
+    unseal(&instance, &shares).await;
+    let new = texts(&ordered(&instance, REKEY, &shares).await.unwrap());
+    let pending = || instance.status().pending;
+    let waits = pending();
+    // Whatever became of the share that began it.
+    for begins in [&new[0], &shares[0]] {
+        let _ = order(&instance, Order::Confirm, Some(begins)).await;
+        let refused = order(&instance, REKEY, Some(&shares[0])).await.unwrap_err();
+        assert_eq!(refused.code(), "Rejected.OtherOrder");
+        order(&instance, Order::Cancel, None).await.unwrap();
+        assert_eq!((instance.status().order, pending()), (None, waits.clone()));
+    }
+    ordered(&instance, Order::Confirm, &new).await;
+    assert_eq!(pending(), None);
+    // Where nothing was entered, it is new shares that are cancelled.
+    ordered(&instance, REKEY, &new).await.unwrap();
+    assert!(pending().is_some());
+    order(&instance, Order::Cancel, None).await.unwrap();
+    assert_eq!(pending(), None);
     instance.shutdown().await;
 }
 

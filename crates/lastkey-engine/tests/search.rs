@@ -37,9 +37,17 @@ fn write(log: &AuditLog, numbers: std::ops::RangeInclusive<u64>, pad: usize) {
     });
 }
 
+/// What a query finds, on as many pages as it takes.
 fn numbers(log: &AuditLog, query: &Query) -> Vec<u64> {
-    let page = log.query(query).unwrap();
-    page.records.iter().map(|record| record["seq"].as_u64().unwrap()).collect()
+    let (mut found, mut query) = (Vec::new(), query.clone());
+    loop {
+        let page = log.query(&query).unwrap();
+        found.extend(page.records.iter().map(|record| record["seq"].as_u64().unwrap()));
+        match page.next {
+            Some(next) if found.len() < query.limit => query.after = next,
+            _ => return found,
+        }
+    }
 }
 
 fn all() -> Query {
@@ -294,4 +302,31 @@ fn a_segment_that_was_deleted_meanwhile_is_no_error_and_one_that_cannot_be_read_
     let left = numbers(&log, &all());
     assert!(left.len() < 100 && left.contains(&1) && left.contains(&100));
     assert!(!log.verify(&[]).unwrap().ok);
+}
+
+/// However many records are asked for, a page holds only so many of long ones, and says where to go
+/// on.
+#[test]
+fn a_page_of_long_records_ends_early() {
+    let world = World::new();
+    let log = world.open();
+    write(&log, 1..=400, 32 << 10);
+    let bytes = |numbers: &[u64]| numbers.len() * (32 << 10);
+    let (mut after, mut found, mut pages) = (0, Vec::new(), 0);
+    loop {
+        let page = log.query(&Query { after, ..all() }).unwrap();
+        let seqs: Vec<_> = page.records.iter().map(|r| r["seq"].as_u64().unwrap()).collect();
+        assert!(bytes(&seqs) <= 8 << 20, "{} records", seqs.len());
+        found.extend(seqs);
+        pages += 1;
+        match page.next {
+            Some(next) => after = next,
+            None => break,
+        }
+    }
+    assert!(found.iter().copied().eq(1..=400), "none is left out, none comes twice");
+    assert_eq!(pages, 2);
+    let newest = numbers(&log, &Query { newest: true, ..all() });
+    assert!(bytes(&newest) <= 8 << 20 && newest.len() > 200, "{} records", newest.len());
+    assert!(newest.iter().copied().eq(401 - newest.len() as u64..=400), "they are the newest");
 }

@@ -6,6 +6,7 @@ mod log;
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     sync::{
         Arc,
@@ -17,7 +18,7 @@ use lastkey_crypto::{KeyMaterial, mac};
 use lastkey_engine::audit::{
     AuditError, AuditLog, AuditOptions, AuditSink, CheckpointKind, Head, Progress, Query, Ticket,
 };
-use lastkey_store::disk::FileSystem;
+use lastkey_store::disk::{Access, Disk as _, FileSystem};
 use log::{Deed, World, segments, verify_by, write};
 
 fn answer(ticket: Ticket) -> Result<u64, AuditError> {
@@ -123,6 +124,56 @@ fn a_disk_without_room_is_said_and_over_when_there_is_some() {
     }
     let found = log.verify(&[]).unwrap();
     assert!(found.ok && found.records == 6, "{found:?}");
+}
+
+/// A disk with room for a few records, but not for a whole step of what is reserved ahead.
+#[test]
+fn where_there_is_no_room_for_a_step_what_is_needed_is_reserved() {
+    let world = World::new();
+    let log = world.open();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    world.disk.ask(move |deed, _| {
+        let is_step =
+            deed == Deed::Allocate && count.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+        if is_step { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
+    for number in 1..=3 {
+        assert_eq!(answer(log.append(body(100))), Ok(number));
+    }
+    assert_eq!((log.health(), asked.load(Ordering::SeqCst)), (Ok(()), 6));
+    world.disk.rest();
+    log.close();
+    assert!(world.verify().ok);
+}
+
+/// What is reserved ahead goes back to the disk with a segment's end; what an earlier release left
+/// with closed ones, at a start.
+#[test]
+fn closed_segments_keep_no_more_of_the_disk_than_they_hold() {
+    let world = World { segment_bytes: 16_384, ..World::new() };
+    let log = world.open();
+    write(&log, 1_000);
+    let closed = || {
+        let mut files = segments(&world.audit());
+        files.pop();
+        files
+    };
+    let kept =
+        || -> u64 { closed().iter().map(|path| fs::metadata(path).unwrap().blocks() * 512).sum() };
+    let most = closed().len() as u64 * (16_384 + (64 << 10));
+    assert!(closed().len() > 4 && kept() <= most, "{} of {most}", kept());
+    log.close();
+    drop(log);
+    let before: Vec<Vec<u8>> = closed().iter().map(|path| fs::read(path).unwrap()).collect();
+    for path in closed() {
+        assert!(FileSystem.open(&path, Access::Write).unwrap().allocate(4 << 20).unwrap());
+    }
+    assert!(kept() > most);
+    let log = world.open();
+    assert!(kept() <= most, "{} of {most}", kept());
+    let after: Vec<Vec<u8>> = closed().iter().map(|path| fs::read(path).unwrap()).collect();
+    assert!(before == after && log.verify(&[]).unwrap().ok);
 }
 
 #[test]

@@ -109,9 +109,12 @@ impl PluginCommand {
         arguments
     }
 
-    /// Directories that it needs, each with whether it writes in it.
-    fn directories(&self) -> Vec<(&'static str, String, bool)> {
-        let mut directories = vec![("state", self.state.display().to_string(), true)];
+    /// Directories that it needs, that of the socket first, each with whether it writes in it.
+    fn directories(&self) -> Result<Vec<(&'static str, String, bool)>, ConfigError> {
+        let mut directories = vec![
+            ("socket", parent_of(self.socket_path()?), true),
+            ("state", self.state.display().to_string(), true),
+        ];
         match &self.identity {
             Identity::Files(directory) => {
                 directories.push(("identity", directory.display().to_string(), true));
@@ -125,7 +128,7 @@ impl PluginCommand {
                 }
             }
         }
-        directories
+        Ok(directories)
     }
 
     fn socket_path(&self) -> Result<&std::path::Path, ConfigError> {
@@ -154,6 +157,12 @@ pub enum ConfigError {
         "the chart's plugins get their identity by the kubelet's certificate: give --enrol CLUSTER_ID"
     )]
     NeedsEnrolment,
+    /// The chart would mount it twice, and every apiserver would refuse the pod.
+    #[error(
+        "the chart mounts each directory by itself, and {0:?} would be two of them: give the socket, ca.pem, \
+         the kubelet's files and the state a directory each"
+    )]
+    Shared(String),
     /// These need a directory to mount or to make.
     #[error("this needs a socket with a path, not an abstract one")]
     NeedsPath,

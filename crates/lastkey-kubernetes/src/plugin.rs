@@ -98,6 +98,27 @@ impl StatusVersion {
     }
 }
 
+/// Takes up another identity where one lies ready, and answers whether it did.
+#[derive(Clone)]
+pub struct TakeUp(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl TakeUp {
+    /// What does so; it is asked when the server refuses the identity that is shown.
+    pub fn new(take_up: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take_up))
+    }
+
+    fn takes_up(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for TakeUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TakeUp").finish_non_exhaustive()
+    }
+}
+
 /// Everything a plugin is made from, checked before a socket opens.
 #[derive(Debug, Clone)]
 pub struct PluginConfig {
@@ -121,6 +142,8 @@ pub struct PluginConfig {
     pub memory: Option<MemoryConfig>,
     /// For how long it goes on while the server is away.
     pub leases: Leases,
+    /// Has a refusal that is about the identity looked into before it is believed.
+    pub take_up: Option<TakeUp>,
 }
 
 impl PluginConfig {
@@ -137,6 +160,7 @@ impl PluginConfig {
             max_calls: 128,
             memory: None,
             leases: Leases::default(),
+            take_up: None,
         }
     }
 }
@@ -274,6 +298,7 @@ impl Plugin {
             metrics: metrics.clone(),
             memory: memory.clone(),
             warnings: Vec::new(),
+            take_up: config.take_up,
         };
         let _watch = AbortOnDrop(tokio::spawn(watch.run()).abort_handle());
         let _ready =

@@ -17,6 +17,7 @@ mod handover;
 mod listen;
 mod peer;
 mod place;
+mod refusals;
 
 use std::{
     fmt, io,
@@ -39,6 +40,9 @@ pub use place::{Presence, look};
 
 /// The longest path that fits in `sockaddr_un` with its final zero.
 pub const MAX_PATH: usize = 107;
+
+/// The process that holds sockets for others, where it is a service manager.
+const FIRST: i32 = 1;
 
 /// What ends the path of a URL, or means something else in it.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'?');
@@ -164,11 +168,11 @@ pub enum SocketError {
         us: u32,
     },
     /// A plugin is there and answers.
-    #[error("{} listens on {address}; {}", process(*.by), way_out(*.by))]
+    #[error("{} listens on {address}; {}", process(*.by), way_out(*.by, address))]
     InUse {
         /// The socket.
         address: String,
-        /// The process that listens, as far as it can be known.
+        /// The process that listens: the machine's first, or one of this program.
         by: Option<i32>,
     },
     /// Somebody else's socket, which we may neither dial nor remove.
@@ -225,7 +229,7 @@ impl SocketError {
 }
 
 /// A path as a shell's word.
-fn shell(path: &Path) -> String {
+pub fn shell(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@=,+".contains(&byte);
     match text.bytes().all(plain) {
@@ -235,15 +239,25 @@ fn shell(path: &Path) -> String {
 }
 
 fn process(id: Option<i32>) -> String {
-    id.map_or_else(|| "another process".to_owned(), |id| format!("the process {id}"))
+    match id {
+        Some(FIRST) => "the service manager (the process 1)".to_owned(),
+        Some(id) => format!("the process {id}"),
+        None => "another process".to_owned(),
+    }
 }
 
-fn way_out(id: Option<i32>) -> String {
+fn way_out(id: Option<i32>, address: &str) -> String {
     match id {
+        Some(FIRST) => "stop the socket's unit first (systemctl list-sockets names it, systemctl \
+                        stop UNIT.socket stops it)"
+            .to_owned(),
         Some(id) => {
             format!("stop it first (kill {id}), or let it upgrade itself (kill -USR2 {id})")
         }
-        None => "stop it first".to_owned(),
+        None => {
+            let address = shell(Path::new(address));
+            format!("stop it first; as root, this names it: ss -xlp | grep -F {address}")
+        }
     }
 }
 
@@ -284,6 +298,17 @@ mod tests {
         {
             assert_eq!(shell(Path::new(path)), word);
         }
+    }
+
+    #[test]
+    fn whoever_is_in_the_way_can_be_found() {
+        let in_use = |by| SocketError::InUse { address: "/run/a b".into(), by }.to_string();
+        let known = in_use(Some(1234));
+        assert!(known.contains("kill 1234") && known.contains("kill -USR2 1234"), "{known}");
+        let manager = in_use(Some(FIRST));
+        assert!(manager.contains("systemctl stop") && !manager.contains("kill"), "{manager}");
+        let unknown = in_use(None);
+        assert!(unknown.ends_with("ss -xlp | grep -F '/run/a b'"), "{unknown}");
     }
 
     #[test]

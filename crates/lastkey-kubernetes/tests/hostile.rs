@@ -282,7 +282,12 @@ async fn one((wrong, codes, kinds): (Wrong, &[Code], &[&str])) -> Result<(), Str
 #[tokio::test]
 async fn a_good_address_is_found_past_one_that_is_none() {
     let mut tasks = JoinSet::new();
-    for wrong in NONSENSE.into_iter().chain([Mute, Drips]) {
+    let about_itself = [
+        Says(429, r#"{"code":"Rejected.Throttling","message":"no","request_id":"r"}"#),
+        Says(500, r#"{"code":"InternalFailure","message":"no","request_id":"r"}"#),
+        Says(408, r#"{"code":"RequestTimeout","message":"no","request_id":"r"}"#),
+    ];
+    for wrong in NONSENSE.into_iter().chain([Mute, Drips]).chain(about_itself) {
         tasks.spawn(beside(wrong));
     }
     while let Some(done) = tasks.join_next().await {

@@ -5,10 +5,17 @@
 
 mod support;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use lastkey_kubernetes::{
-    plugin::{Leases, MemoryConfig, PluginConfig},
+    plugin::{Leases, MemoryConfig, PluginConfig, TakeUp},
     proto::{
         v1beta1,
         v2::{
@@ -189,6 +196,39 @@ async fn a_refused_key_empties_the_cache_at_once() {
         assert_eq!(code(&decrypt(&kms, &sealed, "u").await), expected);
         plugin.kms.set(Mode::Good);
     }
+}
+
+/// A neighbour that goes by the same files has renewed them: this one takes that up before it believes
+/// that it is refused.
+#[tokio::test]
+async fn a_refusal_that_another_certificate_cures_empties_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let (fake, taken) = (FakeKms::new(), Arc::new(AtomicUsize::new(0)));
+    let take_up = {
+        let (fake, taken) = (fake.clone(), taken.clone());
+        move || {
+            fake.set(Mode::Good);
+            taken.fetch_add(1, Ordering::SeqCst) == 0
+        }
+    };
+    let change = |config: &mut PluginConfig| {
+        remembering(state.path())(config);
+        config.take_up = Some(TakeUp::new(take_up));
+    };
+    let mut plugin = Running::start_with(fake, change).await;
+    let kms = Kms::new(plugin.connected().await);
+    let sealed = encrypt(&kms, &[7; 32]).await;
+    remembered(&plugin, 1).await;
+    let refused = || plugin.metrics.memory().remembered() == 0;
+    plugin.kms.set(Mode::Fails(403, "Forbidden.NoPermission"));
+    eventually(async || taken.load(Ordering::SeqCst), |taken| *taken > 0).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!refused(), "it remembers what it did");
+    assert_eq!(decrypt(&kms, &sealed, "u").await.unwrap(), [7; 32]);
+    // Where there is none, it is refused.
+    plugin.kms.set(Mode::Fails(403, "Forbidden.NoPermission"));
+    eventually(async || taken.load(Ordering::SeqCst), |taken| *taken > 1).await;
+    remembered(&plugin, 0).await;
 }
 
 #[tokio::test]

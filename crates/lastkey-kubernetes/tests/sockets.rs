@@ -16,12 +16,14 @@ use std::{
         },
     },
     process::{Child, Command, Stdio},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use futures_util::StreamExt;
 use lastkey_kubernetes::socket::{
-    Listener, SocketAddress, SocketError, accept_all, from_environment,
+    Closed, Door, Listener, SocketAddress, SocketError, accept_all, accept_through,
+    from_environment,
 };
 use tokio::io::AsyncWriteExt;
 
@@ -154,7 +156,10 @@ fn without_the_environment_nothing_is_taken() {
 async fn an_abstract_socket_asks_who_is_there() {
     let name = format!("lastkey-test-{}", uuid::Uuid::new_v4());
     let listener = Listener::bind(&SocketAddress::Abstract(name.clone())).unwrap();
-    let mut incoming = Box::pin(accept_all::<()>(vec![listener]).unwrap());
+    let (door, closed) = (Door::default(), Arc::<Closed>::default());
+    door.open();
+    let incoming = accept_through::<()>(&door, vec![listener], Arc::clone(&closed)).unwrap();
+    let mut incoming = Box::pin(incoming);
     tokio::spawn(async move {
         while let Some(Ok(mut connection)) = incoming.next().await {
             connection.write_all(GREETING).await.unwrap();
@@ -165,7 +170,9 @@ async fn an_abstract_socket_asks_who_is_there() {
         eprintln!("SKIPPED: only root can become another user, so a refusal was not tried");
         return;
     }
+    assert_eq!(closed.refused.load(Ordering::Relaxed), 0);
     assert_eq!(greeting_as(&name, Some(65534)).await, Some(Vec::new()));
+    assert_eq!(closed.refused.load(Ordering::Relaxed), 1);
 }
 
 /// What another process, perhaps of another user, is greeted with.

@@ -53,6 +53,15 @@ impl Peer {
         }
     }
 
+    /// Whether it has shown a certificate of ours that has ended by this time.
+    pub(crate) fn has_ended(&self, now: Timestamp) -> bool {
+        match self {
+            Self::Tls { shown: Shown::Plugin(plugin), .. } => plugin.not_after < now,
+            Self::Tls { shown: Shown::Ended, .. } => true,
+            Self::Tls { .. } | Self::Admin { .. } => false,
+        }
+    }
+
     /// Where it is, unless its connection proves who it is. A certificate that has ended meanwhile
     /// is good enough for that.
     pub(crate) fn stranger(&self) -> Option<IpAddr> {
@@ -154,5 +163,34 @@ impl Reply {
         *response.status_mut() = self.status;
         *response.headers_mut() = headers;
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, time::Duration};
+
+    use lastkey_crypto::{ClusterId, SystemEntropy};
+
+    use super::*;
+    use crate::tls::PluginCertificate;
+
+    /// A connection outlives the certificate that it began with.
+    #[test]
+    fn a_certificate_that_has_ended_is_nobody_and_is_known() {
+        let ends = Timestamp::from_millis(1_000);
+        let plugin = PluginCertificate {
+            cluster: ClusterId::random(&SystemEntropy),
+            name: "plugin".into(),
+            fingerprint: "print".into(),
+            not_after: ends,
+        };
+        let by = |shown| Peer::Tls { address: (Ipv4Addr::LOCALHOST, 1).into(), shown };
+        let late = ends.after(Duration::from_millis(1));
+        let peer = by(Shown::Plugin(plugin));
+        assert!(peer.principal(ends).is_some() && !peer.has_ended(ends));
+        assert!(peer.principal(late).is_none() && peer.has_ended(late));
+        assert!(by(Shown::Ended).principal(ends).is_none() && by(Shown::Ended).has_ended(ends));
+        assert!(!by(Shown::Nobody).has_ended(late));
     }
 }

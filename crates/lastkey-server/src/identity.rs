@@ -53,6 +53,9 @@ pub(crate) fn identify(
             }
             None => match exchange.peer.foreign() {
                 Some(chain) => by_kubelet(engine, exchange, chain),
+                None if exchange.peer.has_ended(engine.clock().now()) => {
+                    Err(Refusal::CertificateEnded)
+                }
                 None => Err(SignatureError::Unsigned.into()),
             },
         },

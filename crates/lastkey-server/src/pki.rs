@@ -53,12 +53,19 @@ impl Pki {
         self.certificate.not_after()
     }
 
+    /// Whether the server's certificate comes from files that somebody else writes.
+    pub(crate) fn is_brought(&self) -> bool {
+        self.certificate.is_brought()
+    }
+
     /// What an operator should know about the server's certificate.
     pub(crate) fn warning(&self) -> Option<String> {
-        let text = "the server's certificate could not be written to the data directory: after a \
-                    restart, clients may not recognise the server while it is sealed; make room on \
-                    the disk, it is tried again each minute";
-        (!self.certificate.is_kept()).then(|| text.to_owned())
+        let why = self.certificate.unkept()?;
+        Some(format!(
+            "the server's certificate could not be written to the data directory: after a restart, \
+             clients may not recognise the server while it is sealed; {why}, it is tried again each \
+             minute"
+        ))
     }
 
     /// Reads a signing request and checks that its sender holds the key.
@@ -83,7 +90,7 @@ impl Pki {
         self.authority.issue_plugin(csr, plugin, terms(engine))
     }
 
-    /// Gets a new server certificate now.
+    /// Gets a new server certificate now, or reads again the files that it comes from.
     ///
     /// # Errors
     /// [`CertificateError`]; the old one stays in use.

@@ -21,10 +21,11 @@ use crate::{
         tcp,
     },
     pki::Pki,
+    reach::Reach,
     sealing::Sealing,
     service::Service,
     stopping::{Stop, stop},
-    tls::{CertificateError, CertificateSource},
+    tls::{Brought, CertificateError, CertificateSource},
 };
 
 /// Connections that wait to be accepted; more than a burst of clients that all come back at once.
@@ -161,8 +162,8 @@ pub struct Bound {
     stop: Stop,
     listener: TcpListener,
     admin: Option<AdminSocket>,
+    reach: Reach,
     address: SocketAddr,
-    host: String,
 }
 
 impl Server {
@@ -179,24 +180,26 @@ impl Server {
         let (listener, address) = listen(&config.listen)?;
         let admin = config.admin_socket.as_deref().map(AdminSocket::open).transpose()?;
         let source = with_own_names(config.certificate, &host);
+        let reach = Reach::of(&host, address, Brought::read(&source)?).await;
         let sealing = Sealing::new(instance, source, config.certificate_dir).await?;
         let place = Place { region: config.region, account: config.account };
         let (stop, stopping) = stop();
         let limits = config.limits.within_descriptors();
         let service = Arc::new(Service::new(sealing, (place, limits), stopping));
-        Ok(Bound { service, stop, listener, admin, address, host })
+        Ok(Bound { service, stop, listener, admin, reach, address })
     }
 }
 
 impl Bound {
-    /// The URL that clients use: the host as it was given, where it names one machine.
+    /// The URL that clients on this machine use: the host as it was given, where it names one
+    /// machine and the certificate is good for it.
     pub fn url(&self) -> String {
-        let port = self.address.port();
-        match self.host.parse::<IpAddr>() {
-            Ok(ip) if ip.is_unspecified() => format!("https://localhost:{port}"),
-            Ok(IpAddr::V6(ip)) => format!("https://[{ip}]:{port}"),
-            _ => format!("https://{}:{port}", self.host),
-        }
+        self.reach.url()
+    }
+
+    /// That URL, and whether it will do.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// The address that is listened on.

@@ -56,8 +56,10 @@ pub(crate) struct Service {
 struct EngineGauges {
     ready: Gauge,
     unsealed: Gauge,
+    held: Gauge,
     keys: Gauge,
     audit_records: Gauge,
+    audit_checkpoint: Gauge,
     key_uses: Family<UseLabels, Counter>,
     keyring_uses: Gauge,
     keyring_keys: Gauge,
@@ -275,6 +277,8 @@ impl Service {
         let open = self.sealing.open();
         let engine = open.as_ref().map(|open| &open.engine);
         self.gauges.look_at(engine);
+        let state = self.sealing.instance.status().state;
+        self.gauges.held.set((state == Life::Held).into());
         self.rotations.look_at(engine);
         drop(open);
         self.metrics.look_at(&self.admission);
@@ -293,8 +297,10 @@ impl EngineGauges {
         let gauges = Self {
             ready: Gauge::default(),
             unsealed: Gauge::default(),
+            held: Gauge::default(),
             keys: Gauge::default(),
             audit_records: Gauge::default(),
+            audit_checkpoint: Gauge::default(),
             key_uses: Family::default(),
             keyring_uses: Gauge::default(),
             keyring_keys: Gauge::default(),
@@ -324,11 +330,21 @@ impl EngineGauges {
             "1 while the server has its root key",
             gauges.unsealed.clone(),
         );
+        registry.register(
+            "lastkey_held",
+            "1 while the server waits for its operator's word on what it found in its store",
+            gauges.held.clone(),
+        );
         registry.register("lastkey_keys", "Keys", gauges.keys.clone());
         registry.register(
             "lastkey_audit_records",
             "The newest audit record's number",
             gauges.audit_records.clone(),
+        );
+        registry.register(
+            "lastkey_audit_checkpoint_seconds",
+            "When the newest audit checkpoint was signed, in seconds since 1970",
+            gauges.audit_checkpoint.clone(),
         );
         gauges
     }
@@ -343,6 +359,8 @@ impl EngineGauges {
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.keys.set(i64::try_from(engine.key_count()).unwrap_or(i64::MAX));
         self.audit_records.set(number(engine.audit_records()));
+        let signed = engine.newest_checkpoint().map(|(_, time)| time.as_seconds());
+        self.audit_checkpoint.set(signed.unwrap_or_default());
         let (encrypted, decrypted) = engine.key_uses();
         for (operation, count) in [("encrypt", encrypted), ("decrypt", decrypted)] {
             // An engine that was opened anew begins at zero, as counters may.

@@ -63,8 +63,11 @@ pub struct SinksConfig {
 /// Why sinks were not started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A sink was named twice.
-    #[error("the sink {sink} is named twice")]
+    /// A sink was named twice, or two that differ in nothing that may be shown.
+    #[error(
+        "the sink {sink} is named twice; webhooks have to differ in more than what comes after \
+         `?`: give them different paths"
+    )]
     Twice {
         /// The sink.
         sink: String,
@@ -209,7 +212,8 @@ impl Sinks {
         let mut waiting = Vec::new();
         for (index, address) in config.addresses.iter().enumerate() {
             let sink = address.to_string();
-            if config.addresses[..index].contains(address) {
+            // What is not shown of an address does not tell sinks apart: place and metrics go by the rest.
+            if config.addresses[..index].iter().any(|other| other.to_string() == sink) {
                 return Err(StartError::Twice { sink });
             }
             let places = Arc::new(PlaceFile::new(&config.places, sink.clone()));
@@ -408,7 +412,8 @@ impl Round {
                         DeliveryError::Refused { retry_after, .. } => *retry_after,
                         _ => None,
                     };
-                    self.pause(asked.unwrap_or(wait)).await;
+                    // A receiver may ask for more time, not for less.
+                    self.pause(asked.map_or(wait, |asked| asked.max(FIRST_WAIT))).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
             }

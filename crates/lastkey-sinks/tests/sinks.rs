@@ -3,7 +3,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -500,6 +503,10 @@ fn a_sink_is_named_once() {
     let world = World::new();
     let refused = Sinks::prepare(&world.config(&["stdout", "stdout"])).err().unwrap();
     assert!(refused.to_string().contains("twice"), "{refused}");
+    // A query is not shown, and so tells nothing apart: not their places, not their metrics.
+    let queries = ["https://siem/in?token=s3cret", "https://siem/in?token=other"];
+    let refused = Sinks::prepare(&world.config(&queries)).err().unwrap().to_string();
+    assert!(refused.contains("different paths") && !refused.contains("s3cret"), "{refused}");
     assert!("syslog".parse::<SinkAddress>().is_ok());
 }
 
@@ -659,4 +666,32 @@ async fn what_was_deleted_is_no_other_log() {
             world.write(30).await;
         }
     }
+}
+
+/// A receiver that would be asked again at once is given time all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_receiver_is_asked_without_a_pause() {
+    let world = World::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    tokio::spawn(async move {
+        loop {
+            let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+            while request(&mut stream).await.is_some() {
+                count.fetch_add(1, Ordering::Relaxed);
+                let busy = "HTTP/1.1 429 X\r\ncontent-length: 0\r\nretry-after: 0\r\n\r\n";
+                stream.write_all(busy.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    let sinks = start(&world.config(&[&url]));
+    world.write(1).await;
+    until("it was asked again", || asked.load(Ordering::Relaxed) > 1).await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let times = asked.load(Ordering::Relaxed);
+    assert!((3..8).contains(&times), "{times} times");
+    assert!(!status(&sinks, 0).ok);
+    sinks.stop(Duration::from_millis(100)).await;
 }

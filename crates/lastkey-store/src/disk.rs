@@ -18,8 +18,10 @@ use rustix::{
     io::Errno,
 };
 
+mod patience;
 mod whole;
 
+pub use patience::Patience;
 pub use whole::{Readers, replace, write_new};
 
 /// Who may read and write a file that is made here: its owner.
@@ -28,6 +30,10 @@ const FILE_MODE: u32 = 0o600;
 const SHARED_MODE: u32 = 0o644;
 /// The same for a directory.
 const DIRECTORY_MODE: u32 = 0o700;
+/// What `st_blocks` counts in, whatever the file system.
+const BLOCK: u64 = 512;
+/// So much behind a file's end is not given back: a part of it is the file system's own.
+const WORTHLESS: u64 = 64 << 10;
 
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +138,15 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// # Errors
     /// The file system refused.
     fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Gives back the place that was reserved behind the end, where that is worth it: nothing is
+    /// written to the file any more.
+    ///
+    /// # Errors
+    /// The file system refused.
+    fn give_back(&self) -> io::Result<()> {
+        self.set_length(self.length()?)
+    }
 
     /// Makes bytes and length durable (`fdatasync`).
     ///
@@ -300,6 +315,16 @@ impl DiskFile for File {
         self.set_len(length)
     }
 
+    /// Does nothing where there is little to give back: it would change the file's times.
+    fn give_back(&self) -> io::Result<()> {
+        let metadata = self.metadata()?;
+        let needed = metadata.len() + WORTHLESS;
+        match metadata.blocks() * BLOCK > needed {
+            true => self.set_len(metadata.len()),
+            false => Ok(()),
+        }
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
     }
@@ -413,6 +438,14 @@ mod tests {
         assert!(metadata.blocks() * 512 >= 1 << 20 && metadata.len() == 0);
         // What is free is counted in bytes.
         assert!(file.free_space().unwrap() > 4096);
+        // It is given back, and what was written stays; a second time there is nothing to do.
+        file.write_at(b"hello", 0).unwrap();
+        file.give_back().unwrap();
+        let given = fs::metadata(&path).unwrap();
+        assert!(given.blocks() * 512 <= 1 << 16, "{} blocks", given.blocks());
+        assert_eq!(fs::read(&path).unwrap(), b"hello");
+        file.give_back().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), given.modified().unwrap());
     }
 
     #[test]

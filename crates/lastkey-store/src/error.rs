@@ -73,7 +73,8 @@ pub enum StoreHealth {
     Serving,
     /// The last write failed for want of space. The next one tries again.
     Full,
-    /// The last access failed for another reason. The next one tries again.
+    /// The last access failed for another reason, and the next one tries again; or the disk does not
+    /// answer.
     Failed {
         /// What failed, for the operator.
         reason: String,

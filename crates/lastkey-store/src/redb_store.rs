@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     CommitError, Entry, Revision, Store, StoreError, StoreHealth, Transaction, Watch,
-    disk::{Disk, FileSystem},
+    disk::{Disk, FileSystem, Patience},
     watch::Watches,
 };
 
@@ -147,6 +147,8 @@ struct Shared {
     view: watch::Sender<View>,
     watches: Watches,
     health: Mutex<StoreHealth>,
+    /// The committer's.
+    patience: Patience,
     options: OpenOptions,
 }
 
@@ -205,6 +207,7 @@ impl RedbStore {
             view: watch::Sender::new(Ok(Arc::new(snapshot))),
             watches: Watches::default(),
             health: Mutex::new(StoreHealth::Serving),
+            patience: Patience::default(),
             options,
         });
         let opened = Opened { database, revision };
@@ -302,7 +305,12 @@ impl Store for RedbStore {
     }
 
     fn health(&self) -> StoreHealth {
-        self.shared.health.lock().clone()
+        match self.shared.health.lock().clone() {
+            StoreHealth::Serving if self.shared.patience.is_over() => {
+                StoreHealth::Failed { reason: "the store's disk does not answer".to_owned() }
+            }
+            health => health,
+        }
     }
 }
 

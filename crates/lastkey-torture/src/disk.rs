@@ -275,7 +275,8 @@ impl State {
         }
         let inode = &mut self.files[file];
         let change = Change::Length(length);
-        if length < inode.content.len() {
+        // Also what was reserved behind the end, if the length stays.
+        if length <= inode.content.len() {
             inode.allocated.retain(|page| *page < length.div_ceil(PAGE));
         }
         change.apply(&mut inode.content);

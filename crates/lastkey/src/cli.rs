@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    Args, Parser, Subcommand,
+    builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser},
+};
 
 mod audit;
 mod change;
@@ -31,7 +34,7 @@ pub(crate) use self::guard::{
 };
 use self::limits::LimitOptions;
 pub(crate) use self::memory::MemoryOptions;
-pub(crate) use self::node::{ApproveOptions, EnrolOptions, NodeAction};
+pub(crate) use self::node::{ApproveOptions, CertificateOptions, EnrolOptions, NodeAction};
 pub(crate) use self::node_doctor::NodeDoctorOptions;
 pub(crate) use self::operator::{
     MaybeSplitting, OperatorAction, RotateWhat, SealChoice, SealOptions, Splitting, TokenOptions,
@@ -63,7 +66,8 @@ pub(crate) struct Cli {
 pub(crate) struct Connect {
     /// The credentials file that `lastkey up` wrote [default: credentials.json in the user's
     /// configuration directory, or in the default data directory].
-    #[arg(long, global = true, env = "LASTKEY_CREDENTIALS", value_name = "FILE")]
+    #[arg(long, global = true, env = "LASTKEY_CREDENTIALS", value_name = "FILE",
+          value_parser = named_file())]
     pub(crate) credentials: Option<PathBuf>,
 
     /// Talk to a server on this machine over its admin socket instead, as its administrator,
@@ -153,7 +157,7 @@ pub(crate) struct ServerOptions {
     pub(crate) listen: String,
 
     /// A further name or address that clients know the server by, for its certificate.
-    #[arg(long = "tls-name", value_name = "NAME")]
+    #[arg(long = "tls-name", value_name = "NAME", conflicts_with = "tls_cert")]
     pub(crate) tls_names: Vec<String>,
 
     /// A certificate of your own (PEM, leaf first) instead of one of Lastkey's CA.
@@ -472,32 +476,32 @@ pub(crate) enum AuditAction {
 #[derive(Debug, Args)]
 pub(crate) struct AuditFilter {
     /// Not before this time (2026-01-31T12:00:00Z).
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) from: Option<String>,
     /// Before this time.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) to: Option<String>,
     /// Who called, or a part of it.
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) principal: Option<String>,
     /// A key: its id, or alias/NAME, which means the key that has it now. What a re-encryption
     /// opened with counts as well.
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) key: Option<String>,
     /// The action, such as Encrypt.
-    #[arg(long, visible_alias = "operation")]
+    #[arg(long, visible_alias = "operation", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) action: Option<String>,
     /// `ok`, or an error's code.
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) outcome: Option<String>,
     /// A name in the encryption context.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) context_key: Option<String>,
     /// At most so many records, 1 to 10000.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) limit: u32,
     /// Go on after this record (`next` of the page before).
-    #[arg(long, value_name = "SEQ")]
+    #[arg(long, value_name = "SEQ", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) after: Option<String>,
 }
 
@@ -526,6 +530,9 @@ pub(crate) enum ClusterAction {
         #[command(flatten)]
         access: Box<AccessOptions>,
     },
+    /// Make another identity for a plugin of a registered cluster: where its certificate has ended or
+    /// is lost, or for one more node.
+    Certificate(CertificateOptions),
     /// Let nodes have identities for their plugins, and take them away.
     #[command(subcommand)]
     Node(NodeAction),
@@ -570,6 +577,14 @@ pub(crate) enum CaAction {
     Renew,
 }
 
+/// The credentials file; of an empty name it is said what may have given it.
+fn named_file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(|path| match path.is_empty() {
+        true => Err("it is empty; name a file, or unset LASTKEY_CREDENTIALS"),
+        false => Ok(PathBuf::from(path)),
+    })
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("give NAME=VALUE")?;
     if name.is_empty() {
@@ -580,10 +595,18 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn the_command_line_is_well_formed() {
         super::Cli::command().debug_assert();
+    }
+
+    /// As a variable that is set to nothing gives it, which nobody sees on the command line.
+    #[test]
+    fn an_empty_name_of_credentials_says_which_variable_may_have_it() {
+        let error = super::Cli::try_parse_from(["lastkey", "--credentials", "", "status"]);
+        let said = error.unwrap_err().to_string();
+        assert!(said.contains("unset LASTKEY_CREDENTIALS"), "{said}");
     }
 }

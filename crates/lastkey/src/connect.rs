@@ -1,6 +1,9 @@
 //! From the options that name a server to a client of it.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use lastkey_client::{Client, Config, Credentials};
 
@@ -10,6 +13,8 @@ use crate::{
 };
 
 const CREDENTIALS: &str = "credentials.json";
+/// Names the credentials file, for who does not want to with every command.
+const VARIABLE: &str = "LASTKEY_CREDENTIALS";
 
 /// A client with the credentials that were given, or found where they usually are.
 pub(crate) fn client(connect: &Connect) -> Result<Client, Failure> {
@@ -45,25 +50,35 @@ fn find() -> Result<PathBuf, Failure> {
         Failure::new(
             Exit::Usage,
             format_args!(
-                "no credentials: give --credentials FILE, or set LASTKEY_CREDENTIALS to the file \
-                 that `lastkey up` names (looked for {looked})"
+                "no credentials: give --credentials FILE, or set {VARIABLE} to the file that \
+                 `lastkey up` names (looked for {looked})"
             ),
         )
     })
 }
 
-/// The admin socket of a server on this machine, where nobody has said which server is meant: the
+/// The admin socket of a server on this machine, where no option says which server is meant: the
 /// one beside the credentials that would be used, or in the default data directory if there are
 /// none.
 pub(crate) fn socket_at_hand(connect: &Connect) -> Option<PathBuf> {
-    if connect.admin_socket.is_some() || connect.credentials.is_some() {
+    if connect.admin_socket.is_some() {
         return None;
     }
-    let directory = match find() {
-        Ok(credentials) => credentials.parent()?.to_owned(),
-        Err(_) => default_data_dir()?,
+    let directory = match &connect.credentials {
+        Some(path) if !is_from_environment(path) => return None,
+        Some(path) => path.parent()?.to_owned(),
+        None => match find() {
+            Ok(credentials) => credentials.parent()?.to_owned(),
+            Err(_) => default_data_dir()?,
+        },
     };
     Some(directory.join("admin.sock")).filter(|socket| socket.exists())
+}
+
+/// Whether these credentials are what every command takes: the option names them, and so does the
+/// environment where that is not given.
+fn is_from_environment(credentials: &Path) -> bool {
+    std::env::var_os(VARIABLE).is_some_and(|named| named == credentials.as_os_str())
 }
 
 fn places() -> Vec<PathBuf> {

@@ -15,7 +15,8 @@ mod supervise;
 mod upgrade;
 
 pub(crate) use identity::{new_key_pair, signing_request};
-pub(crate) use plugin::{client_of, identity_of};
+pub(crate) use keeper::{IdentityFiles, plugin_of};
+pub(crate) use plugin::{client_of, identity_of, plugin_inside_up};
 use tokio::sync::watch;
 
 use crate::{

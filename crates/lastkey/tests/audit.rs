@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Output, Stdio},
     time::Duration,
@@ -356,4 +357,40 @@ fn options_that_make_no_sense_are_wrong_usage() {
         let said = String::from_utf8(refused.stderr).unwrap();
         assert!(said.contains(&format!("invalid value '{}'", wrong[1])), "{said}");
     }
+}
+
+/// What a script's empty variable gives is no filter that everything matches.
+#[test]
+fn an_empty_filter_is_wrong_usage() {
+    for filter in
+        ["--from", "--to", "--principal", "--key", "--action", "--outcome", "--context-key"]
+    {
+        let refused = Command::new(BINARY).args(["audit", "query", filter, ""]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{filter}");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(said.contains("a value is required for") && said.contains(filter), "{said}");
+    }
+}
+
+#[test]
+fn when_the_log_was_signed_last_is_in_the_metrics() {
+    let signed = |server: &Server| -> u64 {
+        let socket = server.ready["admin_socket"].as_str().unwrap();
+        let asked = ["-sS", "--unix-socket", socket, "http://localhost/metrics"];
+        let page = String::from_utf8(Command::new("curl").args(asked).output().unwrap().stdout);
+        let page = page.unwrap();
+        let mut lines = page.lines();
+        let value = lines.find_map(|line| line.strip_prefix("lastkey_audit_checkpoint_seconds "));
+        value.unwrap_or_else(|| panic!("{page}")).parse().unwrap()
+    };
+    let place = tempfile::tempdir().unwrap();
+    let data = place.path().join("data");
+    let server = Server::start(&data, &[]);
+    assert_eq!(signed(&server), 0);
+    server.stop();
+    // A clean end signs.
+    let server = Server::start(&data, &[]);
+    let newest = fs::metadata(data.join("audit/checkpoints.log")).unwrap().mtime();
+    assert!(newest.unsigned_abs().abs_diff(signed(&server)) < 600);
+    server.stop();
 }

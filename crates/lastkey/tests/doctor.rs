@@ -96,6 +96,13 @@ impl Node {
         with_code(&items, code).unwrap_or_else(|| panic!("no {code}: {items:#?}"))
     }
 
+    /// What the plugin announces.
+    fn plugin_key_id(&self) -> String {
+        let (_, items) = self.doctor();
+        let works = with_code(&items, "plugin-works").unwrap_or_else(|| panic!("{items:#?}"));
+        works["message"].as_str().unwrap().rsplit_once(' ').unwrap().1.to_owned()
+    }
+
     fn is_well(&self) {
         let (exit, items) = self.doctor();
         assert_eq!(exit, 0, "{items:#?}");
@@ -210,17 +217,29 @@ fn an_identity_is_examined_without_the_plugin() {
         .unwrap();
     };
     let none = place.join("none.pem");
-    finds(&[("--client-cert", none.to_str().unwrap())], "certificate-unreadable", "cluster add");
+    finds(
+        &[("--client-cert", none.to_str().unwrap())],
+        "certificate-unreadable",
+        "cluster certificate",
+    );
     fs::write(place.join("nonsense.pem"), "nonsense").unwrap();
     let nonsense = place.join("nonsense.pem").to_str().unwrap().to_owned();
-    finds(&[("--client-cert", &nonsense)], "certificate-unreadable", "cluster add");
+    finds(&[("--client-cert", &nonsense)], "certificate-unreadable", "cluster certificate");
     // the other installation's certificate, which ours does not know
     let cert = copy(&theirs.plugin_cert_file, "their.pem");
     let key = copy(&theirs.plugin_key_file, "their.key");
     chmod(Path::new(&key), 0o600);
     let both = [("--client-cert", &*cert), ("--client-key", &*key)];
-    finds(&both, "identity-refused", "cluster add");
-    finds(&[("--client-key", &key)], "plugin-arguments", "cluster config");
+    finds(&both, "identity-refused", "cluster certificate");
+    finds(&[("--client-key", &key)], "private-key-unusable", "cluster certificate");
+    chmod(Path::new(&nonsense), 0o600);
+    finds(&[("--client-key", &nonsense)], "private-key-unusable", "cluster certificate");
+    finds(&[("--client-key", none.to_str().unwrap())], "private-key-unusable", "certificate");
+    fs::write(place.join("empty.pem"), "").unwrap();
+    for name in ["none.pem", "empty.pem", "nonsense.pem"] {
+        let ca = place.join(name).to_str().unwrap().to_owned();
+        finds(&[("--ca-file", &ca)], "ca-unreadable", "lastkey ca print");
+    }
     // the other installation's CA, or its server
     let ca = copy(&theirs.ca_file, "their-ca.pem");
     finds(&[("--ca-file", &ca)], "server-not-trusted", "--ca-file");
@@ -230,6 +249,120 @@ fn an_identity_is_examined_without_the_plugin() {
     finds(&[("--server", &closed)], "server-unreachable", "the network");
     assert!(ours.plugin_cert_file.exists());
     node.is_well();
+}
+
+/// The plugin inside `up` is one as well.
+#[test]
+fn the_plugin_of_up_is_examined() {
+    let node = Node::new();
+    let socket = node.up.ready.plugin_socket.clone();
+    let provider = node.provider();
+    let own = node.plugin.socket.display().to_string();
+    let theirs = provider.replace(&own, &socket.display().to_string());
+    node.configure(&format!("{theirs}  - identity: {{}}\n"));
+    let (exit, items) = node.doctor_of(&node.up.process.pid().to_string());
+    assert_eq!(exit, 0, "{items:#?}");
+    for code in ["plugin-works", "certificate-good", "server-allows-the-key", "clock-agrees"] {
+        assert!(with_code(&items, code).is_some(), "no {code}: {items:#?}");
+    }
+}
+
+/// A plugin of the cluster `prod`, whose files the test may replace, and another cluster's files.
+#[test]
+fn another_certificate_is_of_the_same_cluster() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let out = |name: &str| lab.path(name).to_str().unwrap().to_owned();
+    let add = |name: &str, out: &str| {
+        let words = ["cluster", "add", name, "--key", KEY, "--out", out];
+        lab.lastkey.cli(Some(&up.ready.credentials_file), &words).unwrap()
+    };
+    for name in ["prod", "prod-2"] {
+        let added = add(name, &out(name));
+        assert_eq!(added.code, 0, "{added:?}");
+    }
+    let files = |name: &str| ["plugin.pem", "plugin.key"].map(|file| lab.path(name).join(file));
+    let [certificate, key] = files("prod");
+    let ready = lastkey_testbed::Ready {
+        plugin_cert_file: certificate.clone(),
+        plugin_key_file: key.clone(),
+        ..up.ready.clone()
+    };
+    let mut plugin = Keeper::new(&lab, &ready);
+    plugin.start();
+    plugin.works();
+    let config = lab.folder("config").join("encryption.yaml");
+    let node = Node { manifest: lab.path("kube-apiserver.yaml"), lab, up, plugin, config };
+    node.configure(&format!("{}  - identity: {{}}\n", node.provider()));
+    node.pod("/livez?exclude=kms-providers");
+    node.is_well();
+    let before = node.plugin_key_id();
+    // 1. What is named where another certificate is needed is a command that makes one.
+    fs::rename(&certificate, certificate.with_extension("bak")).unwrap();
+    let missing = node.finds("certificate-unreadable");
+    assert!(missing["fix"].as_str().unwrap().contains("lastkey cluster certificate "), "{missing}");
+    let out = |name: &str| node.lab.path(name).to_str().unwrap().to_owned();
+    let credentials = &node.up.ready.credentials_file;
+    let cli = |words: &[&str]| node.lab.lastkey.cli(Some(credentials), words).unwrap();
+    let again = cli(&["cluster", "add", "prod", "--key", KEY, "--out", &out("again")]);
+    let said = format!("{again:?}");
+    assert!(
+        again.code == 1 && said.contains("lastkey cluster certificate prod --out DIR"),
+        "{said}"
+    );
+    // 2. Another cluster's is not taken up, and not called good.
+    let put = |name: &str| {
+        for (from, to) in files_in(&node, name).iter().zip([&certificate, &key]) {
+            fs::copy(from, to).unwrap();
+        }
+    };
+    put("prod-2");
+    let differs = node.finds("plugin-key-differs");
+    assert!(differs["message"].as_str().unwrap().contains(&before), "{differs}");
+    eventually("it is said in the log", LATER, || match node.plugin.log() {
+        log if log.contains("it is a certificate of the cluster") => Ok(()),
+        log => Err(log),
+    })
+    .unwrap();
+    assert_eq!(node.plugin_key_id(), before);
+    // 3. One that is good is not replaced unasked.
+    let anew = out("anew");
+    let refused = cli(&["cluster", "certificate", "prod", "--out", &anew]);
+    assert!(refused.code == 1 && format!("{refused:?}").contains("--replace"), "{refused:?}");
+    assert!(!Path::new(&anew).exists(), "nothing is made before");
+    let made = cli(&["cluster", "certificate", "prod", "--out", &anew, "--replace"]);
+    assert_eq!(made.code, 0, "{made:?}");
+    assert_eq!(made.json()["plugin"], "plugin");
+    for name in ["plugin.pem", "plugin.key", "ca.pem"] {
+        let mode = fs::metadata(Path::new(&anew).join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let twice = cli(&["cluster", "certificate", "prod", "--out", &anew, "--replace"]);
+    assert!(twice.code == 1 && format!("{twice:?}").contains("exists already"), "{twice:?}");
+    // 4. The one that was made is.
+    put("anew");
+    eventually("it is taken up", LATER, || match node.plugin.log() {
+        log if log.contains("certificate was replaced") => Ok(()),
+        log => Err(log),
+    })
+    .unwrap();
+    assert_eq!(node.plugin_key_id(), before);
+    eventually("the plugin is well again", SOON, || match node.doctor() {
+        (0, _) => Ok(()),
+        (_, items) => Err(format!("{items:#?}")),
+    })
+    .unwrap();
+    // 5. For one more node.
+    let more = cli(&["cluster", "certificate", "prod", "--plugin", "cp-2", "--out", &out("cp-2")]);
+    assert_eq!(more.code, 0, "{more:?}");
+    node.is_well();
+}
+
+/// Files are looked at every ten seconds.
+const LATER: std::time::Duration = std::time::Duration::from_secs(60);
+
+fn files_in(node: &Node, name: &str) -> [PathBuf; 2] {
+    ["plugin.pem", "plugin.key"].map(|file| node.lab.path(name).join(file))
 }
 
 fn arguments(node: &Node) -> Vec<String> {

@@ -5,6 +5,8 @@
 
 #[path = "enable/apart.rs"]
 mod apart;
+#[path = "enable/given_up.rs"]
+mod given_up;
 mod support;
 #[path = "enable/worlds.rs"]
 mod worlds;

@@ -225,6 +225,32 @@ impl Kms {
     }
 }
 
+/// A cluster is registered once, so there is room for its plugin's identity, or it is not.
+#[test]
+fn a_cluster_whose_identity_finds_no_room_is_not_registered() {
+    let lab = Lab::new();
+    let Some(disk) = SmallDisk::mount(&lab.folder("disk")) else { return };
+    let up = lab.lastkey.up(&lab.path("data"), "127.0.0.1:0").unwrap();
+    let out = disk.path.join("prod");
+    fs::create_dir(&out).unwrap();
+    let add = || {
+        let args = ["cluster", "add", "prod", "--out", out.to_str().unwrap()];
+        lab.lastkey.cli(Some(&up.ready.credentials_file), &args).unwrap()
+    };
+    let ballast = disk.fill();
+    let refused = add();
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("No space left"), "{refused:?}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "what was begun is taken away again");
+    let listed = lab.cli(&up.ready, &["cluster", "list"]).to_string();
+    assert!(!listed.contains("prod"), "{listed}");
+    fs::remove_file(ballast).unwrap();
+    add().expect_ok("adding the cluster where there is room").unwrap();
+    for name in ["plugin.pem", "plugin.key", "ca.pem"] {
+        assert!(fs::read_to_string(out.join(name)).unwrap().starts_with("-----BEGIN "), "{name}");
+    }
+}
+
 /// A small file system of its own; unmounted when dropped.
 struct SmallDisk {
     path: PathBuf,

@@ -293,6 +293,84 @@ fn identities_renew_themselves_without_failing_a_call() {
     .unwrap();
 }
 
+/// Two plugins on one node by one pair of files, and a third one by a copy of them elsewhere: all
+/// renew, and no call of any fails by what another did.
+#[test]
+fn copies_of_one_identity_renew_without_failing_a_call() {
+    let town = Town::new();
+    let (out, elsewhere) = (town.lab.path("files-out"), town.lab.folder("elsewhere"));
+    let add = ["cluster", "add", "files", "--certificate-life", "60s", "--out"];
+    town.cli(&[&add[..], &[out.to_str().unwrap()]].concat());
+    for file in ["plugin.pem", "plugin.key"] {
+        fs::copy(out.join(file), elsewhere.join(file)).unwrap();
+    }
+    let mut plugins = [("a", &out), ("b", &out), ("c", &elsewhere)]
+        .map(|(name, files)| town.plugin_with_files(name, files));
+    plugins.iter_mut().for_each(Plugin::until_ready);
+    let first = plugins[0].pair();
+    let begun = std::time::Instant::now();
+    // Each is renewed every 40 seconds.
+    while begun.elapsed() < Duration::from_secs(110) {
+        for plugin in &plugins {
+            encrypt(&plugin.socket).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let pairs = plugins.each_ref().map(Plugin::pair);
+    assert_eq!(pairs[0].key, pairs[1].key, "who shares files renews once");
+    assert_ne!(pairs[0].key, pairs[2].key);
+    assert_ne!(first.key, pairs[0].key);
+    for plugin in &plugins {
+        let log = plugin.log();
+        assert!(!log.contains("the key is refused"), "{log}");
+        assert!(!log.contains("could not be renewed"), "{log}");
+    }
+    eventually("an operator learns of the copies", PATIENCE, || {
+        match town.cli(&["status"])["warnings"].to_string() {
+            said if said.contains("under several certificates") => Ok(()),
+            said => Err(said),
+        }
+    })
+    .unwrap();
+}
+
+/// A certificate that cannot be replaced has ended: the plugin says so, and takes it for no word about
+/// the key.
+#[test]
+fn a_certificate_that_has_ended_is_said_by_its_name() {
+    let town = Town::new();
+    let out = town.lab.path("files-out");
+    let add = ["cluster", "add", "files", "--certificate-life", "60s", "--out"];
+    let added = town.cli(&[&add[..], &[out.to_str().unwrap()]].concat());
+    // Not even root can write a file here.
+    fs::create_dir(out.join("plugin.pem.try")).unwrap();
+    let mut plugin = town.plugin_with_files("files", &out);
+    plugin.until_ready();
+    let said = eventually("its calls fail", PATIENCE, || match encrypt(&plugin.socket) {
+        Ok(()) => Err("they do not"),
+        Err(said) => Ok(said),
+    })
+    .unwrap();
+    // As gRPC writes a message.
+    assert!(said.contains("the%20client%20certificate%20has%20ended"), "{said}");
+    assert!(said.contains("\"16\""), "it is said to be unauthenticated: {said}");
+    plugin.until_log("the plugin's certificate has ended");
+    let log = plugin.log();
+    assert!(!log.contains("the key is refused"), "{log}");
+    // Another one in its place heals it, without a restart.
+    fs::remove_dir(out.join("plugin.pem.try")).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+    let path = format!("/v1/clusters/{}/plugins", added["id"].as_str().unwrap());
+    let request = json!({ "name": "plugin", "csr_pem": csr.pem().unwrap() });
+    let answer = nodes::over_socket(&town.up.ready.admin_socket, &path, &request.to_string());
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    fs::write(out.join("plugin.key"), key.serialize_pem()).unwrap();
+    fs::write(out.join("plugin.pem"), body["certificate_pem"].as_str().unwrap()).unwrap();
+    eventually("it works again", PATIENCE, || encrypt(&plugin.socket)).unwrap();
+}
+
 /// The kubelet has no certificate yet, or the server is not there: the plugin waits, and says why.
 #[test]
 fn a_cold_start_waits_for_what_is_missing() {
@@ -368,4 +446,77 @@ fn ended() -> String {
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(2021, 1, 1);
     format!("{}{}", pair.serialize_pem(), params.self_signed(&pair).unwrap().pem())
+}
+
+/// What the doctor says of a plugin, once it says that.
+fn doctor_finds(town: &Town, plugin: &Plugin, (code, fix): (&str, &str)) {
+    let (pid, none) = (plugin.pid(), town.lab.path("none.yaml"));
+    let words = ["doctor", "--plugin", &pid, "--apiserver", none.to_str().unwrap()];
+    eventually(code, PATIENCE, || {
+        let outcome = town.lab.lastkey.cli(None, &words).unwrap();
+        let items = outcome.json()["items"].as_array().unwrap().clone();
+        let fixes = |it: &serde_json::Value| it["fix"].as_str().unwrap().contains(fix);
+        match items.iter().any(|it| it["code"] == code && it["severity"] == "error" && fixes(it)) {
+            true => Ok(()),
+            false => Err(format!("{items:#?}")),
+        }
+    })
+    .unwrap();
+}
+
+/// By the certificate that the node would get it by, as it lies there and as the server takes it.
+#[test]
+fn the_doctor_says_what_keeps_a_node_from_an_identity() {
+    let town = Town::new();
+    let kubelet = town.kubelet("cp-1");
+    let mut plugin = town.plugin("cp-1", &kubelet);
+    let file = town.lab.path("cp-1-kubelet.pem");
+    let put = |pair: &Pair| fs::write(&file, format!("{}{}", pair.certificate, pair.key)).unwrap();
+    // 1. What is missing is somebody's word.
+    let key = town.until_node("cp-1", "waiting")["waiting_key"].as_str().unwrap().to_owned();
+    let approve =
+        format!("lastkey cluster node approve cp-1 --cluster {} --fingerprint {key}", town.cluster);
+    doctor_finds(&town, &plugin, ("node-not-enrolled", &approve));
+    // 2. The certificate is none that the server takes.
+    let strange = Authority::new("kubernetes").unwrap();
+    put(&strange.client("system:node:cp-1", &["system:nodes"]).unwrap());
+    let trust = format!("lastkey cluster node trust {} --ca FILE", town.cluster);
+    doctor_finds(&town, &plugin, ("kubelet-certificate-refused", &trust));
+    let ended = |params: &mut rcgen::CertificateParams| {
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 2);
+    };
+    let nodes = ("system:node:cp-1", &["system:nodes"][..]);
+    put(&town.ca.client_with(nodes, ended).unwrap());
+    doctor_finds(&town, &plugin, ("kubelet-certificate-ended", "journalctl -u kubelet"));
+    fs::remove_file(&file).unwrap();
+    doctor_finds(&town, &plugin, ("kubelet-certificate-unreadable", "--kubelet-cert FILE"));
+    // 3. What lies in its place is none: it is not taken for one, and the way out is named.
+    put(&kubelet);
+    town.cli(&["cluster", "node", "approve", "cp-1", "--fingerprint", &key]);
+    plugin.until_ready();
+    fs::write(plugin.identity(), "nonsense").unwrap();
+    let aside = format!("mv {0} {0}.bad", plugin.identity().display());
+    doctor_finds(&town, &plugin, ("certificate-unreadable", &aside));
+    plugin.restart();
+    plugin.until_log("move that file away, and the plugin enrols again");
+}
+
+/// Nobody has to start the plugin anew: it would be without a server for as long as that is forgotten.
+#[test]
+fn another_ca_is_taken_up_without_a_restart() {
+    let mut town = Town::new();
+    let ours = fs::read(&town.up.ready.ca_file).unwrap();
+    let (ca, out) = (town.lab.path("plugins-ca.pem"), town.lab.path("files"));
+    let add = ["cluster", "add", "files", "--key", support::KEY, "--out", out.to_str().unwrap()];
+    town.cli(&add);
+    fs::write(&ca, Authority::new("other").unwrap().certificate()).unwrap();
+    town.up.ready.ca_file = ca.clone();
+    let mut plugin = town.plugin_with_files("files", &out);
+    plugin.until_log("UnknownIssuer");
+    assert!(encrypt(&plugin.socket).is_err());
+    fs::write(&ca, "nonsense").unwrap();
+    plugin.until_log("files of the plugin's identity were not taken up");
+    fs::write(&ca, ours).unwrap();
+    plugin.until_ready();
 }

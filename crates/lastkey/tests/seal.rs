@@ -88,21 +88,22 @@ impl Site {
         with_input(&self.lab, &[&["operator"], args, &place].concat(), input)
     }
 
-    /// The same by somebody whose credentials lie beside the admin socket, and who names neither.
-    fn at_hand(&self, args: &[&str]) -> Outcome {
-        let configuration = self.lab.folder("configuration");
-        let ours = configuration.join("lastkey");
-        if !ours.exists() {
-            std::os::unix::fs::symlink(self.data(), ours).unwrap();
+    /// The same by somebody whose credentials lie beside the admin socket, and who names neither
+    /// with the command: they lie where every command looks, or the environment names them.
+    fn at_hand(&self, named: bool, args: &[&str]) -> Outcome {
+        let mut command = Command::new(self.lab.lastkey.binary());
+        if named {
+            command.env("LASTKEY_CREDENTIALS", self.data().join("credentials.json"));
+        } else {
+            let configuration = self.lab.folder("configuration");
+            let ours = configuration.join("lastkey");
+            if !ours.exists() {
+                std::os::unix::fs::symlink(self.data(), ours).unwrap();
+            }
+            command.env_remove("LASTKEY_CREDENTIALS").env("XDG_CONFIG_HOME", configuration);
         }
-        let output = Command::new(self.lab.lastkey.binary())
-            .arg("operator")
-            .args(args)
-            .args(["--output", "json"])
-            .env_remove("LASTKEY_CREDENTIALS")
-            .env("XDG_CONFIG_HOME", configuration)
-            .output()
-            .unwrap();
+        let operator = command.arg("operator").args(args).args(["--output", "json"]);
+        let output = operator.output().unwrap();
         Outcome {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -417,15 +418,28 @@ fn an_older_store_is_held_until_the_operator_says_why_it_is_served() {
     // Clients know it by the authority that they trust.
     let ready = site.up().client().unwrap().get("/readyz").unwrap();
     assert_eq!(ready.status, 503, "{}", ready.text());
+    // An alert that it is sealed would have it unsealed, which it refuses.
+    let shows = |site: &Site, line: &str| {
+        let page = site.up().client().unwrap().get("/metrics").unwrap().text();
+        assert!(page.lines().any(|shown| shown == line), "{line}\n{page}");
+    };
+    shows(&site, "lastkey_held 1");
+    shows(&site, "lastkey_unsealed 0");
     let socket = site.data().join("admin.sock");
     let way_out = format!("accept-restore --reason TEXT --admin-socket {}", socket.display());
     site.log_with(&way_out);
-    assert_eq!(site.at_hand(&["status"]).expect_ok("status").unwrap().json()["state"], "held");
-    assert_eq!(site.at_hand(&["accept-restore", "--reason", " "]).code, 1);
+    for named in [false, true] {
+        // Not what strangers are told.
+        let told = site.at_hand(named, &["status"]).expect_ok("status").unwrap().json();
+        assert_eq!((&told["state"], &told["held"]), (&status["state"], &status["held"]));
+        let refused = site.at_hand(named, &["accept-restore", "--reason", " "]);
+        assert!(refused.stderr.contains("say why"), "{}", refused.stderr);
+    }
     let accept = ["accept-restore", "--reason", "the test put a backup back"];
-    site.at_hand(&accept).expect_ok("accept-restore").unwrap();
+    site.at_hand(true, &accept).expect_ok("accept-restore").unwrap();
     assert_eq!(site.status()["state"], "unsealed");
     assert_eq!(site.keys().code, 0);
+    shows(&site, "lastkey_held 0");
 }
 
 #[test]

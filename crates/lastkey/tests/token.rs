@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lastkey_testbed::{Error, Lastkey, Outcome, Peers, Running, eventually};
@@ -165,6 +165,27 @@ impl Site {
         }
     }
 
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("softhsm2.conf")
+    }
+
+    /// Has the module wait for ever: it reads its configuration with each call, and nobody writes
+    /// into this one.
+    fn hang(&self) {
+        fs::rename(self.config(), self.dir.path().join("kept.conf")).unwrap();
+        let made = Command::new("mkfifo").arg(self.config()).status().unwrap();
+        assert!(made.success());
+    }
+
+    /// Lets go of who waits, and of who comes.
+    fn let_go(&self) {
+        let pipe = self.dir.path().join("pipe");
+        fs::rename(self.config(), &pipe).unwrap();
+        fs::rename(self.dir.path().join("kept.conf"), self.config()).unwrap();
+        // Whoever reads it is there.
+        drop(fs::OpenOptions::new().write(true).open(pipe).unwrap());
+    }
+
     fn put_back(&self) {
         fs::remove_dir(self.dir.path().join("tokens")).unwrap();
         self.token(true);
@@ -234,6 +255,81 @@ fn a_token_that_comes_back_with_another_pin_is_asked_once() {
     site.operator(&["unseal"]).expect_ok("unseal").unwrap();
     assert!(site.status()["waiting"].is_null());
     site.assert_decrypts(&sealed);
+}
+
+/// As one in another machine does whose network is dead.
+#[test]
+fn a_token_that_hangs_holds_nobody_up_for_long() {
+    let Some(mut site) = Site::new("a token that hangs") else { return };
+    site.start(&["--seal", "pkcs11"]);
+    let sealed = site.encrypt();
+    site.hang();
+    let rotated = site.operator(&["rotate", "root"]);
+    assert!(rotated.code == 6 && rotated.stderr.contains("did not answer"), "{}", rotated.stderr);
+    site.assert_decrypts(&sealed);
+
+    // The end of the process waits for no order.
+    thread::scope(|scope| {
+        let mut running = site.running.take().unwrap();
+        let site = &site;
+        scope.spawn(|| site.operator(&["rotate", "root"]));
+        thread::sleep(Duration::from_secs(2));
+        let began = Instant::now();
+        assert!(running.stop().unwrap().success(), "{}", running.process.log());
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    });
+
+    // Nor does a start wait for ever: it goes on sealed, says why, and opens when it can.
+    site.start(&[]);
+    let status = site.status();
+    assert_eq!(status["state"], "sealed");
+    assert!(status["waiting"].as_str().unwrap().contains("did not answer"), "{status}");
+    site.let_go();
+    eventually("the token to answer", SOON, || match &site.status()["state"] {
+        Value::String(state) if state == "unsealed" => Ok(()),
+        other => Err(Error::ReadyLine { line: other.to_string(), cause: "still".into() }),
+    })
+    .unwrap();
+    site.assert_decrypts(&sealed);
+}
+
+#[test]
+fn new_shares_that_wait_hide_no_failure_of_the_token() {
+    let Some(mut site) = Site::new("a token that fails while new shares wait") else { return };
+    site.start(&["--seal", "pkcs11"]);
+    let sealed = site.encrypt();
+    let migrate = ["migrate", "--to", "shamir", "--shares", "2", "--threshold", "2"];
+    site.operator(&migrate).expect_ok("migrate").unwrap();
+    site.operator(&["seal"]).expect_ok("seal").unwrap();
+    site.write_pin("000000", 0o600);
+    // Those who come one after the other.
+    for again in [false, true, true] {
+        let keeper = site.operator(&["unseal"]);
+        assert_eq!(keeper.code, 1, "{}", keeper.stderr);
+        assert!(keeper.stderr.contains("the PIN in "), "{}", keeper.stderr);
+        assert_eq!(keeper.stderr.contains("not asked again"), again, "{}", keeper.stderr);
+    }
+    let status = site.status();
+    assert!(status["waiting"].as_str().unwrap().contains("the PIN in "), "{status}");
+    site.write_pin(PIN, 0o600);
+    assert_eq!(site.operator(&["unseal"]).code, 1);
+    site.operator(&["unseal", "--reset"]).expect_ok("reset").unwrap();
+    site.operator(&["unseal"]).expect_ok("unseal").unwrap();
+    site.assert_decrypts(&sealed);
+
+    site.running = None;
+    site.token(false);
+    site.start(&[]);
+    let status = site.status();
+    assert!(status["waiting"].as_str().unwrap().contains("lab"), "{status}");
+    site.put_back();
+    eventually("the token to be found", SOON, || match &site.status()["state"] {
+        Value::String(state) if state == "unsealed" => Ok(()),
+        other => Err(Error::ReadyLine { line: other.to_string(), cause: "still".into() }),
+    })
+    .unwrap();
+    site.assert_decrypts(&sealed);
+    assert_eq!(site.status()["pending"]["kind"], "shamir");
 }
 
 #[test]

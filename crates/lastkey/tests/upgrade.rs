@@ -12,6 +12,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -19,11 +20,12 @@ use std::{
     thread,
 };
 
-use lastkey_testbed::{Client, eventually, free_port};
+use lastkey_testbed::{Client, Ready, eventually, free_port};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use support::{
     Lab, SOON,
     keeper::{Keeper, ended},
+    plugin_options,
 };
 
 /// How many call at once.
@@ -275,6 +277,109 @@ fn a_successor_survives_the_death_of_its_predecessor() {
     rustix::process::kill_process(successor, Signal::TERM).unwrap();
     assert_eq!(ended(successor).exit_status(), Some(0));
     assert!(!plugin.socket.exists(), "it removes the file that became its own");
+}
+
+/// Told twice during an outage, as `pkill -USR2 lastkey` does, there were two plugins on one socket.
+#[test]
+fn a_successor_that_waits_hands_over_to_nobody() {
+    let lab = Lab::new();
+    let mut up = lab.up();
+    let mut plugin = Keeper::new(&lab, &up.ready);
+    plugin.start();
+    plugin.works();
+    // without a server the successor cannot become ready
+    up.stop().unwrap();
+    let old = plugin.main();
+    plugin.signal(Signal::USR2);
+    logs(&plugin, "waiting for the server");
+    let successor = eventually("the successor is known", SOON, || child_of(old)).unwrap();
+    kill_process(successor, Signal::USR2).unwrap();
+    logs(&plugin, "this process has not taken over yet itself");
+    plugin.signal(Signal::USR2);
+    logs(&plugin, "an upgrade is under way already");
+    assert_eq!(child_of(successor), Err("it has no child".to_owned()));
+    // what it was told before is forgotten once it has begun
+    let listen = up.ready.address().to_owned();
+    let _server = lab.lastkey.server(&lab.path("data"), &listen).unwrap();
+    plugin.works();
+    assert_eq!((plugin.main(), ended(old).exit_status()), (successor, Some(0)));
+    let callers = Callers::start(&plugin.socket);
+    callers.go_on();
+    assert_eq!(plugin.log().matches("upgrading in place").count(), 1, "{}", plugin.log());
+    // and from then on it hears
+    plugin.upgrade();
+    callers.go_on();
+    callers.finish();
+    plugin.stop();
+    assert!(!plugin.socket.exists());
+}
+
+/// The end of their connection is not its predecessor's: a script between the two may have ended.
+#[test]
+fn a_successor_that_was_given_up_ends() {
+    let lab = Lab::new();
+    let mut up = lab.up();
+    let mut plugin = Keeper::new(&lab, &up.ready);
+    plugin.start();
+    plugin.works();
+    up.stop().unwrap();
+    let (started, good) = (lab.path("successor"), lab.path("lastkey-good"));
+    fs::rename(plugin.binary(), &good).unwrap();
+    let script = "exec 3<&0; 'GOOD' \"$@\" <&3 3<&- & echo $! > STARTED; sleep 2; exit 1";
+    let script = script.replace("GOOD", good.to_str().unwrap());
+    replace(plugin.binary(), &script.replace("STARTED", started.to_str().unwrap()));
+    plugin.signal(Signal::USR2);
+    logs(&plugin, "the upgrade failed");
+    let successor = fs::read_to_string(&started).unwrap().trim().parse().unwrap();
+    assert_eq!(ended(Pid::from_raw(successor).unwrap()).exit_status(), Some(0));
+    logs(&plugin, "the process before goes on without this one");
+    let listen = up.ready.address().to_owned();
+    let _server = lab.lastkey.server(&lab.path("data"), &listen).unwrap();
+    let callers = Callers::start(&plugin.socket);
+    callers.go_on();
+    callers.finish();
+    plugin.stop();
+    assert!(!plugin.socket.exists());
+}
+
+fn logs(plugin: &Keeper, wanted: &str) {
+    eventually(wanted, SOON, || match plugin.log() {
+        log if log.contains(wanted) => Ok(()),
+        log => Err(log),
+    })
+    .unwrap();
+}
+
+/// After an upgrade the process before was named, which had ended, and with a held socket the manager.
+#[test]
+fn whoever_is_in_the_way_is_named_for_what_it_is() {
+    let lab = Lab::new();
+    let up = lab.up();
+    let mut plugin = Keeper::new(&lab, &up.ready);
+    let refused = |plugin: &Keeper| {
+        let files = Ready { plugin_socket: plugin.socket.clone(), ..up.ready.clone() };
+        let second = Command::new(plugin.binary())
+            .arg("kms-plugin")
+            .args(plugin_options(&files))
+            .output()
+            .unwrap();
+        assert!(!second.status.success());
+        String::from_utf8(second.stderr).unwrap()
+    };
+    plugin.start();
+    plugin.works();
+    for _ in 0..3 {
+        let main = plugin.main().as_raw_nonzero();
+        let said = refused(&plugin);
+        assert!(said.contains(&format!("the process {main} listens on ")), "{main}: {said}");
+        assert!(said.contains(&format!("kill -USR2 {main}")), "{main}: {said}");
+        plugin.upgrade();
+    }
+    plugin.stop();
+    let held = std::os::unix::net::UnixListener::bind(&plugin.socket).unwrap();
+    let said = refused(&plugin);
+    assert!(said.contains("another process listens on ") && said.contains("ss -xlp"), "{said}");
+    drop(held);
 }
 
 /// Whichever of its threads started it.

@@ -6,7 +6,8 @@
 //! 3. After [`SPARE`] the first is asked once more over a connection of its own: the network in
 //!    between may have forgotten the old one.
 //! 4. The first answer counts, and its server is asked first from then on. What answers nonsense has
-//!    not answered.
+//!    not answered, and nor has what is overloaded or at fault (408, 429, 5xx): its refusal counts
+//!    only where nobody else does better.
 
 use std::{
     collections::VecDeque,
@@ -50,7 +51,7 @@ struct Hedged<'a, H> {
 
 /// What one attempt was worth.
 enum Worth {
-    /// The server answered, be it with a refusal.
+    /// The server answered, be it with a refusal of the call.
     Answer(Result<(), Error>),
     Failure(Error),
 }
@@ -75,6 +76,7 @@ pub(super) async fn send(
                 transport.preferred.store(first, Ordering::Relaxed);
                 answer
             }
+            Worth::Failure(error) if count == 1 && has_said_enough(&error) => Err(error),
             // On the heap, so that a call that needs none of it does not carry it about.
             Worth::Failure(error) => {
                 let ended = Box::pin(ready((first, Way::Usual, Err(error))));
@@ -100,7 +102,7 @@ impl<H: Fn(&Call, &str) -> HeaderMap + Send + Sync> Hedged<'_, H> {
         (begun, mut due): (UnderWay<'_>, Instant),
         read: Read<'_>,
     ) -> Result<(), Error> {
-        let Self { transport, call, first, deadline, .. } = *self;
+        let Self { transport, call, first, mut deadline, .. } = *self;
         let servers = &transport.servers;
         let mut plan = plan(first, servers.len());
         plan.pop_front();
@@ -125,6 +127,11 @@ impl<H: Fn(&Call, &str) -> HeaderMap + Send + Sync> Hedged<'_, H> {
                     Worth::Failure(error) => {
                         if server == first && matches!(error, Error::Garbage { .. }) {
                             transport.turn_from(first);
+                        }
+                        if has_said_enough(&error) {
+                            // others have so long to do better
+                            deadline = deadline.min(Instant::now() + SPARE);
+                            plan.retain(|next| next.server != server);
                         }
                         // a connection that had been idle for long may break under the first call
                         if matches!(error, Error::Broken { .. }) && std::mem::take(&mut may_repeat)
@@ -159,8 +166,23 @@ fn plan(first: usize, servers: usize) -> VecDeque<Attempt> {
 fn worth(outcome: Result<Reply, Error>, read: Read<'_>) -> Worth {
     match outcome.map(read) {
         Err(error) | Ok(Err(error @ Error::Garbage { .. })) => Worth::Failure(error),
+        Ok(Err(error)) if is_at_fault(&error) => Worth::Failure(error),
         Ok(answer) => Worth::Answer(answer),
     }
+}
+
+/// Whether the refusal is about the server and not about the call.
+fn is_at_fault(error: &Error) -> bool {
+    error.api().is_some_and(|said| {
+        matches!(said.status.as_u16(), 408 | 429) || said.status.is_server_error()
+    })
+}
+
+/// Whether another connection to the same server would change nothing; one that stops may have a
+/// successor there.
+fn has_said_enough(error: &Error) -> bool {
+    is_at_fault(error)
+        && error.api().is_some_and(|said| !matches!(said.status.as_u16(), 408 | 503 | 504))
 }
 
 /// Of two failures the one that says more about what is wrong.

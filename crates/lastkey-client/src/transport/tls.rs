@@ -2,7 +2,9 @@
 
 use std::{path::Path, sync::Arc};
 
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, version};
+use rustls::{
+    CertificateError, ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, version,
+};
 use rustls_pki_types::{
     CertificateDer, PrivateKeyDer,
     pem::{self, PemObject},
@@ -38,6 +40,12 @@ pub(crate) fn connector(
 /// rustls' words, and what a person can do where that is known.
 pub(crate) fn explain(error: &rustls::Error) -> String {
     match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        ) => format!("{error} (are this clock and the server's right?)"),
         rustls::Error::InvalidCertificate(_) => {
             format!(
                 "{error} (is this the CA file of that server, and its name in the certificate?)"

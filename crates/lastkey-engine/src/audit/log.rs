@@ -1,7 +1,7 @@
 //! The log itself: one committer thread that batches what concurrent callers append.
 //!
 //! A caller who is alone for a while commits by itself ([`AuditOptions::alone`]): the way to the
-//! thread and back takes as long as everything else does.
+//! thread and back takes as long as everything else does, where the disk is fast.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ use lastkey_crypto::{
     KeyMaterial, mac,
     signing::{PublicKey, SIGNATURE_LEN},
 };
-use lastkey_store::disk::{Disk, FileSystem, is_full};
+use lastkey_store::disk::{Disk, FileSystem, Patience, is_full};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::{
@@ -47,6 +47,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const QUEUE: usize = 16_384;
 /// So many records in a row that nobody else's came near to, and a caller counts as alone.
 const ALONE_AFTER: u32 = 4;
+/// On a slower disk nobody commits by itself: the way to the thread costs little beside it, and
+/// whoever blocks is late for everything else that its own thread has to do.
+const FAST: Duration = Duration::from_millis(1);
 
 /// Why the log did not open.
 #[derive(Debug, thiserror::Error)]
@@ -82,8 +85,9 @@ pub struct AuditOptions {
     pub retention: Retention,
     /// How checkpoints are made; `None` makes none.
     pub checkpoints: Option<Checkpointing>,
-    /// Whether a caller who is alone commits on its own thread, which the disk then blocks. Not
-    /// for a runtime that has no other thread to go on with.
+    /// Whether a caller who is alone commits on its own thread, which the disk then blocks, for as
+    /// long as it takes: so only while it is fast. Not for a runtime that has no other thread to go
+    /// on with.
     pub alone: bool,
 }
 
@@ -107,6 +111,8 @@ struct Queue {
     closed: bool,
     /// Records in a row that came while nothing else went on.
     alone: u32,
+    /// The last batch took the disk some time.
+    slow: bool,
 }
 
 /// What readers of the log may know about its writer.
@@ -125,14 +131,17 @@ struct Shared {
     queue: Mutex<Queue>,
     arrived: Condvar,
     published: Mutex<Published>,
+    /// The committer's, whoever it is.
+    patience: Patience,
 }
 
 impl Shared {
-    /// Notes that so many records were committed, and whether more came meanwhile.
-    fn count_alone(&self, committed: usize) {
+    /// Notes that so many records were committed in this time, and whether more came meanwhile.
+    fn count_alone(&self, committed: usize, took: Duration) {
         let mut queue = self.queue.lock();
         let alone = committed == 1 && queue.waiting.is_empty();
         queue.alone = if alone { queue.alone.saturating_add(1) } else { 0 };
+        queue.slow = took > FAST;
     }
 }
 
@@ -226,10 +235,14 @@ impl AuditLog {
             None => return Ok(Err(AuditOpenError::Headless { path: directory.to_owned() })),
         };
         let (segment, end) = recover::resume(&*disk, directory, head, end)?;
+        if let Err(error) = recover::give_back(&*disk, directory, end.segment) {
+            tracing::warn!(%error, "closed audit segments keep more of the disk than they need");
+        }
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             arrived: Condvar::new(),
             published: Mutex::new(Published { head, written: head, end, health: Ok(()) }),
+            patience: Patience::default(),
         });
         let signer = match checkpoints {
             Some(by) => {
@@ -298,7 +311,8 @@ impl AuditSink for AuditLog {
             let _ = done.send(Err(refusal));
             return ticket;
         }
-        if self.alone && queue.waiting.is_empty() && queue.alone >= ALONE_AFTER {
+        let is_alone = queue.waiting.is_empty() && queue.alone >= ALONE_AFTER && !queue.slow;
+        if self.alone && is_alone {
             let free = self.committer.try_lock();
             if let Some(mut committer) = free {
                 drop(queue);
@@ -327,7 +341,11 @@ impl AuditSink for AuditLog {
         if self.shared.queue.lock().closed {
             return Err(AuditError::Closed);
         }
-        self.shared.published.lock().health.clone()
+        let health = self.shared.published.lock().health.clone();
+        if health.is_ok() && self.shared.patience.is_over() {
+            return Err(AuditError::Silent);
+        }
+        health
     }
 
     fn query(&self, query: &Query) -> io::Result<QueryPage> {
@@ -364,11 +382,14 @@ impl AuditSink for AuditLog {
     }
 
     fn to_delete(&self, now: Option<Timestamp>) -> io::Result<Option<Deletion>> {
-        if self.signer.is_none() {
-            return Ok(None);
-        }
+        let Some(signer) = &self.signer else { return Ok(None) };
         let open = self.shared.published.lock().end.segment;
-        retain::choose(&self.shelf, self.retention, open, now)
+        let chosen = retain::choose(&self.shelf, self.retention, open, now)?;
+        if chosen.is_some() {
+            // Before it is recorded.
+            signer.can_state()?;
+        }
+        Ok(chosen)
     }
 
     fn delete(&self, deletion: &Deletion) -> io::Result<()> {
@@ -396,6 +417,10 @@ impl AuditSink for AuditLog {
 
     fn newest_checkpoint(&self) -> Option<(u64, Timestamp)> {
         self.signer.as_ref().and_then(Signer::newest)
+    }
+
+    fn signing_fails(&self) -> Option<String> {
+        self.signer.as_ref().and_then(Signer::failing)
     }
 
     fn checkpoint_to_remember(&self) -> Option<Remembered> {
@@ -542,7 +567,10 @@ impl Committer {
 
     fn commit(&mut self, batch: Batch) -> Answers {
         let (head, first) = (batch.head, self.head.seq + 1);
+        let began = self.shared.patience.begin();
         let outcome = self.write(batch.frame, head);
+        let took = began.elapsed();
+        self.shared.patience.end();
         let health = outcome.as_ref().map_err(refusal).copied();
         {
             let mut published = self.shared.published.lock();
@@ -560,7 +588,7 @@ impl Committer {
         {
             bell.ring();
         }
-        self.shared.count_alone(batch.done.len());
+        self.shared.count_alone(batch.done.len(), took);
         Answers { done: batch.done, first, health }
     }
 
@@ -605,6 +633,9 @@ impl Committer {
         if let Err(error) = self.segment.sync() {
             self.syncer.fail(&error);
             return Err(error);
+        }
+        if let Err(error) = self.segment.give_back() {
+            tracing::warn!(%error, "a closed audit segment keeps more of the disk than it needs");
         }
         let end = Position { segment: self.head.seq + 1, offset: 0 };
         self.segment = Segment::open(&*self.disk, &self.directory, end.segment)?;

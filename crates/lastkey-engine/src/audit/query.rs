@@ -36,6 +36,9 @@ const PIECE: u64 = 2 << 20;
 const NEAR: u64 = 64 << 10;
 /// A line is found in this much.
 const PEEK: usize = 8 << 10;
+/// A page ends after so many bytes of lines: a record may be some ten kilobytes long, and a page
+/// is held in memory more than once.
+const PAGE_BYTES: usize = 8 << 20;
 /// At most so many pieces at once for each processor.
 const MAX_WAVE: usize = 32;
 
@@ -46,7 +49,7 @@ pub struct Query {
     pub after: u64,
     /// Only the newest so many records that match, instead of the oldest.
     pub newest: bool,
-    /// At most so many records; 0 means 1.
+    /// At most so many records, and no more than fit into a page of 8 MiB; 0 means 1.
     pub limit: usize,
     /// Not before.
     pub from: Option<Timestamp>,
@@ -80,18 +83,83 @@ struct Found<T> {
     more: bool,
 }
 
-/// With their sequence numbers, in the order of the log.
-type Hits<T> = VecDeque<(u64, T)>;
+/// What was made of a line.
+struct Hit<T> {
+    seq: u64,
+    /// The line's.
+    bytes: usize,
+    kept: T,
+}
+
+/// In the order of the log.
+struct Hits<T> {
+    list: VecDeque<Hit<T>>,
+    /// Of all their lines.
+    bytes: usize,
+}
+
+impl<T> Hits<T> {
+    fn new() -> Self {
+        Self { list: VecDeque::new(), bytes: 0 }
+    }
+
+    fn push_back(&mut self, hit: Hit<T>) {
+        self.bytes += hit.bytes;
+        self.list.push_back(hit);
+    }
+
+    fn drop_front(&mut self) {
+        self.bytes -= self.list.pop_front().map_or(0, |hit| hit.bytes);
+    }
+
+    fn drop_back(&mut self) {
+        self.bytes -= self.list.pop_back().map_or(0, |hit| hit.bytes);
+    }
+
+    /// Puts others before these.
+    fn prepend(&mut self, before: Self) {
+        self.bytes += before.bytes;
+        before.list.into_iter().rev().for_each(|hit| self.list.push_front(hit));
+    }
+
+    fn append(&mut self, mut behind: Self) {
+        self.bytes += behind.bytes;
+        self.list.append(&mut behind.list);
+    }
+}
+
+/// How much is asked for.
+#[derive(Clone, Copy)]
+struct Most {
+    records: usize,
+    /// Of lines; one record is found however long it is.
+    bytes: usize,
+}
+
+impl Most {
+    /// Whether something has to go.
+    fn is_exceeded<T>(self, hits: &Hits<T>) -> bool {
+        hits.list.len() > self.records || (hits.bytes > self.bytes && hits.list.len() > 1)
+    }
+
+    /// Whether there is nothing more to look for.
+    fn is_reached<T>(self, hits: &Hits<T>) -> bool {
+        hits.list.len() >= self.records || hits.bytes >= self.bytes
+    }
+}
 
 /// What is to be kept of a line.
 type Extract<'a, T> = dyn Fn(&[u8]) -> Option<T> + Sync + 'a;
 
 /// Searches up to record `last`.
 pub(super) fn run(shelf: &Shelf, query: &Query, last: u64) -> io::Result<QueryPage> {
-    let found = find(shelf, query, last, &|line| serde_json::from_slice(line).ok())?;
+    let most = Most { records: query.limit.max(1), bytes: PAGE_BYTES };
+    let found = find(shelf, (query, most), last, &|line| Some(line.to_vec()))?;
     let more = found.more && !query.newest;
-    let next = more.then(|| found.hits.back().map(|(seq, _)| *seq)).flatten();
-    Ok(QueryPage { records: found.hits.into_iter().map(|(_, record)| record).collect(), next })
+    let next = more.then(|| found.hits.list.back().map(|hit| hit.seq)).flatten();
+    // What is left out takes no more memory than its line did.
+    let record = |hit: Hit<Vec<u8>>| serde_json::from_slice(&hit.kept).ok();
+    Ok(QueryPage { records: found.hits.list.into_iter().filter_map(record).collect(), next })
 }
 
 /// What a start has to know of requests that were admitted before.
@@ -111,13 +179,14 @@ pub(super) fn nonces(
     limit: usize,
     last: u64,
 ) -> io::Result<Nonces> {
-    let query = Query { from: Some(from), newest: true, limit, ..Query::default() };
-    let found = find(shelf, &query, last, &nonce)?;
-    let lost = match found.hits.front() {
-        Some((oldest, _)) if found.more => seconds(shelf, from, oldest - 1)?,
+    let query = Query { from: Some(from), newest: true, ..Query::default() };
+    let most = Most { records: limit.max(1), bytes: usize::MAX };
+    let found = find(shelf, (&query, most), last, &nonce)?;
+    let lost = match found.hits.list.front() {
+        Some(oldest) if found.more => seconds(shelf, from, oldest.seq - 1)?,
         _ => Seconds::default(),
     };
-    Ok(Nonces { seen: found.hits.into_iter().map(|(_, nonce)| nonce).collect(), lost })
+    Ok(Nonces { seen: found.hits.list.into_iter().map(|hit| hit.kept).collect(), lost })
 }
 
 /// The seconds that requests were signed for, of records up to `through` that are not older than
@@ -125,7 +194,8 @@ pub(super) fn nonces(
 fn seconds(shelf: &Shelf, from: Timestamp, through: u64) -> io::Result<Seconds> {
     let found = Mutex::new(Seconds::default());
     let query = Query { from: Some(from), ..Query::default() };
-    find::<()>(shelf, &query, through, &|line| {
+    let most = Most { records: 1, bytes: usize::MAX };
+    find::<()>(shelf, (&query, most), through, &|line| {
         let (_, signed) = nonce(line)?;
         found.lock().add(signed, signed);
         None
@@ -148,12 +218,12 @@ pub(super) fn nonce(line: &[u8]) -> Option<(u64, i64)> {
 
 fn find<T: Send>(
     shelf: &Shelf,
-    query: &Query,
+    (query, most): (&Query, Most),
     last: u64,
     extract: &Extract<'_, T>,
 ) -> io::Result<Found<T>> {
-    let (matcher, limit) = (Matcher::new(query, last), query.limit.max(1));
-    let search = Search { shelf, matcher, query, limit, extract };
+    let matcher = Matcher::new(query, last);
+    let search = Search { shelf, matcher, query, most, extract };
     let segments = files::list(&*shelf.disk, &shelf.directory)?;
     let mut order: Vec<usize> = (0..segments.len())
         // The next segment's first record tells where this one ends.
@@ -179,12 +249,12 @@ fn find<T: Send>(
         }
     }
     found.more = true;
-    while found.hits.len() > search.limit {
+    while most.is_exceeded(&found.hits) {
         if query.newest {
-            found.hits.pop_front()
+            found.hits.drop_front();
         } else {
-            found.hits.pop_back()
-        };
+            found.hits.drop_back();
+        }
     }
     Ok(found)
 }
@@ -204,24 +274,26 @@ struct Search<'a, T> {
     shelf: &'a Shelf,
     matcher: Matcher<'a>,
     query: &'a Query,
-    limit: usize,
+    most: Most,
     extract: &'a Extract<'a, T>,
 }
 
 impl<T: Send> Search<'_, T> {
     /// Whether there is one record more than asked for; of the newest, as many are enough.
     fn is_full(&self, found: &Found<T>) -> bool {
-        found.hits.len() >= self.limit.saturating_add(usize::from(!self.query.newest))
+        if self.query.newest {
+            self.most.is_reached(&found.hits)
+        } else {
+            self.most.is_exceeded(&found.hits)
+        }
     }
 
     /// Adds what a piece holds, which lies before all that was found if the newest are wanted.
-    fn add(&self, found: &mut Found<T>, mut hits: Hits<T>) {
+    fn add(&self, found: &mut Found<T>, hits: Hits<T>) {
         if self.query.newest {
-            while let Some(hit) = hits.pop_back() {
-                found.hits.push_front(hit);
-            }
+            found.hits.prepend(hits);
         } else {
-            found.hits.append(&mut hits);
+            found.hits.append(hits);
         }
     }
 
@@ -267,15 +339,15 @@ impl<T: Send> Search<'_, T> {
     /// Keeps a hit; false once there are enough.
     fn keep(&self, hits: &mut Hits<T>, (seq, line): (u64, &[u8])) -> bool {
         let Some(kept) = (self.extract)(line) else { return true };
-        hits.push_back((seq, kept));
+        hits.push_back(Hit { seq, bytes: line.len(), kept });
+        let is_exceeded = self.most.is_exceeded(hits);
         if self.query.newest {
-            if hits.len() > self.limit {
-                hits.pop_front();
+            while self.most.is_exceeded(hits) {
+                hits.drop_front();
             }
-            true
-        } else {
-            hits.len() <= self.limit
+            return true;
         }
+        !is_exceeded
     }
 
     fn scan(&self, lines: &[u8], hits: &mut Hits<T>) {
@@ -316,7 +388,7 @@ impl<T: Send> Search<'_, T> {
                 // What does not decompress is for a verification to tell.
                 Err(_) => return Ok(()),
             }
-            if !self.query.newest && hits.len() > self.limit {
+            if !self.query.newest && self.most.is_exceeded(hits) {
                 return Ok(());
             }
         }

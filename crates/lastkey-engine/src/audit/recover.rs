@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, io, path::Path};
 
-use lastkey_store::disk::Disk;
+use lastkey_store::disk::{Access, Disk};
 
 use super::{
     Head, files,
@@ -102,6 +102,18 @@ pub(super) fn resume(
     );
     let fresh = Position { segment: head.seq + 1, offset: 0 };
     Ok((Segment::open(disk, directory, fresh.segment)?, fresh))
+}
+
+/// Gives back what closed segments have reserved and not used, those of releases that left it with
+/// them, and of one that a crash kept from it.
+pub(super) fn give_back(disk: &dyn Disk, directory: &Path, open: u64) -> io::Result<()> {
+    for file in files::list(disk, directory)? {
+        if file.first < open && file.plain {
+            let path = directory.join(segment::name(file.first));
+            disk.open(&path, Access::Write)?.give_back()?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes segments behind the open one that were begun and got no record: the open one goes on

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lastkey_crypto::mac;
-use lastkey_store::disk::{Access, Disk, DiskFile, read_full};
+use lastkey_store::disk::{Access, Disk, DiskFile, is_full, read_full};
 
 /// Disk space is reserved ahead in steps of this many bytes.
 const RESERVE: u64 = 4 << 20;
@@ -55,15 +55,29 @@ impl Segment {
     }
 
     /// Makes sure that the bytes up to `end` have their place on the disk, so that writing them
-    /// cannot find it full.
+    /// cannot find it full. Where there is no room for a whole step, these alone.
     pub(super) fn reserve(&mut self, end: u64) -> io::Result<()> {
         if end <= self.reserved {
             return Ok(());
         }
         let target = end.next_multiple_of(RESERVE);
         // On a file system without reservations, the write itself will tell.
-        self.reserved = if self.file.allocate(target)? { target } else { end };
+        self.reserved = match self.file.allocate(target) {
+            Ok(true) => target,
+            Ok(false) => end,
+            Err(error) if is_full(&error) => {
+                self.file.allocate(end)?;
+                end
+            }
+            Err(error) => return Err(error),
+        };
         Ok(())
+    }
+
+    /// Gives back what is reserved and was not used, for nothing is written any more.
+    pub(super) fn give_back(&mut self) -> io::Result<()> {
+        self.reserved = 0;
+        self.file.give_back()
     }
 
     /// See [`DiskFile::forget_cache`].

@@ -154,8 +154,16 @@ struct Book {
     /// So many bytes behind the last line may be what is left of an attempt that failed.
     tried: u64,
     options: Checkpointing,
-    /// Whether the last attempt failed, so that it is said once.
-    failing: bool,
+    told: Arc<Mutex<Told>>,
+}
+
+/// What others are told, who do not wait for the disk.
+#[derive(Default)]
+struct Told {
+    /// The newest checkpoint's record and time.
+    newest: Option<(u64, Timestamp)>,
+    /// Why the last attempt failed, if it did.
+    failing: Option<String>,
 }
 
 impl Book {
@@ -184,7 +192,7 @@ impl Book {
             unread: false,
             tried: 0,
             options,
-            failing: false,
+            told: Arc::default(),
         };
         book.length = tail::end_of_lines(&*book.file)?;
         for _ in 0..TORN_LINES {
@@ -197,6 +205,7 @@ impl Book {
         }
         book.look_back()?;
         book.kept = book.newest.as_ref().map(Known::of);
+        book.tell();
         if book.number > 0 && book.newest.is_none() {
             tracing::warn!(
                 key = book.options.key.public().id(),
@@ -342,14 +351,15 @@ impl Book {
 
     fn sign(&mut self, kind: CheckpointKind, head: Head) -> io::Result<()> {
         let signed = self.sign_line(kind, head);
+        let why = signed.as_ref().err().map(ToString::to_string);
+        let failed = std::mem::replace(&mut self.told.lock().failing, why);
         match &signed {
-            Ok(()) if self.failing => tracing::info!("audit checkpoints are written again"),
-            Err(error) if !self.failing => {
+            Ok(()) if failed.is_some() => tracing::info!("audit checkpoints are written again"),
+            Err(error) if failed.is_none() => {
                 tracing::error!(%error, "an audit checkpoint cannot be written; trying again");
             }
             _ => {}
         }
-        self.failing = signed.is_err();
         signed
     }
 
@@ -370,20 +380,52 @@ impl Book {
     }
 
     /// Refuses to write to a file that somebody else removed, replaced or changed: what is written
-    /// would be lost, or stand on lines that were put back. A start goes on from what is there.
-    fn is_as_it_was_left(&self) -> io::Result<()> {
+    /// would be lost, or stand on lines that were put back. A start goes on from what is there. Goes
+    /// on here with another file of that name that holds the same, as who puts it back leaves it.
+    fn is_as_it_was_left(&mut self) -> io::Result<()> {
         let ours = self.length..=self.length.saturating_add(self.tried);
         if let Some(named) = open_file(&*self.disk, &self.directory)?
             && ours.contains(&named.length()?)
             && ours.contains(&self.file.length()?)
-            && !self.file.is_removed()?
         {
-            return Ok(());
+            if !self.file.is_removed()? {
+                return Ok(());
+            }
+            if self.holds_the_same(&*named)? {
+                let path = self.directory.join(checkpoint::FILE);
+                (self.file, self.settled) = (self.disk.open(&path, Access::Write)?, false);
+                return Ok(());
+            }
         }
         Err(io::Error::other(
             "checkpoints.log was removed, replaced or changed while the server runs: stop the \
              server, put back what is missing, and start it again",
         ))
+    }
+
+    /// Whether another file holds the lines that this one does.
+    fn holds_the_same(&self, other: &dyn DiskFile) -> io::Result<bool> {
+        let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
+        let mut at = 0;
+        while at < self.length {
+            let left = usize::try_from(self.length - at).unwrap_or(PIECE).min(PIECE);
+            let (ours, theirs) = (&mut ours[..left], &mut theirs[..left]);
+            let filled = read_full(&*self.file, ours, at)?;
+            if filled < left || read_full(other, theirs, at)? < left || ours != theirs {
+                return Ok(false);
+            }
+            at += left as u64;
+        }
+        Ok(true)
+    }
+
+    /// Whether a deletion could be stated. A file that was removed comes back with what we know of
+    /// it; another one is not written over.
+    fn can_state(&mut self) -> io::Result<()> {
+        match open_file(&*self.disk, &self.directory)? {
+            Some(_) => self.is_as_it_was_left(),
+            None => Ok(()),
+        }
     }
 
     fn next(&self, kind: CheckpointKind, head: Head) -> (Vec<u8>, Checkpoint) {
@@ -406,15 +448,18 @@ impl Book {
         self.signed = self.signed.max(seq);
         self.kept = Some(Known { number: self.number, seq, link: self.prev });
         self.newest = Some(checkpoint);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let newest = self.newest.as_ref().map(|found| &found.statement);
+        self.told.lock().newest = newest.map(|statement| (statement.head.seq, statement.time));
     }
 
     /// States that everything up to `through` is to be deleted, and forgets what was stated about
     /// it, unless there is no room for that: then the next deletion does.
     fn retire(&mut self, through: Head) -> io::Result<()> {
-        // One that was removed comes back with what we know of it; another one is not written over.
-        if open_file(&*self.disk, &self.directory)?.is_some() {
-            self.is_as_it_was_left()?;
-        }
+        self.can_state()?;
         // One that a crash has left takes the room that it is looked for.
         let _ = self.disk.remove(&self.directory.join(TEMPORARY));
         let needed = self.length.saturating_add(LEFT_FREE);
@@ -509,6 +554,7 @@ struct Demand {
 
 struct Shared {
     book: Mutex<Book>,
+    told: Arc<Mutex<Told>>,
     demand: Mutex<Demand>,
     demanded: Condvar,
     log: LogId,
@@ -542,9 +588,10 @@ impl Signer {
         head: impl Fn() -> Head + Send + 'static,
     ) -> io::Result<Self> {
         let (public, every) = (options.key.public(), options.every);
-        let book = Mutex::new(Book::open(disk, directory, log, options)?);
-        let demand = Mutex::default();
-        let shared = Arc::new(Shared { book, demand, demanded: Condvar::new(), log, public });
+        let book = Book::open(disk, directory, log, options)?;
+        let (told, book) = (Arc::clone(&book.told), Mutex::new(book));
+        let (demand, demanded) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { book, told, demand, demanded, log, public });
         let work = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("audit-sign".into())
@@ -571,8 +618,12 @@ impl Signer {
 
     /// The newest checkpoint's record and time.
     pub(super) fn newest(&self) -> Option<(u64, Timestamp)> {
-        let book = self.shared.book.lock();
-        book.newest.as_ref().map(|found| (found.statement.head.seq, found.statement.time))
+        self.shared.told.lock().newest
+    }
+
+    /// Why the last attempt to sign failed, if it did.
+    pub(super) fn failing(&self) -> Option<String> {
+        self.shared.told.lock().failing.clone()
     }
 
     /// What the store may remember of the newest checkpoint.
@@ -600,6 +651,11 @@ impl Signer {
         let book = self.shared.book.lock();
         let newest = book.kept.filter(|kept| Some(*kept) != book.recalled);
         book.recalled.into_iter().chain(newest).collect()
+    }
+
+    /// Whether [`retire`](Self::retire) could write down what it signs, room aside.
+    pub(super) fn can_state(&self) -> io::Result<()> {
+        self.shared.book.lock().can_state()
     }
 
     /// Signs that everything up to `through` is to be deleted.

@@ -119,9 +119,10 @@ impl Barrier {
         Ok(())
     }
 
-    /// Leaves the exact count, at a clean end. Nothing is sealed afterwards.
+    /// Leaves the exact count, at a clean end. Little is sealed afterwards: what the outbox and the
+    /// newest checkpoint leave for the next start.
     pub(crate) async fn end_counting(&self) -> Result<(), Error> {
-        // What sealing the count itself takes is in the margin of the next start.
+        // That, and what sealing the count itself takes, is in the margin of the next start.
         let used = self.keyring_uses.read().used();
         self.write_seals(used).await
     }

@@ -185,7 +185,6 @@ pub(super) fn replace_plugin(
         return Err(Error::LimitExceeded { what: "plugins of a cluster", limit: MAX_PLUGINS });
     }
     let ends = created.after(cluster.life_for(&name));
-    let not_after = Some(ends);
-    cluster.plugins.push(PluginIdentity { name, fingerprint, created, not_after, next: None });
+    cluster.plugins.push(PluginIdentity::new(name, fingerprint, (created, ends)));
     Ok(ends)
 }

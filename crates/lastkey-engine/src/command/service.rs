@@ -116,7 +116,17 @@ impl Core {
                 late.name, late.cluster, late.ends
             ));
         }
+        for (cluster, name) in self.copied().iter().take(MAX_LATE) {
+            warnings.push(format!(
+                "the plugin {name} of the cluster {cluster} runs under several certificates: its \
+                 files were copied, to other nodes or by a thief; give each node a plugin of its own \
+                 (docs/nodes.md), then end this one: lastkey cluster node revoke --plugin {name}"
+            ));
+        }
         warnings.extend(self.log_warnings.iter().cloned());
+        if let Some(why) = self.audit.signing_fails() {
+            warnings.push(format!("the newest audit records are not signed: {why}"));
+        }
         warnings
     }
 

@@ -1,7 +1,7 @@
 //! What the engine does by itself while it runs.
 
 use super::*;
-use crate::command::SUM_UP_EVERY;
+use crate::{ErrorKind, audit::AuditError, command::SUM_UP_EVERY};
 
 /// Delivered outbox parcels wait at most this long for their deletion.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -44,7 +44,11 @@ impl Core {
 
     /// An attempt to write, so that a log that could not is found working again.
     async fn heartbeat(&self) {
-        if self.audit.health().is_err() {
+        if let Err(error) = self.audit.health() {
+            if error == AuditError::Silent {
+                // Once for each time: what is appended now waits until it answers.
+                tracing::error!("{error}: requests are answered again when it does");
+            }
             let caller = Caller::system(&*self.entropy);
             let record = Record::begin(Action::Heartbeat.name(), &caller, self.clock.now());
             let _ = self.audit.append(record.finish("ok", Duration::ZERO)).await;
@@ -56,8 +60,8 @@ impl Core {
         let (follower, starter) = (Arc::clone(self), Arc::clone(self));
         let tasks = [
             tokio::spawn(async move {
-                if due_at_start && let Err(error) = starter.run_due().await {
-                    tracing::error!(%error, "due rotations or deletions wait");
+                if due_at_start {
+                    starter.run_due_at_start().await;
                 }
             }),
             tokio::spawn(async move { follower.records.follow().await }),
@@ -85,9 +89,17 @@ impl Core {
         }
     }
 
-    async fn sweep(&self) {
+    pub(super) async fn sweep(&self) {
         if let Err(error) = self.outbox.sweep(&self.records.barrier, &*self.audit).await {
             tracing::warn!(%error, "delivered records wait in the outbox");
+        }
+    }
+
+    /// What fell due while nobody ran. What cannot be done, on a full disk or about one key, keeps no
+    /// operator out: it is tried again each minute.
+    pub(super) async fn run_due_at_start(self: &Arc<Self>) {
+        if let Err(error) = self.run_due().await {
+            tracing::error!(%error, "due rotations or deletions wait");
         }
     }
 
@@ -107,13 +119,22 @@ impl Core {
         }
     }
 
-    /// Rotates what was used as much as it may be, and a keyring that is old.
+    /// Rotates what was used as much as it may be, and a keyring that is old. One key that cannot be
+    /// helped keeps no other one waiting, nor the keyring.
     pub(super) async fn rotate_worn(self: &Arc<Self>, may_rotate: bool) -> Result<(), Error> {
         let caller = || Caller::system(&*self.entropy);
+        let mut outcome = Ok(());
         for key in self.records.worn_keys() {
             match self.execute(&caller(), RotateDueKey { key }).await {
                 Ok(()) | Err(Error::KeyNotFound) => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(key = %key, %error, "a key that was used enough was not rotated");
+                    // Whatever is in the key itself is there the next time as well.
+                    if error.kind() == ErrorKind::Unavailable {
+                        self.records.stays_worn(key);
+                    }
+                    outcome = outcome.and(Err(error));
+                }
             }
         }
         let (uses, since, keys) = self.records.barrier.keyring_state();
@@ -121,9 +142,10 @@ impl Core {
         let old = may_rotate && self.clock.now().since(since) >= MAX_AGE;
         // One rotation at a time: the one before has to come to its end first.
         if (worn || old) && keys == 1 {
-            self.execute(&caller(), RotateKeyring).await?;
+            let turned = self.execute(&caller(), RotateKeyring).await;
+            outcome = outcome.and(turned.map(|_| ()));
         }
-        Ok(())
+        outcome
     }
 
     /// Lets the anchor know how far the store has come, if it came further.

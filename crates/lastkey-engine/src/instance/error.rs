@@ -51,7 +51,7 @@ pub enum OperatorError {
     /// New shares wait to be entered.
     #[error(
         "new shares wait to be entered: end that with `lastkey operator confirm`, or drop them \
-         with `lastkey operator cancel`"
+         with `lastkey operator cancel`: whoever holds one holds nothing then"
     )]
     Pending,
     /// No new shares wait.
@@ -60,7 +60,8 @@ pub enum OperatorError {
     /// Shares are being entered for something else.
     #[error(
         "shares are being entered for another order: {0}; this one was not taken: go on with that \
-         order, or drop what was entered with `lastkey operator cancel`"
+         order, or drop what was entered for it with `lastkey operator cancel` (new shares that \
+         wait to be confirmed stay)"
     )]
     OtherOrder(String),
     /// A token is to keep the root key, and nobody said which.

@@ -38,7 +38,8 @@ pub enum Order {
     },
     /// The new shares are with their keepers: enough of them are entered to prove it.
     Confirm,
-    /// Forget what is under way: shares that are being entered, and new ones that wait.
+    /// Forget what is under way: shares that are being entered, if there are any; else new ones
+    /// that wait, which are worthless then.
     Cancel,
     /// Another seal.
     Migrate {
@@ -285,6 +286,11 @@ impl Instance {
         engine.execute(caller, ManageSeal { order: order.name(), wanted, share: index }).await?;
         let mut work = self.work().await;
         self.forget_abandoned(&mut work).await;
+        if order == Order::Cancel && work.order.take().is_some() {
+            // What keepers hold by then is not dropped by the way.
+            self.show(&work).await?;
+            return Ok(Outcome::Status(Box::new(self.status())));
+        }
         let mut kept = Kept::load(&*parts.store).await?;
         settled(&mut work, &kept, (&engine, parts)).await?;
         // Stores of releases before 0.2 do not name the one that their file holds.

@@ -49,12 +49,19 @@ impl Records {
         }
     }
 
-    /// Counts ahead where half of what was reserved is used.
+    /// Counts ahead where half of what was reserved is used. One version that fails keeps no other
+    /// one from it; who uses that one when nothing is left reserves for it, and is told.
     pub(crate) async fn reserve_more(&self) -> Result<(), Error> {
         self.barrier.reserve_seals(false).await?;
-        let low = std::mem::take(&mut *self.low.lock());
-        for version in low {
-            self.reserve_uses(&version, false).await?;
+        let mut low = std::mem::take(&mut *self.low.lock());
+        while let Some(version) = low.pop() {
+            if let Err(error) = self.reserve_uses(&version, false).await {
+                let mut again = self.low.lock();
+                // One that was destroyed meanwhile must not stay in memory.
+                low.retain(|version| self.versions.peek(&version.id).is_some());
+                again.append(&mut low);
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -94,33 +101,37 @@ impl Records {
         Ok(described)
     }
 
-    /// Writes down who used which version last, as many as there is time for.
+    /// Writes down who used which version last, as many as there is time for, and until one fails;
+    /// the others wait for the next time.
     pub(crate) async fn keep_last_uses(&self, patience: Duration) -> Result<(), Error> {
         let until = tokio::time::Instant::now() + patience;
         let mut used = std::mem::take(&mut *self.used.lock());
-        while let Some(version) = used.pop() {
-            if tokio::time::Instant::now() > until {
-                used.push(version);
-                self.used.lock().append(&mut used);
-                return Ok(());
-            }
-            version.latest.unqueue();
-            let Some(last) = version.latest.get() else { continue };
-            // It may have been destroyed since it was used.
-            if self.barrier.store().get(&version_path(version.id)).await?.is_none() {
-                continue;
-            }
-            let path = last_use::path_of(version.id);
-            let expect = self.barrier.read(&path).await?.map_or(Expect::Absent, |old| old.expect());
-            let mut batch = Batch::default();
-            batch.put(&self.barrier, &path, &to_json(&last)?, expect)?;
-            match self.barrier.commit(&batch).await {
-                // Another server was faster; the next use is written down again.
-                Ok(_) | Err(CommitError::Conflict { .. }) => {}
-                Err(other) => return Err(other.into()),
-            }
+        let mut kept = Ok(());
+        while kept.is_ok() && tokio::time::Instant::now() <= until {
+            let Some(version) = used.pop() else { return Ok(()) };
+            kept = self.keep_last_use(&version).await;
         }
-        Ok(())
+        // One that was destroyed meanwhile goes the next time.
+        self.used.lock().append(&mut used);
+        kept
+    }
+
+    async fn keep_last_use(&self, version: &Version) -> Result<(), Error> {
+        version.latest.unqueue();
+        let Some(last) = version.latest.get() else { return Ok(()) };
+        // It may have been destroyed since it was used.
+        if self.barrier.store().get(&version_path(version.id)).await?.is_none() {
+            return Ok(());
+        }
+        let path = last_use::path_of(version.id);
+        let expect = self.barrier.read(&path).await?.map_or(Expect::Absent, |old| old.expect());
+        let mut batch = Batch::default();
+        batch.put(&self.barrier, &path, &to_json(&last)?, expect)?;
+        match self.barrier.commit(&batch).await {
+            // Another server was faster; the next use is written down again.
+            Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// Whether a version has encrypted as much as one may.

@@ -334,6 +334,11 @@ impl SealRecord {
         })
     }
 
+    /// Whether there are shares that open.
+    pub(crate) fn takes_shares(&self) -> bool {
+        self.shamir().next().is_some()
+    }
+
     /// What may be told to everybody.
     pub fn summary(&self) -> Option<SealSummary> {
         self.seal().map(SealSummary::of)

@@ -15,7 +15,11 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -44,8 +48,16 @@ const ASSOCIATED_DATA: &[u8] = b"lastkey root key 1";
 /// Longer than any PIN.
 const MAX_PIN_FILE: u64 = 4096;
 
+/// A token that has not answered by then is one that cannot be reached. A call of its module cannot
+/// be ended: it is left alone, and others are not begun beside it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
 /// A module is initialised once in a process, whoever uses it.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn no_answer() -> SealError {
+    SealError::Token(format!("it did not answer within {} s", ANSWER_WITHIN.as_secs()))
+}
 
 /// How the token is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,12 +82,21 @@ struct Shared {
     config: TokenConfig,
     /// Stays loaded: not every module bears being unloaded.
     module: Mutex<Option<Pkcs11>>,
+    /// A PIN was refused when nobody waited for the answer any more: whoever comes next is told
+    /// before it is tried again.
+    refused_late: Mutex<Option<String>>,
 }
 
 impl TokenSeal {
     /// A seal on that token; nothing is looked at before it is used.
     pub fn new(config: TokenConfig) -> Self {
-        Self { shared: Arc::new(Shared { config, module: Mutex::new(None) }) }
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                module: Mutex::default(),
+                refused_late: Mutex::default(),
+            }),
+        }
     }
 
     async fn encrypt(
@@ -94,9 +115,24 @@ impl TokenSeal {
         work: impl FnOnce(&Open<'_>) -> Result<T, SealError> + Send + 'static,
     ) -> Result<T, SealError> {
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || shared.with(work))
-            .await
-            .map_err(|_| SealError::Token("its module failed".to_owned()))?
+        let given_up = Arc::new(AtomicBool::new(false));
+        let nobody_waits = Arc::clone(&given_up);
+        let call = tokio::task::spawn_blocking(move || {
+            let done = shared.with(work);
+            if let Err(SealError::PinRefused(why)) = &done
+                && nobody_waits.load(Ordering::SeqCst)
+            {
+                *shared.refused_late.lock() = Some(why.clone());
+            }
+            done
+        });
+        match tokio::time::timeout(ANSWER_WITHIN, call).await {
+            Ok(done) => done.map_err(|_| SealError::Token("its module failed".to_owned()))?,
+            Err(_) => {
+                given_up.store(true, Ordering::SeqCst);
+                Err(no_answer())
+            }
+        }
     }
 }
 
@@ -120,7 +156,10 @@ impl Shared {
         &self,
         work: impl FnOnce(&Open<'_>) -> Result<T, SealError>,
     ) -> Result<T, SealError> {
-        let _alone = ONE_AT_A_TIME.lock();
+        let _alone = ONE_AT_A_TIME.try_lock_for(ANSWER_WITHIN).ok_or_else(no_answer)?;
+        if let Some(why) = self.refused_late.lock().take() {
+            return Err(SealError::PinRefused(why));
+        }
         let pin = read_pin(&self.config.pin_file)?;
         let module = self.module()?;
         match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
@@ -471,8 +510,9 @@ impl Seal for TokenSeal {
 
     fn place(&self) -> Option<String> {
         let TokenConfig { module, token, key, .. } = &self.shared.config;
-        // Another module may show a token of the same label.
-        let module = std::path::absolute(module).unwrap_or_else(|_| module.clone());
+        // Another module may show a token of the same label; one module has many names.
+        let named = module.canonicalize().or_else(|_| std::path::absolute(module));
+        let module = named.unwrap_or_else(|_| module.clone());
         Some(format!("token {token}, key {key}, module {}", module.display()))
     }
 
@@ -493,6 +533,11 @@ mod tests {
         };
         assert_eq!(by("/one.so").unwrap(), "token lab, key lastkey, module /one.so");
         assert_ne!(by("/one.so"), by("/two.so"));
+        let directory = tempfile::tempdir().unwrap();
+        let [module, other] = ["module.so", "other.so"].map(|name| directory.path().join(name));
+        std::fs::write(&module, "").unwrap();
+        std::os::unix::fs::symlink(&module, &other).unwrap();
+        assert_eq!(by(module.to_str().unwrap()), by(other.to_str().unwrap()));
     }
 
     #[test]

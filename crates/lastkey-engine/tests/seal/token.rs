@@ -207,6 +207,79 @@ async fn a_token_that_lacks_something_is_asked_on() {
     instance.shutdown().await;
 }
 
+/// A server on this token whose new shares wait to be entered.
+async fn with_new_shares(world: &World, token: &Arc<Token>) -> (Instance, Vec<String>) {
+    let instance = under(world, token).await;
+    let Outcome::Shares(new) = order(&instance, TO_SHARES, None).await.unwrap() else {
+        panic!("no shares");
+    };
+    (instance, texts(&new))
+}
+
+#[tokio::test]
+async fn a_token_is_waited_for_while_new_shares_wait_to_be_entered() {
+    let world = World::new();
+    let token = Token::new("lab");
+    let (instance, shares) = with_new_shares(&world, &token).await;
+    let blob = encrypted(&instance.engine().unwrap()).await;
+    instance.shutdown().await;
+    token.says(Says::Away);
+    let instance = under(&world, &token).await;
+    assert_eq!(instance.life(), Life::Sealed);
+    let waiting = instance.status().waiting.unwrap_or_default();
+    assert!(waiting.contains("away") && waiting.contains("new shares"), "{waiting}");
+    token.says(Says::Welcome);
+    until("the token is back", || instance.life() == Life::Unsealed).await;
+    assert_eq!(instance.status().waiting, None);
+    assert!(instance.status().pending.is_some());
+    assert_readable(&instance, &blob).await;
+    instance.shutdown().await;
+    // And the shares open while it is waited for.
+    token.says(Says::Away);
+    let instance = under(&world, &token).await;
+    unseal(&instance, &shares).await;
+    assert_eq!((instance.status().waiting, instance.status().pending), (None, None));
+    assert_readable(&instance, &blob).await;
+    instance.shutdown().await;
+}
+
+/// Keepers come one after the other, and each command asks the token first.
+#[tokio::test]
+async fn keepers_of_new_shares_lock_no_token() {
+    let world = World::new();
+    let token = Token::new("lab");
+    let (instance, shares) = with_new_shares(&world, &token).await;
+    instance.seal(&caller(&instance)).await.unwrap();
+    token.says(Says::WrongPin);
+    let tried = token.logins();
+    let told = || instance.status().waiting.unwrap_or_default();
+    for _ in 0..3 {
+        let refused = instance.unseal(None).await.unwrap_err();
+        assert_eq!(refused.code(), "Rejected.Seal");
+        assert!(refused.to_string().contains("the PIN is wrong"), "{refused}");
+        assert_eq!(token.logins() - tried, 1);
+        assert!(told().contains("PIN") && told().contains("unseal --reset"), "{}", told());
+    }
+    // Once more when somebody wants that.
+    instance.reset().await;
+    assert!(instance.unseal(None).await.is_err());
+    assert_eq!(token.logins() - tried, 2);
+    instance.reset().await;
+    token.says(Says::Welcome);
+    assert_eq!(instance.unseal(None).await.unwrap().waiting, None);
+    instance.shutdown().await;
+    // And once at each start.
+    token.says(Says::WrongPin);
+    let tried = token.logins();
+    let instance = under(&world, &token).await;
+    assert!(instance.status().waiting.is_some_and(|why| why.contains("PIN")));
+    assert!(instance.unseal(None).await.is_err());
+    assert_eq!((instance.life(), token.logins() - tried), (Life::Sealed, 1));
+    unseal(&instance, &shares).await;
+    assert_eq!((instance.status().waiting, instance.status().pending), (None, None));
+    instance.shutdown().await;
+}
+
 /// The store and the file of release 0.1.0, which has no record of a seal.
 async fn of_the_first_release(world: &World) -> (Instance, Vec<u8>) {
     let instance = started(world, SealKind::File).await;

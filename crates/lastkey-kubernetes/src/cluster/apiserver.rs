@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::{
     Access, AccessError, ApiError, Credential, Object, Page, Resource, ServerUrl,
     connect::{Connector, Trust},
-    error::Answer,
+    error::{Answer, Told},
     object::{Form, zeroed_when_dropped},
     packed,
 };
@@ -214,18 +214,31 @@ impl ApiServer {
     }
 
     /// An object that was listed, as etcd has it now and in the form that it was listed in; it may be
-    /// another one of that name.
+    /// another one of that name. `None` once an apiserver has said of this very name that there is no
+    /// such object.
     ///
     /// # Errors
-    /// [`ApiError::NotFound`] among others.
-    pub async fn get_again(&self, of: &Resource, listed: &Object) -> Result<Object, ApiError> {
+    /// When it does not say either: [`ApiError::NotFound`] is that of a path that nobody serves (any
+    /// more), of a kind that was deleted or of a proxy on the way, and tells nothing of the object.
+    pub async fn get_again(
+        &self,
+        of: &Resource,
+        listed: &Object,
+    ) -> Result<Option<Object>, ApiError> {
         let path = of.object_path(&listed.meta().namespace, &listed.meta().name);
         let accept = match listed.form() {
             Form::Json => JSON,
             Form::Protobuf => PACKED,
         };
-        let reply = self.send(&Call { accept, ..Call::get(&path) }).await?;
-        self.object(reply)
+        let call = Call { accept, ..Call::get(&path) };
+        let answered = self.reach(&call).await?;
+        if answered.0 == StatusCode::NOT_FOUND {
+            let told = Told::read(&answered.2).unwrap_or_default();
+            if told.reason == "NotFound" && told.about == listed.meta().name {
+                return Ok(None);
+            }
+        }
+        self.object(accepted(&call, answered)?).map(Some)
     }
 
     /// Writes an object back exactly as it was read. The apiserver writes to etcd only if it would
@@ -238,6 +251,28 @@ impl ApiServer {
     /// [`ApiError::Conflict`], [`ApiError::NotFound`], [`ApiError::Refused`] among others;
     /// [`ApiError::Invalid`] for an object without both preconditions, which is not sent.
     pub async fn put_back(&self, of: &Resource, object: &Object) -> Result<Object, ApiError> {
+        self.put(None, of, object).await
+    }
+
+    /// The same by one apiserver.
+    ///
+    /// # Errors
+    /// As [`ApiServer::put_back`].
+    pub async fn put_back_at(
+        &self,
+        server: usize,
+        of: &Resource,
+        object: &Object,
+    ) -> Result<Object, ApiError> {
+        self.put(Some(server), of, object).await
+    }
+
+    async fn put(
+        &self,
+        server: Option<usize>,
+        of: &Resource,
+        object: &Object,
+    ) -> Result<Object, ApiError> {
         let meta = object.meta();
         for (field, value) in [("uid", &meta.uid), ("resourceVersion", &meta.resource_version)] {
             if value.is_empty() {
@@ -256,7 +291,12 @@ impl ApiServer {
                 Call { method, target: &target, accept, content_type, head, body }
             }
         };
-        let reply = self.send(&call).await?;
+        let reply = match server {
+            Some(server) => {
+                self.server(server)?.exchange(&call, self.authorization.as_ref()).await?
+            }
+            None => self.send(&call).await?,
+        };
         self.object(reply)
     }
 
@@ -356,13 +396,18 @@ impl ApiServer {
     }
 
     async fn send(&self, call: &Call<'_>) -> Result<Reply, ApiError> {
+        accepted(call, self.reach(call).await?)
+    }
+
+    /// The answer of the first apiserver that may have carried the call out.
+    async fn reach(&self, call: &Call<'_>) -> Result<Answered, ApiError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let count = self.servers.len();
         let mut turn = 0;
         loop {
             let index = (first + turn) % count;
             turn += 1;
-            match self.servers[index].exchange(call, self.authorization.as_ref()).await {
+            match self.servers[index].answer(call, self.authorization.as_ref()).await {
                 Err(error) if error.is_before_the_call() && turn < count => {
                     tracing::debug!(%error, "asking the next apiserver");
                 }
@@ -375,6 +420,20 @@ impl ApiServer {
     }
 }
 
+/// Status, headers and body.
+type Answered = (StatusCode, HeaderMap, Bytes);
+
+/// A success, or an error.
+fn accepted(call: &Call<'_>, (status, headers, body): Answered) -> Result<Reply, ApiError> {
+    if status.is_success() {
+        return Ok(Reply { status, body });
+    }
+    let wait = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let wait = wait.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+    let answer = Answer { method: &call.method, path: call.path(), body: &body };
+    Err(ApiError::from_answer(status, wait, &answer))
+}
+
 impl Server {
     /// A success, or an error.
     async fn exchange(
@@ -382,21 +441,14 @@ impl Server {
         call: &Call<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Reply, ApiError> {
-        let (status, headers, body) = self.answer(call, authorization).await?;
-        if status.is_success() {
-            return Ok(Reply { status, body });
-        }
-        let wait = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let wait = wait.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
-        let answer = Answer { method: &call.method, path: call.path(), body: &body };
-        Err(ApiError::from_answer(status, wait, &answer))
+        accepted(call, self.answer(call, authorization).await?)
     }
 
     async fn answer(
         &self,
         call: &Call<'_>,
         authorization: Option<&HeaderValue>,
-    ) -> Result<(StatusCode, HeaderMap, Bytes), ApiError> {
+    ) -> Result<Answered, ApiError> {
         let request = self.request(call, authorization)?;
         let work = async {
             let answer = self.http.request(request).await.map_err(|error| self.failure(&error))?;

@@ -183,6 +183,8 @@ pub(super) struct Told {
     pub(super) next: String,
     /// What is not valid.
     pub(super) fields: Vec<String>,
+    /// The name of what it is about.
+    pub(super) about: String,
 }
 
 impl Told {
@@ -209,6 +211,7 @@ impl Told {
         #[derive(Default, Deserialize)]
         #[serde(default)]
         struct Details {
+            name: String,
             causes: Vec<Cause>,
         }
         #[derive(Default, Deserialize)]
@@ -218,7 +221,7 @@ impl Told {
         }
         let Status { reason, message, metadata, details } = serde_json::from_slice(body).ok()?;
         let fields = details.causes.into_iter().map(|cause| cause.field).collect();
-        Some(Self { reason, message, next: metadata.next, fields })
+        Some(Self { reason, message, next: metadata.next, fields, about: details.name })
     }
 }
 

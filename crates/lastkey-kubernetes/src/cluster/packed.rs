@@ -5,7 +5,7 @@
 //! runtime.Unknown        1 typeMeta {1 apiVersion, 2 kind}  2 raw  3 contentEncoding  4 contentType
 //!   raw of a list        1 metadata {2 resourceVersion, 3 continue, 4 remainingItemCount}  2 items
 //!   raw of an object     1 metadata {1 name, 3 namespace, 5 uid, 6 resourceVersion}  …
-//!   raw of a Status      1 metadata  3 message  4 reason  5 details {4 causes {3 field}}
+//!   raw of a Status      1 metadata  3 message  4 reason  5 details {1 name, 4 causes {3 field}}
 //! ```
 //!
 //! (`generated.proto` of k8s.io/apimachinery 0.28 to 0.37; the first two fields are the same in every
@@ -149,7 +149,7 @@ pub(super) fn status(body: &[u8]) -> Option<Told> {
             1 => list_meta(value.bytes()?)?.next.clone_into(&mut told.next),
             3 => value.text()?.clone_into(&mut told.message),
             4 => value.text()?.clone_into(&mut told.reason),
-            5 => causes(value.bytes()?, &mut told.fields)?,
+            5 => details(value.bytes()?, &mut told)?,
             _ => {}
         }
         Some(())
@@ -157,17 +157,21 @@ pub(super) fn status(body: &[u8]) -> Option<Told> {
     Some(told)
 }
 
-fn causes(details: &[u8], fields: &mut Vec<String>) -> Option<()> {
+fn details(details: &[u8], told: &mut Told) -> Option<()> {
     read(details, |number, value| {
-        if number == 4 {
-            let mut field = "";
-            read(value.bytes()?, |number, value| {
-                if number == 3 {
-                    field = value.text()?;
-                }
-                Some(())
-            })?;
-            fields.push(field.to_owned());
+        match number {
+            1 => value.text()?.clone_into(&mut told.about),
+            4 => {
+                let mut field = "";
+                read(value.bytes()?, |number, value| {
+                    if number == 3 {
+                        field = value.text()?;
+                    }
+                    Some(())
+                })?;
+                told.fields.push(field.to_owned());
+            }
+            _ => {}
         }
         Some(())
     })

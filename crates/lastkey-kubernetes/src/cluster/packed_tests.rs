@@ -82,7 +82,8 @@ fn refusals_as_an_apiserver_sends_them() {
     assert!(next.len() > 20);
     let fields = vec!["metadata.labels".to_owned(), "data[a b]".to_owned()];
     assert_eq!(error(422, INVALID), ApiError::Invalid { fields });
-    assert_eq!(status(INVALID).unwrap().reason, "Invalid");
+    let told = status(INVALID).unwrap();
+    assert_eq!((told.reason.as_str(), told.about.as_str()), ("Invalid", "bad"));
     let denied = body("Status", &field(3, b"admission webhook \"no.example.org\" denied: s3cret"));
     assert_eq!(error(403, &denied).to_string(), "refused by the admission webhook no.example.org");
     assert_eq!(status(SECRET), None);

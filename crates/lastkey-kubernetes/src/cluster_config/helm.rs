@@ -1,5 +1,7 @@
 //! Values for the chart in `packaging/helm`.
 
+use std::path::Path;
+
 use super::{ConfigError, Identity, PluginCommand, image::check_image, quoted};
 
 /// What differs from cluster to cluster; the chart knows the rest.
@@ -19,12 +21,18 @@ impl HelmValues {
         let Identity::Enrolled { cluster, ca, kubelet, kubelet_key } = identity else {
             return Err(ConfigError::NeedsEnrolment);
         };
-        let path = |path: &std::path::Path| quoted(&path.display().to_string());
+        let directories = self.command.directories()?;
+        for (at, (_, one, _)) in directories.iter().enumerate() {
+            if directories[..at].iter().any(|(_, other, _)| Path::new(one) == Path::new(other)) {
+                return Err(ConfigError::Shared(one.clone()));
+            }
+        }
+        let path = |path: &Path| quoted(&path.display().to_string());
         let mut list = String::new();
         for server in servers {
             list += &format!("  - {}\n", quoted(server)?);
         }
-        let kubelet_key = kubelet_key.as_deref().unwrap_or(std::path::Path::new(""));
+        let kubelet_key = kubelet_key.as_deref().unwrap_or(Path::new(""));
         Ok(format!(
             "\
 image: {image}

@@ -1,9 +1,11 @@
 //! The plugin as a static pod, which the kubelet runs before there is an apiserver.
 
+use std::path::Path;
+
 use super::{
     ConfigError, PluginCommand,
     image::{check_image, pull_policy},
-    parent_of, quoted,
+    quoted,
 };
 
 /// A manifest for `/etc/kubernetes/manifests`.
@@ -26,10 +28,10 @@ impl StaticPod {
             arguments += &format!("        - {}\n", quoted(&argument)?);
         }
         let (mut mounts, mut volumes) = (String::new(), String::new());
-        for (name, path, writes) in self.command.directories() {
+        for Mount { name, path, writes, makes } in mounts_of(&self.command)? {
             let path = quoted(&path)?;
             let read_only = if writes { "" } else { "          readOnly: true\n" };
-            let kind = if name == "state" { "DirectoryOrCreate" } else { "Directory" };
+            let kind = if makes { "DirectoryOrCreate" } else { "Directory" };
             mounts += &format!("        - name: {name}\n          mountPath: {path}\n{read_only}");
             volumes += &format!(
                 "    - name: {name}\n      hostPath:\n        path: {path}\n        type: {kind}\n"
@@ -71,17 +73,36 @@ spec:
         seccompProfile:
           type: RuntimeDefault
       volumeMounts:
-        - name: socket
-          mountPath: {socket}
 {mounts}  volumes:
-    - name: socket
-      hostPath:
-        path: {socket}
-        type: DirectoryOrCreate
 {volumes}",
             image = quoted(&self.image)?,
             pull = pull_policy(&self.image),
-            socket = quoted(&parent_of(self.command.socket_path()?))?,
         ))
     }
+}
+
+/// A directory of the node's.
+struct Mount {
+    name: &'static str,
+    path: String,
+    writes: bool,
+    /// Whether it may be missing.
+    makes: bool,
+}
+
+/// Each directory once, though it may be of use for two things: no apiserver takes two mounts at
+/// one path.
+fn mounts_of(command: &PluginCommand) -> Result<Vec<Mount>, ConfigError> {
+    let mut mounts: Vec<Mount> = Vec::new();
+    for (name, path, writes) in command.directories()? {
+        let makes = matches!(name, "socket" | "state");
+        match mounts.iter_mut().find(|mount| Path::new(&mount.path) == Path::new(&path)) {
+            Some(mount) => {
+                mount.writes |= writes;
+                mount.makes |= makes;
+            }
+            None => mounts.push(Mount { name, path, writes, makes }),
+        }
+    }
+    Ok(mounts)
 }

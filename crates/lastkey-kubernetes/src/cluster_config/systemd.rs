@@ -47,10 +47,10 @@ WantedBy=sockets.target
             Some(name) if !name.contains(' ') => {
                 format!("StateDirectory={name}\nStateDirectoryMode=0700\n")
             }
-            _ => format!("ReadWritePaths={}\n", word(&state)?),
+            _ => format!("ReadWritePaths={}\n", listed(&state)),
         };
         if let Identity::Files(directory) = &self.command.identity {
-            let directory = word(&directory.display().to_string())?;
+            let directory = listed(&specifiers(&directory.display().to_string())?);
             writes +=
                 &format!("# the certificate is renewed in its place\nReadWritePaths={directory}\n");
         }
@@ -109,13 +109,19 @@ WantedBy=multi-user.target
     }
 }
 
-/// One word of a command line (`systemd.service(5)`, COMMAND LINES).
+/// One word of a command line (`systemd.service(5)`, COMMAND LINES), the only place where variables
+/// are expanded.
 fn word(text: &str) -> Result<String, ConfigError> {
-    let escaped = specifiers(text)?.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$");
+    Ok(listed(&specifiers(text)?.replace('$', "$$")))
+}
+
+/// One of a list's items.
+fn listed(item: &str) -> String {
+    let escaped = item.replace('\\', "\\\\").replace('"', "\\\"");
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@=,+".contains(&byte);
     match !escaped.is_empty() && escaped.bytes().all(plain) {
-        true => Ok(escaped),
-        false => Ok(format!("\"{escaped}\"")),
+        true => escaped,
+        false => format!("\"{escaped}\""),
     }
 }
 

@@ -210,6 +210,60 @@ fn static_pod() {
     assert_eq!(pod.yaml(), Err(ConfigError::NeedsPath));
 }
 
+/// No apiserver takes a pod with two mounts at one path.
+#[test]
+fn a_directory_of_use_for_two_things_is_mounted_once() {
+    let in_one = |socket: &str, identity: Identity| PluginCommand {
+        socket: socket.parse().unwrap(),
+        identity,
+        ..command()
+    };
+    let Identity::Enrolled { cluster, ca, kubelet, .. } = enrolled().identity else {
+        panic!("it enrols");
+    };
+    let by = |kubelet: PathBuf, kubelet_key: Option<PathBuf>| Identity::Enrolled {
+        cluster: cluster.clone(),
+        ca: ca.clone(),
+        kubelet,
+        kubelet_key,
+    };
+    for (command, paths) in [
+        (
+            in_one("/etc/lastkey/kms.sock", Identity::Files("/etc/lastkey/".into())),
+            &["/etc/lastkey", "/var/lib/lastkey-kms-plugin"][..],
+        ),
+        (
+            in_one("/etc/lastkey/kms.sock", by("/etc/lastkey/x.pem".into(), None)),
+            &["/etc/lastkey", "/var/lib/lastkey-kms-plugin"],
+        ),
+        (
+            in_one("/run/lastkey/kms.sock", by(kubelet, Some("/etc/lastkey/x.key".into()))),
+            &[
+                "/run/lastkey",
+                "/var/lib/lastkey-kms-plugin",
+                "/etc/lastkey",
+                "/var/lib/kubelet/pki",
+            ],
+        ),
+    ] {
+        let pod =
+            parse(&StaticPod { command: command.clone(), image: IMAGE.into() }.yaml().unwrap());
+        let mounts = pod["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
+        let volumes = pod["spec"]["volumes"].as_array().unwrap();
+        let mounted: Vec<_> = mounts.iter().map(|mount| mount["mountPath"].clone()).collect();
+        assert_eq!(mounted, paths);
+        assert_eq!(volumes.len(), paths.len());
+        // It listens there, and that may have to be made.
+        assert_eq!(mounts[0]["readOnly"], Value::Null);
+        assert_eq!(volumes[0]["hostPath"]["type"], "DirectoryOrCreate");
+        // The chart has a mount for each.
+        if matches!(command.identity, Identity::Enrolled { .. }) {
+            let said = HelmValues { command, image: IMAGE.into() }.yaml();
+            assert_eq!(said, Err(ConfigError::Shared("/etc/lastkey".into())));
+        }
+    }
+}
+
 #[test]
 fn systemd_units() {
     let units = SystemdUnits { command: command(), binary: "/usr/local/bin/lastkey".into() };
@@ -245,7 +299,13 @@ fn systemd_units() {
 
     let odd = PluginCommand { identity: Identity::Files("/etc/a b/$x%".into()), ..command() };
     let units = SystemdUnits { command: odd, binary: "lastkey".into() };
-    assert!(units.service().unwrap().contains(" --ca-file \"/etc/a b/$$x%%/ca.pem\" --state-dir"));
+    let service = units.service().unwrap();
+    assert!(service.contains(" --ca-file \"/etc/a b/$$x%%/ca.pem\" --state-dir"), "{service}");
+    // There a variable is none, and a dollar sign is one.
+    assert_eq!(line(&service, "ReadWritePaths").unwrap(), "\"/etc/a b/$x%%\"");
+    let odd = PluginCommand { state: "/var/$x%".into(), ..enrolled() };
+    let service = SystemdUnits { command: odd, binary: "lastkey".into() }.service().unwrap();
+    assert_eq!(line(&service, "ReadWritePaths").unwrap(), "\"/var/$x%%\"");
 }
 
 /// systemd's own linter, where the machine has it, has nothing to say about the units.

@@ -64,13 +64,21 @@ pub fn check_plugin(
     let soon = registered.map_or(SOON, |since| ends.saturating_sub(since) / 4);
     if left < soon || left < 0 {
         let message = format!("the certificate of the plugin {name} {}", left_of(left));
-        let fix = "look that the plugin runs and reaches the server; it renews by itself";
+        // one that a node enrolled is named by the node, and is enrolled again
+        let fix = match left < 0 && !name.contains('/') {
+            true => format!(
+                "`lastkey cluster certificate NAME --plugin {name} --out DIR` makes another one for its node"
+            ),
+            false => {
+                "look that the plugin runs and reaches the server; it renews by itself".to_owned()
+            }
+        };
         let finding = if left < 0 { Finding::error } else { Finding::warning };
         return Some(finding("plugin-certificate", message).fix(fix));
     }
     (left > LONG).then(|| {
         let message = format!("the plugin {name} has a certificate for {} days: a static credential on its node", left / DAY);
-        let fix = "let its node enrol: `lastkey cluster add NAME --node-ca /etc/kubernetes/pki/ca.crt`, `lastkey kms-plugin --enrol`";
+        let fix = "let its node enrol: `lastkey cluster node trust NAME --ca /etc/kubernetes/pki/ca.crt`, `lastkey kms-plugin --enrol`";
         Finding::info("plugin-static", message).fix(fix)
     })
 }
@@ -138,5 +146,17 @@ mod tests {
             [None, late, late]
         );
         assert_eq!(check_plugin("p", (Some(0), None), 0), None);
+    }
+
+    /// For a cluster that is registered.
+    #[test]
+    fn a_plugins_fix_is_a_command_that_is_not_refused() {
+        let fix = |name: &str, left: i64| {
+            check_plugin(name, (Some((left - 365) * DAY), Some(left * DAY)), 0).unwrap().fix
+        };
+        assert!(fix("p", -1).contains("lastkey cluster certificate NAME --plugin p --out DIR"));
+        assert!(fix("p", 1).contains("renews by itself"));
+        assert!(fix("node/p", -1).contains("renews by itself"));
+        assert!(fix("p", 364).contains("lastkey cluster node trust NAME --ca"));
     }
 }

@@ -69,8 +69,8 @@ fn about_order(rule: &Rule, (earlier, later): (&[Rule], &[Rule]), findings: &mut
                 resource_options(writes.iter().map(|named| &named.name))
             ),
             false => {
-                let kms =
-                    |provider: &Provider| matches!(provider.kind(), Some(ProviderKind::Kms(_)));
+                // Of a v1 KMS no rotation keeps the version.
+                let kms = |provider: &Provider| matches!(provider.kind(), Some(ProviderKind::Kms(kms)) if kms.version() == "v2");
                 let anew = match rule.providers.get(1).is_some_and(kms) {
                     true => "`lastkey cluster rotate NAME --keep-version`".to_owned(),
                     false => format!(

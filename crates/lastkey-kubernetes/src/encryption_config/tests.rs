@@ -482,6 +482,19 @@ fn comments_need_no_blank() {
     assert_eq!(found[0].fix, "put a blank before the #", "{found:?}");
 }
 
+#[test]
+fn only_a_kms_v2_behind_identity_is_rotated() {
+    for (version, advised) in [("v2", "rotate NAME --keep-version"), ("v1", "enable NAME")] {
+        let text = format!(
+            "{HEAD}resources:\n- resources: [secrets]\n  providers:\n  - identity: {{}}\n  - kms: \
+             {{apiVersion: {version}, name: lk, endpoint: 'unix:///k.sock'}}\n"
+        );
+        let findings = examine(&text).findings;
+        let first = findings.iter().find(|one| one.code == "identity-first").unwrap();
+        assert!(first.fix.contains(&format!("`lastkey cluster {advised}")), "{}", first.fix);
+    }
+}
+
 /// `enable` without names is for Secrets and what is encrypted already.
 #[test]
 fn what_is_in_clear_is_named_in_its_fix() {

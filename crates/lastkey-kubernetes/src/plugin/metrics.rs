@@ -103,6 +103,11 @@ impl Metrics {
         self.heard.read().usable
     }
 
+    /// Sockets whose file is gone: nobody can dial them.
+    pub fn sockets_gone(&self) -> u64 {
+        self.closed.gone.load(Ordering::Relaxed)
+    }
+
     /// How many connections were closed, and why.
     pub fn closed(&self) -> Arc<Closed> {
         Arc::clone(&self.closed)
@@ -157,14 +162,20 @@ impl fmt::Display for Metrics {
         }
         write!(f, "{}", self.keys)?;
         let name = "lastkey_plugin_connections_closed_total";
-        writeln!(f, "# HELP {name} Connections closed because of a bound.")?;
+        writeln!(f, "# HELP {name} Connections refused, or closed because of a bound.")?;
         writeln!(f, "# TYPE {name} counter")?;
         let closed = &self.closed;
-        for (reason, count) in
-            [("flood", &closed.flood), ("crowded", &closed.crowded), ("unproven", &closed.unproven)]
-        {
+        for (reason, count) in [
+            ("refused", &closed.refused),
+            ("flood", &closed.flood),
+            ("crowded", &closed.crowded),
+            ("unproven", &closed.unproven),
+        ] {
             writeln!(f, "{name}{{reason=\"{reason}\"}} {}", count.load(Ordering::Relaxed))?;
         }
+        let name = "lastkey_plugin_sockets_gone";
+        writeln!(f, "# HELP {name} Sockets whose file is gone, so that nobody can dial them.")?;
+        writeln!(f, "# TYPE {name} gauge\n{name} {}", self.sockets_gone())?;
         write!(f, "{}", self.memory)?;
         writeln!(f, "# HELP lastkey_plugin_usable Whether the server allows the key now.")?;
         writeln!(f, "# TYPE lastkey_plugin_usable gauge")?;
@@ -198,6 +209,8 @@ mod tests {
             "lastkey_plugin_calls_total{api=\"v2\",method=\"Encrypt\",code=\"OK\"} 1",
             "lastkey_plugin_calls_total{api=\"v1beta1\",method=\"Decrypt\",code=\"InvalidArgument\"} 1",
             "lastkey_plugin_connections_closed_total{reason=\"flood\"} 0",
+            "lastkey_plugin_connections_closed_total{reason=\"refused\"} 0",
+            "lastkey_plugin_sockets_gone 0",
             "lastkey_plugin_usable 1",
             // the well-known hash of "abc"
             "lastkey_plugin_key_id_hash_info{key_id_hash=\"sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\"} 1",

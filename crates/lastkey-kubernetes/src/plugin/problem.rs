@@ -114,7 +114,7 @@ pub(super) fn server_code(code: &str) -> Code {
         "SignatureDoesNotMatch" | "IncompleteSignature" | "IllegalTimestamp" => {
             Code::Unauthenticated
         }
-        "SignatureNonceUsed" => Code::Unauthenticated,
+        "SignatureNonceUsed" | CERTIFICATE_ENDED => Code::Unauthenticated,
         "Rejected.Throttling" | "Throttling" | "Rejected.LimitExceeded" => Code::ResourceExhausted,
         "ServiceUnavailableTemporary" => Code::Unavailable,
         "InvalidParameter" | "MissingParameter" => Code::InvalidArgument,
@@ -173,10 +173,24 @@ fn status_code(status: u16) -> Code {
     }
 }
 
+/// The server's code for our certificate once it has ended.
+const CERTIFICATE_ENDED: &str = "Forbidden.CertificateEnded";
+/// What a server of a release before says of it: that nobody asks.
+const NOBODY_ASKS: &str = "MissingParameter";
+
+/// Whether the server might say something else to another identity of ours.
+pub(super) fn is_about_the_identity(error: &ClientError) -> bool {
+    matches!(error.code(), Some("Forbidden.NoPermission" | CERTIFICATE_ENDED))
+}
+
 /// Whether the server, by this error, says that the key must not be used; anything else leaves
-/// open what it would say.
+/// open what it would say. Who comes by a certificate that has ended is nobody to it, and learns
+/// nothing about the key.
 pub(super) fn refuses_the_key(error: &ClientError) -> Option<Refusal> {
     let api = error.api()?;
+    if matches!(&*api.code, CERTIFICATE_ENDED | NOBODY_ASKS) {
+        return None;
+    }
     let refused = matches!(
         client_code(error),
         Code::FailedPrecondition
@@ -231,6 +245,7 @@ mod tests {
             (api(404, "Forbidden.KeyVersionNotFound"), Code::NotFound),
             (api(404, "InvalidAccessKeyId.NotFound"), Code::Unauthenticated),
             (api(400, "SignatureDoesNotMatch"), Code::Unauthenticated),
+            (api(401, "Forbidden.CertificateEnded"), Code::Unauthenticated),
             (api(400, "InvalidParameter"), Code::InvalidArgument),
             (api(429, "Rejected.Throttling"), Code::ResourceExhausted),
             (api(503, "ServiceUnavailableTemporary"), Code::Unavailable),
@@ -281,5 +296,8 @@ mod tests {
         assert!(!refuses(api(503, "ServiceUnavailableTemporary")));
         assert!(!refuses(api(429, "Rejected.Throttling")));
         assert!(!refuses(api(500, "InternalFailure")));
+        // It says so of whoever asks.
+        assert!(!refuses(api(401, "Forbidden.CertificateEnded")));
+        assert!(!refuses(api(400, "MissingParameter")));
     }
 }

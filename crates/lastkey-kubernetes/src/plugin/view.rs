@@ -27,7 +27,7 @@ use lastkey_client::{
     Error as ClientError,
     native::{PluginStatus, Refusal},
 };
-use lastkey_crypto::{KeyId, Lineage, plugin_blob::PluginKey};
+use lastkey_crypto::{ClusterId, KeyId, Lineage, plugin_blob::PluginKey};
 
 use self::left::Left;
 use super::problem::{Problem, refuses_the_key};
@@ -274,7 +274,7 @@ impl View {
             let unnamed = || Refusal { code: String::new(), message: "the key is unusable".into() };
             return self.refused(status.refusal.unwrap_or_else(unnamed), status.token, now);
         }
-        let known = self.until_over(now);
+        let known = self.until_over(now).within(status.cluster);
         match believed(&status, &known.left) {
             Ok(heard) => known.adopt(status, heard, (asked, now)),
             Err(doubt) => known.doubting(doubt),
@@ -289,13 +289,23 @@ impl View {
         }
     }
 
+    /// What was left is of one cluster, as a key id is: another cluster's, which came with another
+    /// certificate, contradicts nobody.
+    fn within(self, cluster: Option<ClusterId>) -> Self {
+        match self.key.is_some_and(|key| Some(key.cluster) != cluster) {
+            true => Self { left: Left::default(), is_split: false, ..self },
+            false => self,
+        }
+    }
+
     fn adopt(
         self,
         status: PluginStatus,
         (key, key_id): (PluginKey, String),
         (asked, now): (Uptime, Uptime),
     ) -> Self {
-        let left = match self.key.filter(|&old| old != key) {
+        let is_left = |old: &PluginKey| *old != key && old.cluster == key.cluster;
+        let left = match self.key.filter(is_left) {
             Some(old) => self.left.and(old),
             None => self.left,
         };
@@ -364,7 +374,7 @@ pub(super) fn uptime() -> Uptime {
 #[cfg(test)]
 mod tests {
     use lastkey_client::ApiError;
-    use lastkey_crypto::{ClusterId, Epoch, KeyVersionId, Lineage};
+    use lastkey_crypto::{Epoch, KeyVersionId};
     use tonic::Code;
 
     use super::*;
@@ -552,6 +562,27 @@ mod tests {
             let split = refused.after(Ok(in_epoch(1)), at(2));
             assert!(split.refusal().is_some() && split.announce(NOW).is_err());
         }
+    }
+
+    /// A certificate of another cluster was put in place, and the right one again.
+    #[test]
+    fn what_was_left_for_another_cluster_is_held_against_nobody() {
+        let other = || {
+            let key = PluginKey { cluster: ClusterId::from_bytes([9; 16]), ..key() };
+            let plugin_key_id = Some(key.key_id());
+            PluginStatus { cluster: Some(key.cluster), plugin_key_id, ..usable() }
+        };
+        let first = View::starting(Leases::default()).after(Ok(usable()), THEN);
+        let strange = first.after(Ok(other()), THEN);
+        assert_ne!(strange.key, first.key);
+        let back = strange.after(Ok(usable()), THEN);
+        assert_eq!(
+            (back.key, &back.standing, back.is_split),
+            (first.key, &Standing::Usable, false)
+        );
+        // nor does it hide what one of the same cluster contradicts
+        let newer = back.after(Ok(in_epoch(7)), THEN);
+        assert!(is_doubted(&newer.after(Ok(usable()), THEN)));
     }
 
     /// The lease begins when the server was asked: what it says is no younger.

@@ -8,6 +8,8 @@
 //!    the server away. A refusal is no failure: nobody else is asked. Where a question that need not
 //!    wait is asked of several, a slow refusal may come after another address's answer, which only
 //!    addresses that share no store can give.
+//! 4. A refusal that is about our identity is believed once no other one lies ready to take up: a
+//!    process that goes by the same files may have renewed them.
 //!
 //! Everything heard goes through this task, in order, so that an old answer never replaces a newer
 //! one and no key id comes back after it was left, also where two servers of different memory answer
@@ -26,9 +28,10 @@ use tokio::{
 };
 
 use super::{
+    TakeUp,
     memory::Memory,
     metrics::Metrics,
-    problem::{failure_kind, refuses_the_key},
+    problem::{failure_kind, is_about_the_identity, refuses_the_key},
     view::{Doubt, Standing, Uptime, View, uptime},
 };
 
@@ -54,6 +57,8 @@ pub(super) struct Watch {
     pub(super) memory: Option<Arc<Memory>>,
     /// What the server warned about last, so that each warning is logged once.
     pub(super) warnings: Vec<String>,
+    /// Another identity, where one lies ready.
+    pub(super) take_up: Option<TakeUp>,
 }
 
 impl Watch {
@@ -94,7 +99,12 @@ impl Watch {
     async fn hear(&self, wait: Duration) -> (Result<PluginStatus, ClientError>, Uptime) {
         let (asked, known) = (uptime(), self.view.borrow().token.clone());
         match self.ask(&known, wait).await {
-            Err(error) if !wait.is_zero() && says_nothing(&error) => {
+            Err(error) if is_about_the_identity(&error) && self.has_another() => {
+                tracing::info!(%error, "asking by the certificate that was put in place");
+                let asked = uptime();
+                (self.ask("", Duration::ZERO).await, asked)
+            }
+            Err(error) if !wait.is_zero() && self.may_hear_more(&error) => {
                 tracing::debug!(%error, "asking whoever answers");
                 self.metrics.memory().failed(failure_kind(&error));
                 // without what is known, as after every failure
@@ -103,6 +113,17 @@ impl Watch {
             }
             outcome => (outcome, asked),
         }
+    }
+
+    fn has_another(&self) -> bool {
+        self.take_up.as_ref().is_some_and(TakeUp::takes_up)
+    }
+
+    /// Whether another question might bring more at once. An only address that is overloaded has said
+    /// enough.
+    fn may_hear_more(&self, error: &ClientError) -> bool {
+        let is_busy = error.api().is_some_and(|said| said.status.as_u16() == 429);
+        says_nothing(error) && (!is_busy || self.client.servers().len() > 1)
     }
 
     async fn ask(&self, known: &str, wait: Duration) -> Result<PluginStatus, ClientError> {
@@ -144,10 +165,12 @@ impl Watch {
     }
 }
 
-/// Whether another address of the server's might say more; one that is overloaded has said enough.
+/// Whether a failure says nothing of the key, but of who was asked.
 fn says_nothing(error: &ClientError) -> bool {
-    let is_away = error.api().is_none_or(|said| matches!(said.status.as_u16(), 503 | 504));
-    is_away && refuses_the_key(error).is_none()
+    let is_at_fault = error.api().is_none_or(|said| {
+        matches!(said.status.as_u16(), 408 | 429) || said.status.is_server_error()
+    });
+    is_at_fault && refuses_the_key(error).is_none()
 }
 
 /// One line for each change, none for what stays as it was.

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -20,8 +20,10 @@ use super::{
     ASK_EVERY, Claim, Event, RENEW_EVERY, RotateError, Stop, Worker,
     loads::{Loads, RELOADS_WITHIN},
     new_keys::holds_keys,
+    shown::{Shown, concerned, prefixes},
 };
 use crate::{
+    cluster::ServerUrl,
     encryption_config::{
         Edited, EncryptionConfiguration, Kms, Provider, ProviderKind, Rule, apply, examine,
         readable,
@@ -30,13 +32,15 @@ use crate::{
     socket::SocketAddress,
     transition::{
         Goal, Hands, PlaceError, Stage, Target, bare, hash,
-        loaded::{self, Seen},
+        loaded::{self, Age, Seen},
         next,
     },
 };
 
 /// A file that somebody is just copying looks odd for a moment; this many looks in a row it may.
 const ODD_LOOKS: u32 = 5;
+/// Of so many looks at an apiserver one asks it to show what it writes under.
+const SHOWN_EVERY: u32 = 15;
 
 /// What is kept of a change, beside what is kept of a rotation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -206,6 +210,8 @@ impl Worker {
 
     /// Brings the configuration to `stage`, at every apiserver.
     pub(super) async fn step(&self, claim: &mut Claim, stage: Stage) -> Result<(), Stop> {
+        // Before the file is looked at: an apiserver may be away for long.
+        let seen = self.seen(claim).await?;
         let (_, _, hands) = self.goal(claim)?;
         let current = hands.current()?;
         let now = current.as_deref().map(|text| hash(text)).unwrap_or_default();
@@ -237,7 +243,6 @@ impl Worker {
                 let edited =
                     self.edited(claim, stage, current.as_ref().map(|text| text.as_str())).await?;
                 let (before, after) = (now, hash(&edited.text));
-                let seen = self.seen().await?;
                 let changed = before != after;
                 let kept = pending.filter(|step| step.before == before).and_then(|step| step.kept);
                 let kept = if changed { self.to_be_kept(claim, kept)? } else { None };
@@ -252,7 +257,15 @@ impl Worker {
         claim.state.change.step = Some(step.clone());
         self.save(claim, None, false).await?;
         let by_hand = match edited {
-            Some(edited) => self.put_in_place(claim, &step, edited)?,
+            Some(edited) => {
+                // What nothing is under takes a while to find out.
+                let now = self.goal(claim)?.2.current()?;
+                if now.as_deref().map(|text| hash(text)).unwrap_or_default() != step.before {
+                    let path = self.goal(claim)?.2.place.path.clone();
+                    return Err(RotateError::Changed { path }.into());
+                }
+                self.put_in_place(claim, &step, edited)?
+            }
             None => None,
         };
         let step = self.until_loaded(claim, step, by_hand).await?;
@@ -277,10 +290,22 @@ impl Worker {
         named.map_err(|source| PlaceError::Read { path, source }.into())
     }
 
-    /// What every apiserver says now. All have to answer: a step is never taken past one of them.
-    async fn seen(&self) -> Result<Vec<Seen>, RotateError> {
-        let all = loaded::look(&self.api).await;
-        Ok(all.into_iter().collect::<Result<_, _>>().map_err(|(_, error)| error)?)
+    /// What every apiserver says, once all answer: a step is never taken past one of them.
+    async fn seen(&self, claim: &mut Claim) -> Result<Vec<Seen>, Stop> {
+        let mut told = Vec::new();
+        loop {
+            let (mut seen, mut behind) = (Vec::new(), Vec::new());
+            for look in loaded::look(&self.api).await {
+                match look {
+                    Ok(one) => seen.push(one),
+                    Err((url, error)) => behind.push(format!("{url} cannot be asked: {error}")),
+                }
+            }
+            if behind.is_empty() {
+                return Ok(seen);
+            }
+            self.wait(claim, &mut told, behind).await?;
+        }
     }
 
     /// The file after `stage`.
@@ -364,7 +389,7 @@ impl Worker {
         by_hand: Option<Zeroizing<String>>,
     ) -> Result<Step, Stop> {
         let (began, mut told, mut odd) = (Instant::now(), Vec::new(), 0);
-        loop {
+        for look in 0_u32.. {
             let (_, _, hands) = self.goal(claim)?;
             let mut behind = Vec::new();
             match hands.in_place(&step, by_hand.as_ref().map(|text| text.as_str()))? {
@@ -386,41 +411,89 @@ impl Worker {
                     ));
                 }
             }
-            let late = began.elapsed() >= RELOADS_WITHIN;
-            behind.extend(self.not_loaded(claim, &step, late).await);
+            let (now, waited) = (claim.clone(), began.elapsed());
+            let not_loaded = self.not_loaded(&now, &step, (waited, look));
+            behind.extend(self.meanwhile(claim, not_loaded).await?);
             if behind.is_empty() {
                 hands.remember(by_hand);
                 return Ok(step);
             }
             self.wait(claim, &mut told, behind).await?;
         }
+        Err(RotateError::Interrupted.into())
     }
 
-    async fn not_loaded(&self, claim: &Claim, step: &Step, late: bool) -> Vec<String> {
+    /// Whether it works by a file that was there before it was looked at first; `look` says how often
+    /// it was since.
+    ///
+    /// Where the target is to write already, an apiserver that can show that it does has said more than
+    /// any time can: the clocks of two machines, and the files on them, need not be alike.
+    async fn works_by(
+        &self,
+        claim: &Claim,
+        (server, seen): (usize, &Seen),
+        (step, waited, look): (&Step, Duration, u32),
+    ) -> bool {
+        let Ok((goal, _, hands)) = self.goal(claim) else { return false };
+        let Ok(config) = config_now(hands) else { return false };
+        let writes = next(&config, &goal, Stage::Writing, &|_, _| true)
+            .is_ok_and(|draft| draft.is_same_as(&config));
+        let own = self.api.urls().nth(server).is_some_and(is_this_machine);
+        if (own || !writes) && seen.works_by(age(hands, waited), &step.asks) {
+            return true;
+        }
+        if !writes || !look.is_multiple_of(SHOWN_EVERY) {
+            return false;
+        }
+        let (target, mut any) = (prefixes(&config, &goal.target), false);
+        for of in concerned(&config, &goal.target, &claim.state.resources) {
+            match self.shown_by(server, &of, &target).await {
+                Shown::Target => any = true,
+                Shown::NoObject => {}
+                Shown::Other(_) | Shown::Unclear(_) => return false,
+            }
+        }
+        any
+    }
+
+    async fn not_loaded(
+        &self,
+        claim: &Claim,
+        step: &Step,
+        (waited, look): (Duration, u32),
+    ) -> Vec<String> {
         let (mut behind, mut fails) = (Vec::new(), false);
+        let late = waited >= RELOADS_WITHIN;
         let Ok((_, _, hands)) = self.goal(claim) else { return behind };
-        for (index, look) in loaded::look(&self.api).await.into_iter().enumerate() {
-            let seen = match look {
+        let unchanged = step.before == step.after;
+        for (index, answer) in loaded::look(&self.api).await.into_iter().enumerate() {
+            let seen = match answer {
                 Ok(seen) => seen,
                 Err((url, error)) => {
                     behind.push(format!("{url} cannot be asked: {error}"));
                     continue;
                 }
             };
-            // Without a hash, and without a change, there is nothing to be seen.
-            if step.before == step.after && seen.hashes.is_empty() {
+            // Without a hash there is nothing to be seen: every apiserver has loaded it in the step
+            // before, or that has to be shown.
+            let still = unchanged && seen.hashes.is_empty();
+            if still && !claim.state.change.base.is_empty() {
                 continue;
             }
             let before = step.seen.get(index).filter(|before| before.url == seen.url);
             let before = before.cloned().unwrap_or_default();
             if let Some(why) = seen.why_not(&before, &step.after, &step.asks) {
-                let url = self.api.urls().nth(index);
-                // One that tries need not be restarted.
+                if still && self.works_by(claim, (index, &seen), (step, waited, look)).await {
+                    continue;
+                }
+                let (url, path) = (self.api.urls().nth(index), &hands.place.path);
+                let loads = url.map_or(Loads::Unknown, Loads::of);
                 let hint = match seen.fails_since(&before) {
+                    // One that tries need not be restarted.
                     true => String::new(),
-                    false => {
-                        url.map_or(Loads::Unknown, Loads::of).if_not_loaded(&hands.place.path, late)
-                    }
+                    false if seen.silent => loads.if_silent(path),
+                    false if still => loads.if_not_shown(path, late),
+                    false => loads.if_not_loaded(path, late),
                 };
                 fails |= seen.fails_since(&before);
                 behind.push(format!("{} {why}{hint}", seen.url));
@@ -462,6 +535,23 @@ async fn check_plugin(endpoint: &str, key_id: &str) -> Result<(), RotateError> {
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
+}
+
+/// Since when the file is as it is; it has been watched for `waited`.
+#[expect(clippy::disallowed_methods, reason = "compared with what the file system says")]
+fn age(hands: &Hands, waited: Duration) -> Age {
+    let since = hands.place.unchanged_since();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let lasts = since.and_then(|since| Duration::try_from_secs_f64(now - since).ok());
+    Age { since, lasts: lasts.unwrap_or_default().max(waited) }
+}
+
+/// Whether an address is one of this machine's.
+fn is_this_machine(url: &ServerUrl) -> bool {
+    let authority = url.authority();
+    let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    url.is_loopback() || address.is_ok_and(|ip| std::net::UdpSocket::bind((ip, 0)).is_ok())
 }
 
 /// The socket of an endpoint whose directory is on this machine.

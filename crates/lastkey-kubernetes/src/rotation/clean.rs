@@ -23,6 +23,8 @@ use crate::{
 
 /// So often what was left is written anew once more.
 const MAX_ROUNDS: u32 = 3;
+/// What shows what rests where.
+const REGISTER: &str = "register etcd (`lastkey cluster add --etcd`) and run this again";
 /// An apiserver asks a plugin once a minute.
 const ASKED_WITHIN: Duration = Duration::from_secs(75);
 
@@ -49,6 +51,8 @@ impl Worker {
         let config = config_now(hands)?;
         if coverage.is_none()
             && (claim.state.is_left()
+                || !claim.state.change.left.is_empty()
+                || self.not_shown(claim, &config).await?.is_some()
                 || !unserved.is_empty()
                 || !is_whole(&config, (&goal.resources, &hands.registered)))
         {
@@ -169,6 +173,12 @@ impl Worker {
             self.is_nothing_new(claim).await?;
         }
         let refused = claim.state.is_left();
+        // That no apiserver wrote an object anew in the last pass is true of one, too, that works by
+        // another file.
+        let unclear = match coverage.is_none() && !refused {
+            true => self.not_shown(claim, config).await?,
+            false => None,
+        };
         let (mut kept, mut left, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         for rule in &config.rules {
             if !rule.providers.iter().any(|provider| goal.target.is(provider)) {
@@ -183,7 +193,7 @@ impl Worker {
                     None => {
                         let names = rule.resources.iter().map(|named| &named.name);
                         let hidden = names.filter(|name| unserved.contains(name)).count();
-                        u64::from(refused || hidden > 0)
+                        u64::from(refused || hidden > 0 || unclear.is_some())
                     }
                 };
                 let shown = shown(provider);
@@ -192,7 +202,10 @@ impl Worker {
                     objects => {
                         let of = coverage.as_ref().map(|_| objects.to_string());
                         let of = of.unwrap_or_else(|| "some".to_owned());
-                        left.push(format!("{of} objects are under {shown}"));
+                        left.push(match &unclear {
+                            Some(why) => format!("objects may be under {shown}: {why}; {REGISTER}"),
+                            None => format!("{of} objects are under {shown}"),
+                        });
                         kept.push((rule.line, provider.line));
                     }
                 }

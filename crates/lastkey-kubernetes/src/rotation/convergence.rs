@@ -18,7 +18,7 @@ use super::loads::Loads;
 use crate::cluster::ApiServer;
 
 const TOLD: &str = "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{";
-const USED: &str = "apiserver_envelope_encryption_key_id_hash_total{";
+pub(super) const USED: &str = "apiserver_envelope_encryption_key_id_hash_total{";
 const TRANSFORMED: &str = "apiserver_storage_transformation_operations_total{";
 
 /// The hash under which an apiserver's metrics name a key id.
@@ -206,13 +206,13 @@ pub(crate) fn told_last(text: &str) -> BTreeMap<String, ToldLast> {
 }
 
 /// Labels and value of a line of that metric.
-fn sample<'a>(line: &'a str, metric: &str) -> Option<(&'a str, f64)> {
+pub(super) fn sample<'a>(line: &'a str, metric: &str) -> Option<(&'a str, f64)> {
     let (labels, value) = line.strip_prefix(metric)?.rsplit_once('}')?;
     Some((labels, value.split_whitespace().next()?.parse().ok()?))
 }
 
 /// The value of a label; those we look at have nothing to escape.
-fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     labels.split("\",").find_map(|pair| {
         let (key, value) = pair.split_once("=\"")?;
         (key.trim() == name).then_some(value.trim_end_matches('"'))

@@ -52,8 +52,23 @@ pub enum RotateError {
         objects: u64,
     },
     /// It does not come to an end.
-    #[error("after {0} passes there are still objects that an apiserver writes anew")]
-    NoEnd(u32),
+    #[error(
+        "after {passes} passes an apiserver still writes objects anew: something changes them at each \
+         write (a mutating webhook or policy?). Exempt the account kube-system/lastkey from it{}; then \
+         the same command goes on. --cancel gives it up. Nothing has become free",
+        if *.etcd {
+            ", or register etcd, which is the proof then (`lastkey cluster add NAME --kubeconfig FILE \
+             --etcd URL`)"
+        } else {
+            ""
+        }
+    )]
+    NoEnd {
+        /// So many.
+        passes: u32,
+        /// Whether etcd would be the proof, if it were registered.
+        etcd: bool,
+    },
     /// There is no way to the goal.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -70,6 +85,19 @@ pub enum RotateError {
     )]
     Changed {
         /// Where it lies.
+        path: std::path::PathBuf,
+    },
+    /// An apiserver works by another file than it should.
+    #[error(
+        "{why}. Nothing is taken out of the configuration, and nothing has become free. It needs {} as \
+         it is now: restart it, or bring the file to its machine; the same command goes on and writes \
+         everything anew",
+        path.display()
+    )]
+    OtherFile {
+        /// Which one, and what shows it.
+        why: String,
+        /// Where the file lies.
         path: std::path::PathBuf,
     },
     /// The configuration is on another machine.

@@ -27,12 +27,22 @@ const PAGES: usize = 2;
 const BY_ADMISSION: &str = "refused by an admission plugin of the apiserver (403), although the \
     account may update it: `kubectl replace` of it as it is says by which one, and why";
 
+/// What is there all the same.
+const NO_PLACE: &str = "its write is answered with 404, although it is there: its namespace is gone \
+    (one that is taken away by force leaves its objects behind). Delete it (`kubectl -n NAMESPACE \
+    delete`), or make the namespace again (`kubectl create namespace`)";
+/// Nobody else's write makes its own stale.
+const NO_CONFLICT: &str = "its write is answered with 409 time and again, although nobody has changed \
+    it: `kubectl replace` of it as it is says by which admission plugin, and why";
+
 /// What became of one object.
 enum Outcome {
     Rewritten,
     Current,
     Gone,
     Refused(String),
+    /// Nobody serves its kind any more, so nobody knows.
+    Unserved,
 }
 
 /// One object that was written back, or not.
@@ -201,12 +211,33 @@ impl<'a> Flight<'a> {
                     reason,
                 });
             }
+            Outcome::Unserved => {
+                let (resource, why) = (of.full_name(), ApiError::NotFound.to_string());
+                batch.written.unlisted = Some(Unlisted { resource, why, not_found: true });
+            }
         }
         Ok(())
     }
 }
 
 impl Worker {
+    /// What there is now of an object that could not be written; or what is known of it by that. Only
+    /// an apiserver that says so of this very object shows that it is gone.
+    async fn now(
+        &self,
+        of: &Resource,
+        object: &Object,
+    ) -> Result<Result<Object, Outcome>, RotateError> {
+        match self.patiently(|| self.api.get_again(of, object)).await {
+            Ok(None) => Ok(Err(Outcome::Gone)),
+            // Deleted, and another one made since: under the new key id.
+            Ok(Some(other)) if other.meta().uid != object.meta().uid => Ok(Err(Outcome::Gone)),
+            Ok(Some(now)) => Ok(Ok(now)),
+            Err(ApiError::NotFound) => Ok(Err(Outcome::Unserved)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whether the account may update objects of this kind where this one is, as far as an apiserver
     /// says so.
     async fn may_update(&self, of: &Resource, object: &Object, gate: &Gate) -> bool {
@@ -230,7 +261,7 @@ async fn write(
     (of, mut object): (&Resource, Object),
     gate: &Gate,
 ) -> Result<(Outcome, u64, Object), RotateError> {
-    let (mut tries, mut conflicts) = (0, 0);
+    let (mut tries, mut conflicts, mut changed) = (0, 0, false);
     let outcome = loop {
         let turn = gate.turn().await;
         let answer = worker.api.put_back(of, &object).await;
@@ -243,18 +274,25 @@ async fn write(
             Err(error) => error,
         };
         match error {
-            ApiError::NotFound => break Outcome::Gone,
+            // Of whatever it needs, which need not be the object.
+            ApiError::NotFound => match worker.now(of, &object).await? {
+                Err(outcome) => break outcome,
+                Ok(_) => break Outcome::Refused(NO_PLACE.to_owned()),
+            },
             ApiError::Conflict => {
                 conflicts += 1;
                 if conflicts > MAX_CONFLICTS {
-                    break Outcome::Current;
+                    break match changed {
+                        true => Outcome::Current,
+                        false => Outcome::Refused(NO_CONFLICT.to_owned()),
+                    };
                 }
-                match worker.patiently(|| worker.api.get_again(of, &object)).await {
-                    Err(ApiError::NotFound) => break Outcome::Gone,
-                    // Deleted, and another one made since: under the new key id.
-                    Ok(other) if other.meta().uid != object.meta().uid => break Outcome::Gone,
-                    Ok(changed) => object = changed,
-                    Err(error) => return Err(error.into()),
+                match worker.now(of, &object).await? {
+                    Err(outcome) => break outcome,
+                    Ok(now) => {
+                        changed |= now.meta().resource_version != object.meta().resource_version;
+                        object = now;
+                    }
                 }
             }
             ApiError::TooMany { retry_after } => {

@@ -57,6 +57,29 @@ impl Loads {
         }
     }
 
+    /// The same of one that counts no reloads: whether it has loaded the file is not to be seen.
+    pub(super) fn if_silent(self, path: &Path) -> String {
+        match self {
+            Self::Unknown => {
+                ": this release does not tell whether it has loaded a file anew: restart it \
+                              once it has the file"
+                    .to_owned()
+            }
+            known => known.if_not_loaded(path, true),
+        }
+    }
+
+    /// The same of one that may have loaded a file that nobody was seen to change.
+    pub(super) fn if_not_shown(self, path: &Path, late: bool) -> String {
+        match (self, late) {
+            (Self::Unknown, true) => format!(
+                ": nothing shows that it has loaded {} as it is now: restart it once it has that file",
+                path.display()
+            ),
+            (known, late) => known.if_not_loaded(path, late),
+        }
+    }
+
     /// The same of one that no plugin has ever told a key id: it works by no file with a KMS provider.
     pub(super) fn if_never_told(self, path: &Path, late: bool) -> String {
         match (self, late) {
@@ -133,10 +156,17 @@ mod tests {
             (Path::new("/etc/enc.yaml"), "--encryption-provider-config=/etc/enc.yaml");
         for loads in [Loads::Never, Loads::AtStart, Loads::Unknown] {
             let never = loads.if_never_told(path, true);
-            for said in [loads.if_not_loaded(path, true), never, loads.if_told_others(path)] {
+            let (silent, still) = (loads.if_silent(path), loads.if_not_shown(path, true));
+            let others = loads.if_told_others(path);
+            for said in [loads.if_not_loaded(path, true), never, others, silent, still] {
                 assert!(said.contains("start"), "{loads:?}: {said}");
             }
         }
+        let silent = Loads::Unknown.if_silent(path);
+        assert!(
+            silent.contains("does not tell") && !silent.contains("automatic-reload"),
+            "{silent}"
+        );
         assert!(Loads::Never.if_never_told(path, false).contains(flags));
         assert!(Loads::Unknown.if_never_told(path, true).contains(flags));
         let unknown = Path::new("FILE");

@@ -10,6 +10,7 @@ use super::{
     flight::{Flight, Written},
     migration::is_gone,
     state::{Cursor, Unlisted},
+    steady::Writes,
 };
 use crate::cluster::{ApiError, ListQuery, Page, Resource, Shape};
 
@@ -47,6 +48,7 @@ impl Worker {
     pub(super) async fn pass(&self, claim: &mut Claim) -> Result<(), Stop> {
         if claim.state.pass_began.is_empty() {
             claim.state.pass_began.clone_from(&claim.rotation.now);
+            claim.state.writes = Writes::counted(&self.api, &claim.rotation.plugin_key_id).await;
         }
         claim.total = self.count(claim).await?.iter().sum();
         let (gate, resources) = (self.gate(), claim.state.resources.clone());
@@ -114,7 +116,10 @@ impl Worker {
 
     /// A page is written.
     fn note(&self, claim: &mut Claim, written: Written) {
-        claim.state.unlisted.extend(written.unlisted);
+        let known = &mut claim.state.unlisted;
+        let is_new = |one: &Unlisted| known.iter().all(|other| other.resource != one.resource);
+        let new = written.unlisted.filter(is_new);
+        known.extend(new);
         let before = claim.state.pass.seen() + claim.state.pass.gone;
         claim.total = claim.total.max(before + written.known);
         claim.state.page(written.counts, written.refusals, written.after);

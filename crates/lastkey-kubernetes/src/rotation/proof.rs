@@ -13,7 +13,9 @@
 //! configuration leaves it, keeps that version from becoming free. That is looked for whatever the proof
 //! is; where etcd is registered and cannot be read, nothing becomes free.
 //!
-//! Otherwise a pass in which no apiserver writes anything is the proof, as without etcd.
+//! Otherwise a pass in which no apiserver writes anything is the proof, as without etcd; or, where
+//! something changes objects at each write, one in which they encrypt under the key id alone
+//! ([`super::steady`]).
 
 use std::collections::BTreeMap;
 
@@ -43,6 +45,9 @@ pub(super) struct Proof {
     pub(super) unread: bool,
     /// Whether it lets only that be read what is gone through.
     pub(super) partly: bool,
+    /// Whether objects were written anew in the last pass, too, and the apiservers' counts show under
+    /// which key id.
+    pub(super) by_writes: bool,
 }
 
 impl Proof {
@@ -74,6 +79,7 @@ impl Proof {
     pub(super) fn shown(&self, by: By) -> Value {
         let mut shown = match self.by_etcd || by == By::Cluster {
             true => json!({ "by": "etcd" }),
+            false if self.by_writes => json!({ "by": "writes", "why": self.why }),
             false => json!({ "by": "pass", "why": self.why }),
         };
         let older: u64 = self.older.values().sum();
@@ -98,6 +104,10 @@ impl Proof {
             (By::Own, true) => {
                 "etcd was read to the end after the last write: every object is under the key id, \
                  and all apiservers use it"
+            }
+            (By::Own, false) if self.by_writes => {
+                "something changes objects at each write, so that the last pass wrote some anew, too; \
+                 all that the apiservers encrypted meanwhile is under the key id, and all use it"
             }
             (By::Own, false) => {
                 "in the last pass no apiserver wrote an object anew, and all use the key id"

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{By, change::Change, proof::Proof};
+use super::{By, change::Change, proof::Proof, steady::Writes};
 use crate::cluster::Resource;
 
 /// So many refusals are named; the others are counted.
@@ -111,6 +111,8 @@ pub(super) struct State {
     pub(super) passes: u32,
     /// When this one did (RFC 3339, by the server's clock).
     pub(super) pass_began: String,
+    /// What the apiservers had encrypted by then, as far as all of them say so.
+    pub(super) writes: Option<Writes>,
     /// Of this pass.
     pub(super) pass: Counts,
     /// Of this pass.
@@ -198,6 +200,7 @@ impl State {
         self.cursor = Cursor::default();
         self.unlisted.clear();
         self.pass_began = String::new();
+        self.writes = None;
         self.pass = Counts::default();
         self.refusals.clear();
     }

@@ -1,5 +1,8 @@
 //! Whole rotations, of an apiserver and with a server that do what each test says.
 
+mod absent;
+mod changed;
+mod changing;
 mod waiting;
 
 use std::{
@@ -34,12 +37,43 @@ struct Kind {
     list: Option<u16>,
     /// What a write is answered with.
     write: Option<u16>,
+    /// What somebody who asks for one of its objects is told.
+    get: Told,
     /// Whether the account may update it.
     may: bool,
     /// How often it was listed to be written anew.
     listed: usize,
     /// Which of its objects were written.
     written: BTreeSet<String>,
+}
+
+/// What an apiserver says of one object.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+enum Told {
+    /// It is as it was.
+    #[default]
+    Here,
+    /// Somebody has written it since.
+    Changed,
+    /// There is another one of its name.
+    Another,
+    /// There is none of its name.
+    Gone,
+    /// Nobody is known who knows.
+    Unserved,
+    /// It does not say.
+    Failed,
+}
+
+/// What a webhook does to an object that is written.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+enum Webhook {
+    #[default]
+    Nothing,
+    /// It changes it, and the apiserver counts one more write.
+    Changes,
+    /// It changes it, and each time the apiserver has written another object under another key id.
+    ChangesAndOthers,
 }
 
 /// Something that comes in between.
@@ -65,8 +99,23 @@ struct World {
     unanswered: bool,
     /// Whether it works by another KMS provider, whose plugin tells it other key ids.
     told_others: bool,
+    /// What a webhook does to whatever is written.
+    webhook: Webhook,
+    /// How often something was written since.
+    writes: usize,
     /// The configuration that it works by.
     file: Option<std::path::PathBuf>,
+    /// Of one that does not name it: when it was started, how often it has loaded one anew, and more.
+    older: Option<(f64, u32, &'static str)>,
+    /// So often its metrics are not to be had.
+    away: usize,
+    /// Whether it works by the file that was there before, and so writes nothing anew.
+    lags: bool,
+    /// Whether somebody reads other objects all the time, by the provider that is left.
+    blurs: bool,
+    /// How often objects of each kind were read to be written back: under what is left, and under what
+    /// is changed to.
+    reads: BTreeMap<String, [usize; 2]>,
     rotation: Value,
     finished: Option<Value>,
 }
@@ -110,6 +159,10 @@ impl World {
         match path {
             "/metrics" => {
                 self.count("metrics");
+                if self.away > 0 {
+                    self.away -= 1;
+                    return (503, String::new());
+                }
                 return (200, self.metrics());
             }
             "/readyz" if self.unwell => return (500, "[-]etcd failed".to_owned()),
@@ -168,11 +221,45 @@ impl World {
                 json(200, json!({ "metadata": {}, "items": items }))
             }
             ("PUT", [_, name]) => {
-                if let Some(status) = kind.write {
-                    return json(status, json!({ "reason": "Forbidden" }));
+                match kind.write {
+                    // As in a namespace that is not there.
+                    Some(404) => {
+                        let details = json!({ "name": "default", "kind": "namespaces" });
+                        return json(404, json!({ "reason": "NotFound", "details": details }));
+                    }
+                    Some(409) => return json(409, json!({ "reason": "Conflict" })),
+                    Some(status) => return json(status, json!({ "reason": "Forbidden" })),
+                    None => {}
                 }
-                kind.written.insert((*name).to_owned());
-                json(200, object(name, kind))
+                let is_new = !self.lags && kind.written.insert((*name).to_owned());
+                let full = if group.is_empty() {
+                    rest[0].to_owned()
+                } else {
+                    format!("{}.{group}", rest[0])
+                };
+                let reads = self.reads.entry(full).or_default();
+                reads[usize::from(!is_new && !self.lags)] += 1;
+                let mut now = object(name, kind);
+                if self.webhook != Webhook::Nothing {
+                    self.writes += 1;
+                    now["metadata"]["resourceVersion"] = json!(format!("{}", 10 + self.writes));
+                }
+                json(200, now)
+            }
+            ("GET", [_, name]) => {
+                let mut here = object(name, kind);
+                match kind.get {
+                    Told::Here => {}
+                    Told::Changed => here["metadata"]["resourceVersion"] = json!("3"),
+                    Told::Another => here["metadata"]["uid"] = json!("another"),
+                    Told::Gone => {
+                        let details = json!({ "name": name, "kind": rest[0] });
+                        return json(404, json!({ "reason": "NotFound", "details": details }));
+                    }
+                    Told::Unserved => return (404, "404 page not found\n".to_owned()),
+                    Told::Failed => return json(501, json!({ "reason": "InternalError" })),
+                }
+                json(200, here)
             }
             _ => json(405, json!({})),
         }
@@ -187,18 +274,54 @@ impl World {
             "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{{key_id_hash=\"{hash_of_id}\",provider_name=\"lastkey\"}} 5\n\
              apiserver_envelope_encryption_key_id_hash_total{{key_id_hash=\"{hash_of_id}\",provider_name=\"lastkey\",transformation_type=\"to_storage\"}} 9\n"
         );
+        if self.webhook != Webhook::Nothing {
+            let hash = hash_of(if self.webhook == Webhook::Changes { KEY_ID } else { "another" });
+            text += &format!(
+                "process_start_time_seconds 5\n\
+                 apiserver_envelope_encryption_key_id_hash_total{{key_id_hash=\"{hash}\",provider_name=\"lastkey\",transformation_type=\"to_storage\"}} {}\n",
+                self.writes
+            );
+        }
         for kind in self.under_kms {
             text += &format!(
                 "apiserver_storage_transformation_operations_total{{resource=\"{kind}\",transformer_prefix=\"k8s:enc:kms:v2:lastkey:\"}} 3\n"
             );
         }
-        if let Some(file) = &self.file {
+        let [left, target] = self.providers();
+        let changes = self.rotation["course"].is_object();
+        for (kind, [under_left, under_target]) in self.reads.iter().filter(|_| changes) {
+            let more = if self.blurs { self.asked["metrics"] } else { 0 };
+            for (prefix, count) in [(&left, under_left + more), (&target, *under_target)] {
+                text += &format!(
+                    "apiserver_storage_transformation_operations_total{{resource=\"{kind}\",status=\"OK\",transformation_type=\"from_storage\",transformer_prefix=\"{prefix}\"}} {count}\n"
+                );
+            }
+        }
+        if let Some((started, reloads, more)) = self.older {
+            text += &format!("process_start_time_seconds {started}\n{more}");
+            if reloads > 0 {
+                text += &format!(
+                    "apiserver_encryption_config_controller_automatic_reloads_total{{status=\"success\"}} {reloads}\n"
+                );
+            }
+        } else if let Some(file) = &self.file {
             let hash = hash(&std::fs::read_to_string(file).unwrap());
             text += &format!(
                 "apiserver_encryption_config_controller_last_config_info{{hash=\"{hash}\"}} 1\n"
             );
         }
         text
+    }
+
+    /// What is left, and what is changed to, as it counts them.
+    fn providers(&self) -> [String; 2] {
+        let kms = "k8s:enc:kms:v2:lastkey:".to_owned();
+        let target = &self.rotation["course"]["goal"]["target"];
+        match serde_json::from_value(target.clone()) {
+            Ok(Target::Kms { .. }) => ["identity".to_owned(), kms],
+            Ok(Target::Local { kind }) => [kms, format!("k8s:enc:{kind}:v1:")],
+            _ => [kms, "identity".to_owned()],
+        }
     }
 
     fn lastkey(&mut self, method: &str, path: &str, body: &Value) -> (u16, String) {

@@ -29,21 +29,25 @@ pub const MAX_CONNECTIONS: usize = 32;
 /// For a connection's first request.
 pub const PROVES_ITSELF_WITHIN: Duration = Duration::from_secs(10);
 
-/// How many connections were closed, and why.
+/// How many connections were closed, and why; and how many sockets nobody can dial.
 #[derive(Debug, Default)]
 pub struct Closed {
+    /// It was of another user, where that is not allowed.
+    pub refused: AtomicU64,
     /// It sent what no honest client sends, and too much of it.
     pub flood: AtomicU64,
     /// It had to leave for another.
     pub crowded: AtomicU64,
     /// It sent no request in time.
     pub unproven: AtomicU64,
+    /// Sockets whose file is gone at present.
+    pub gone: AtomicU64,
 }
 
 /// The connections of one plugin.
 #[derive(Debug)]
 pub(super) struct Guests {
-    closed: Arc<Closed>,
+    pub(super) closed: Arc<Closed>,
     within: Duration,
     book: Mutex<Book>,
 }

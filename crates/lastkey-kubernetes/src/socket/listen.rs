@@ -36,6 +36,8 @@ pub struct Listener {
     pub(super) checks_peer: bool,
     /// The file to remove at the end, if it is ours.
     file: Option<Arc<OwnFile>>,
+    /// The file by which it is dialled, whoever removes it.
+    pub(super) seen: Option<SocketFile>,
 }
 
 /// A second hold on a listening socket, to pass it on to another process.
@@ -47,11 +49,17 @@ pub struct Handle {
     file: Option<Arc<OwnFile>>,
 }
 
+/// A socket's file, to be known again.
+#[derive(Debug, Clone)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
 /// A socket file that is ours to remove.
 #[derive(Debug)]
 struct OwnFile {
-    path: PathBuf,
-    device_and_inode: (u64, u64),
+    file: SocketFile,
     /// False once, or as long as, another process removes it.
     is_ours: AtomicBool,
 }
@@ -85,6 +93,7 @@ impl Listener {
                 address: format!("@{name}"),
                 checks_peer: true,
                 file: None,
+                seen: None,
             });
         };
         place::check(parent(&path))?;
@@ -96,21 +105,16 @@ impl Listener {
                  user's or root's; better: SocketMode=0600 in the .socket unit"
             );
         }
-        Ok(Self { listener, address: path.display().to_string(), checks_peer, file: None })
+        let (address, seen) = (path.display().to_string(), SocketFile::at(&path).ok());
+        Ok(Self { listener, address, checks_peer, file: None, seen })
     }
 
     /// A socket that our predecessor hands over; `owned` if its file goes with it.
     pub(super) fn succeeded(listener: UnixListener, owned: bool) -> Result<Self, SocketError> {
         let mut inherited = Self::inherited(listener)?;
-        let path = PathBuf::from(&inherited.address);
-        inherited.file = match identity(&path) {
-            Ok(device_and_inode) if owned => {
-                // ours only once the predecessor has let go of it
-                let is_ours = AtomicBool::new(false);
-                Some(Arc::new(OwnFile { path, device_and_inode, is_ours }))
-            }
-            _ => None,
-        };
+        // ours only once the predecessor has let go of it
+        let own = |file| Arc::new(OwnFile { file, is_ours: AtomicBool::new(false) });
+        inherited.file = inherited.seen.clone().filter(|_| owned).map(own);
         Ok(inherited)
     }
 
@@ -141,9 +145,13 @@ impl Handle {
         self.own(false);
     }
 
-    /// From now on, this process removes the file.
+    /// From now on, this process removes the file, and is the one that those who dial can name.
     pub fn take(&self) {
         self.own(true);
+        if place::is_known_by_another(&self.listener) {
+            // the kernel takes down who called this last
+            let _ = rustix::net::listen(&self.listener, BACKLOG);
+        }
     }
 
     fn own(&self, is_ours: bool) {
@@ -171,10 +179,28 @@ impl Drop for Listener {
 impl OwnFile {
     /// Removes the file, unless another plugin has replaced it since.
     fn remove(&self) {
-        if self.is_ours.load(Ordering::SeqCst)
-            && identity(&self.path).ok() == Some(self.device_and_inode)
-        {
-            let _ = fs::remove_file(&self.path);
+        if self.is_ours.load(Ordering::SeqCst) && self.file.is_there().is_ok_and(|is| is) {
+            let _ = fs::remove_file(&self.file.path);
+        }
+    }
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), device_and_inode: identity(path)? })
+    }
+
+    /// Whether it is still there, and not another in its place.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub(super) fn is_there(&self) -> io::Result<bool> {
+        match identity(&self.path) {
+            Ok(found) => Ok(found == self.device_and_inode),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(false),
+                _ => Err(error),
+            },
         }
     }
 }
@@ -207,10 +233,10 @@ fn bind_path(path: &Path) -> Result<Listener, SocketError> {
         Ok(socket)
     })
     .map_err(|error| SocketError::io("listen on", &address)(error.into()))?;
-    let device_and_inode = identity(path).map_err(SocketError::io("inspect", &address))?;
-    let (path, is_ours) = (path.to_owned(), AtomicBool::new(true));
-    let file = Some(Arc::new(OwnFile { path, device_and_inode, is_ours }));
-    Ok(Listener { listener: UnixListener::from(socket), address, checks_peer: false, file })
+    let seen = SocketFile::at(path).map_err(SocketError::io("inspect", &address))?;
+    let own = OwnFile { file: seen.clone(), is_ours: AtomicBool::new(true) };
+    let (file, seen) = (Some(Arc::new(own)), Some(seen));
+    Ok(Listener { listener: UnixListener::from(socket), address, checks_peer: false, file, seen })
 }
 
 fn bind_abstract(name: &str) -> Result<Listener, SocketError> {
@@ -225,7 +251,7 @@ fn bind_abstract(name: &str) -> Result<Listener, SocketError> {
         },
     )?;
     listener.set_nonblocking(true).map_err(SocketError::io("listen on", &address))?;
-    Ok(Listener { listener, address, checks_peer: true, file: None })
+    Ok(Listener { listener, address, checks_peer: true, file: None, seen: None })
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::Stream;
@@ -22,11 +22,14 @@ use super::{
     Door, Listener, SocketError,
     door::Threshold,
     guests::{Closed, Guest, Guests},
+    refusals::Refusals,
 };
 use crate::authority::AuthorityFilter;
 
 /// How long to wait when the process has no descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often a socket's file is looked for.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What belongs to one connection; each request on it carries a clone.
 #[derive(Debug, Clone)]
@@ -70,9 +73,9 @@ where
 {
     let (sender, receiver) = mpsc::channel(16);
     let mut tasks = JoinSet::new();
-    let guests = Arc::new(Guests::new(closed));
+    let (guests, refusals) = (Arc::new(Guests::new(closed)), Arc::default());
     for listener in listeners {
-        let accept = Accept::new(listener, door.clone())?;
+        let accept = Accept::new(listener, (door.clone(), Arc::clone(&refusals)))?;
         tasks.spawn(accept.run(sender.clone(), Arc::clone(&guests)));
     }
     // the tasks live as long as the stream
@@ -97,16 +100,17 @@ struct Accept {
     /// Owns the socket's file, which goes with it.
     socket: Listener,
     door: Door,
+    refusals: Arc<Refusals>,
 }
 
 impl Accept {
-    fn new(socket: Listener, door: Door) -> Result<Self, SocketError> {
+    fn new(socket: Listener, (door, refusals): (Door, Arc<Refusals>)) -> Result<Self, SocketError> {
         let listener = socket
             .listener
             .try_clone()
             .and_then(UnixListener::from_std)
             .map_err(SocketError::io("listen on", &socket.address))?;
-        Ok(Self { listener, socket, door })
+        Ok(Self { listener, socket, door, refusals })
     }
 
     async fn run<T: Default>(
@@ -118,14 +122,69 @@ impl Accept {
         if !threshold.opened().await {
             return;
         }
-        while let Some(stream) = self.next(&mut threshold).await {
-            if self.socket.checks_peer && !is_trusted(&stream) {
-                continue;
+        let looks = self.look(&guests.closed);
+        let accepts = async {
+            while let Some(stream) = self.next(&mut threshold).await {
+                if self.socket.checks_peer && !self.is_trusted(&stream) {
+                    guests.closed.refused.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                let (stream, info) = (AuthorityFilter::new(stream), PeerInfo(T::default()));
+                let connection = Connection { stream, info, guest: guests.admit() };
+                if sender.send(Ok(connection)).await.is_err() {
+                    return;
+                }
             }
-            let (stream, info) = (AuthorityFilter::new(stream), PeerInfo(T::default()));
-            let connection = Connection { stream, info, guest: guests.admit() };
-            if sender.send(Ok(connection)).await.is_err() {
-                return;
+        };
+        tokio::select! {
+            () = accepts => {}
+            () = looks => {}
+        }
+    }
+
+    /// Looks after the socket's file for ever: once it is gone, nobody can dial any more, and nothing
+    /// else shows that.
+    async fn look(&self, closed: &Closed) {
+        let Some(file) = &self.socket.seen else { return std::future::pending().await };
+        let (mut was_there, socket) = (true, &self.socket.address);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match file.is_there() {
+                Ok(is_there) if is_there == was_there => continue,
+                Ok(true) => {
+                    closed.gone.fetch_sub(1, Ordering::Relaxed);
+                    tracing::info!(socket, "the socket's file is there again");
+                }
+                Ok(false) => {
+                    closed.gone.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(
+                        socket,
+                        "the socket's file was removed or replaced, so nobody can dial this process \
+                         any more: stop it, and start it anew; where systemd holds the socket, \
+                         systemctl restart its .socket unit as well"
+                    );
+                }
+                Err(_) => continue,
+            }
+            was_there = !was_there;
+        }
+    }
+
+    /// Whether it is our own user or root.
+    fn is_trusted(&self, stream: &UnixStream) -> bool {
+        let us = rustix::process::geteuid().as_raw();
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == us || peer.uid() == 0 => true,
+            Ok(peer) => {
+                let (socket, uid) = (&self.socket.address, peer.uid());
+                if let Some(unsaid) = self.refusals.add(uid, Instant::now()) {
+                    tracing::warn!(socket, uid, unsaid, "refused a connection of another user");
+                }
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%error, "refused a connection without a peer credential");
+                false
             }
         }
     }
@@ -145,22 +204,6 @@ impl Accept {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-        }
-    }
-}
-
-/// Our own user or root.
-fn is_trusted(stream: &UnixStream) -> bool {
-    let us = rustix::process::geteuid().as_raw();
-    match stream.peer_cred() {
-        Ok(peer) if peer.uid() == us || peer.uid() == 0 => true,
-        Ok(peer) => {
-            tracing::warn!(uid = peer.uid(), "refused a connection of another user");
-            false
-        }
-        Err(error) => {
-            tracing::warn!(%error, "refused a connection without a peer credential");
-            false
         }
     }
 }
@@ -222,5 +265,43 @@ impl<T: Unpin> AsyncWrite for Connection<T> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use futures_util::StreamExt;
+
+    use super::*;
+    use crate::socket::SocketAddress;
+
+    /// A tidy-up of `/run` left a plugin that looked well and that nobody could dial.
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_file_that_was_removed_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kms.sock");
+        let listener = Listener::bind(&SocketAddress::Path(path.clone())).unwrap();
+        let (door, closed) = (Door::default(), Arc::<Closed>::default());
+        door.open();
+        let mut incoming =
+            Box::pin(accept_through::<()>(&door, vec![listener], Arc::clone(&closed)).unwrap());
+        let gone = async || {
+            tokio::time::sleep(2 * LOOK).await;
+            closed.gone.load(Ordering::Relaxed)
+        };
+        assert_eq!(gone().await, 0);
+        let aside = directory.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
+        assert_eq!((gone().await, gone().await), (1, 1));
+        // another one in its place is not it
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert_eq!(gone().await, 1);
+        fs::rename(&aside, &path).unwrap();
+        assert_eq!(gone().await, 0);
+        // it was accepted from all the while
+        let _client = UnixStream::connect(&path).await.unwrap();
+        assert!(incoming.next().await.unwrap().is_ok());
     }
 }

@@ -5,8 +5,10 @@ use std::{
     fs::{self, DirBuilder, File, Metadata},
     io,
     os::{
+        fd::AsFd,
         linux::net::SocketAddrExt,
         unix::{
+            ffi::OsStrExt,
             fs::{DirBuilderExt, FileTypeExt, MetadataExt},
             net::{SocketAddr, UnixStream},
         },
@@ -19,7 +21,7 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
 };
 
-use super::{SocketError, parent};
+use super::{FIRST, SocketError, parent};
 
 /// Opens the directory, made with mode 0700 if it is missing, and checks who can write in it.
 pub(super) fn prepare(path: &Path) -> Result<File, SocketError> {
@@ -54,11 +56,14 @@ fn judge(path: &Path, metadata: &Metadata) -> Result<(), SocketError> {
     }
 }
 
-/// Whoever can write above a directory can put another one in its place. Only what everybody can
-/// write is refused: a home directory's group is often its user's own.
+/// Whoever can write above a directory can put another one in its place, also where a link leads to
+/// it. Only what everybody can write is refused: a home directory's group is often its user's own.
 fn judge_above(path: &Path) -> Result<(), SocketError> {
-    let absolute = std::path::absolute(path).map_err(SocketError::io("find", path.display()))?;
-    for above in absolute.ancestors().skip(1) {
+    let found = SocketError::io("find", path.display());
+    let (absolute, canonical) = std::path::absolute(path)
+        .and_then(|absolute| Ok((absolute, fs::canonicalize(path)?)))
+        .map_err(found)?;
+    for above in absolute.ancestors().skip(1).chain(canonical.ancestors().skip(1)) {
         let Ok(metadata) = fs::metadata(above) else { continue };
         let mode = metadata.mode() & 0o7777;
         if mode & 0o002 != 0 && mode & 0o1000 == 0 {
@@ -156,14 +161,42 @@ fn dial(path: &Path) -> Result<Option<i32>, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(sockopt::socket_peercred(&socket).ok().map(|peer| peer.pid.as_raw_nonzero().get()))
+    Ok(listener_of(&socket).and_then(known))
 }
 
 /// Who listens on an abstract name.
 pub(super) fn holder(name: &str) -> Option<i32> {
     let address = SocketAddr::from_abstract_name(name).ok()?;
-    let stream = UnixStream::connect_addr(&address).ok()?;
-    sockopt::socket_peercred(&stream).ok().map(|peer| peer.pid.as_raw_nonzero().get())
+    listener_of(UnixStream::connect_addr(&address).ok()?).and_then(known)
+}
+
+/// The process that called `listen()`, on this socket or at its other end.
+fn listener_of(socket: impl AsFd) -> Option<i32> {
+    sockopt::socket_peercred(socket).ok().map(|peer| peer.pid.as_raw_nonzero().get())
+}
+
+/// Whoever called `listen()`, if people can do something with its number: it may have handed the
+/// socket on and ended, or be no plugin. The first process is named, to be told apart.
+fn known(process: i32) -> Option<i32> {
+    let ours = program("self");
+    (process == FIRST || (ours.is_some() && program(&process.to_string()) == ours))
+        .then_some(process)
+}
+
+/// The file name of what a process runs, which may have been replaced since.
+fn program(process: &str) -> Option<Vec<u8>> {
+    let file = fs::read_link(format!("/proc/{process}/exe")).ok()?;
+    let name = file.file_name()?.as_bytes();
+    Some(name.strip_suffix(b" (deleted)").unwrap_or(name).to_owned())
+}
+
+/// Whether a socket that was handed over is known to those who dial it by a plugin before, and not
+/// by a service manager that goes on to hold it.
+pub(super) fn is_known_by_another(socket: impl AsFd) -> bool {
+    listener_of(socket).is_some_and(|process| {
+        let is_gone = !Path::new(&format!("/proc/{process}")).exists();
+        process != FIRST && (is_gone || known(process).is_some())
+    })
 }
 
 #[cfg(test)]
@@ -225,6 +258,15 @@ mod tests {
             chmod(&above, mode);
             assert!(bind(&place.join("kms.sock")).is_ok(), "{mode:o}");
         }
+        // nor does a link lead around it
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&place, &link).unwrap();
+        assert!(bind(&link.join("kms.sock")).is_ok());
+        chmod(&above, 0o777);
+        for refused in [bind(&link.join("kms.sock")).map(drop), check(&link)] {
+            let error = refused.unwrap_err();
+            assert!(error.to_string().ends_with(&format!("chmod go-w {}", above.display())));
+        }
     }
 
     #[test]
@@ -252,6 +294,13 @@ mod tests {
         let error = bind(&path).unwrap_err();
         assert!(matches!(error, SocketError::InUse { by: Some(by), .. } if by == us), "{error}");
         assert!(error.to_string().contains(&format!("kill -USR2 {us}")), "{error}");
+        // of another program, as of one that was started before a hand-over, only how to find it
+        assert_eq!((known(FIRST), known(us)), (Some(FIRST), Some(us)));
+        let mut another = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert_eq!(known(another.id().cast_signed()), None);
+        another.kill().unwrap();
+        another.wait().unwrap();
+        assert_eq!(known(another.id().cast_signed()), None);
         // nobody accepts, and the backlog fills: dialling would wait for ever
         rustix::net::listen(&live, 0).unwrap();
         let mut waiting: Vec<Option<i32>> = Vec::new();

@@ -4,7 +4,14 @@
 //! often it has loaded the file anew, and says when it was started: either has to have happened
 //! since the file was replaced, and where the file has a KMS, the apiserver has to have asked its
 //! plugin, which one does not that was started with an older file, or with none. An apiserver that
-//! does not load it by itself has to be restarted.
+//! does not load it by itself has to be restarted, and so has one that does not say that it has: 1.28
+//! and earlier may load it and count nothing.
+//!
+//! A file that is as it should be already, when a change begins, may not have been loaded yet all the
+//! same: somebody has just put it there, or a change was given up while it was waited for. A count
+//! that stands still says nothing then ([`Seen::works_by`]).
+
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -24,6 +31,13 @@ const RELOADS: [&str; 2] = [
 ];
 const RELOADED: &str =
     "apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds";
+const BUILD: &str = "kubernetes_build_info";
+/// Up to this minor release the counts may be missing; those of later ones are missing until they count.
+const LAST_SILENT: u32 = 28;
+/// An apiserver that loads files by itself looks once a minute, and takes a while for its plugins.
+pub(crate) const SURELY_LOADED: Duration = Duration::from_secs(120);
+/// When a process was started is told up to a second too early or too late.
+const START_IS_WITHIN: f64 = 1.0;
 
 /// What one apiserver said at some moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -43,6 +57,18 @@ pub struct Seen {
     /// The providers whose plugins have told it a key id since it was started.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub told: Vec<String>,
+    /// Whether it counts no reloads at all, so that nobody can see one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
+}
+
+/// Since when a file is as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Age {
+    /// In seconds since 1970 by the machine that it lies on; `None` where it does not lie here.
+    pub since: Option<f64>,
+    /// At least for so long.
+    pub lasts: Duration,
 }
 
 impl Seen {
@@ -67,6 +93,8 @@ impl Seen {
                 .fold(0.0, |sum, value| exact(sum + value)),
             failed: (failed > succeeded).then_some(failed),
             told: told_last(metrics).into_keys().collect(),
+            silent: minor(metrics).is_some_and(|minor| minor <= LAST_SILENT)
+                && samples(metrics, &[RELOADED, RELOADS[0], RELOADS[1]]).next().is_none(),
         }
     }
 
@@ -87,12 +115,9 @@ impl Seen {
                 false => self.started > before.started,
             },
         };
-        let unasked = asks.iter().find(|kms| !self.told.contains(kms));
-        if let Some(kms) = unasked.filter(|_| loaded && self.hashes.is_empty()) {
-            return Some(format!(
-                "has not asked the plugin of the provider {kms}: was it started with another file, \
-                 or without --encryption-provider-config?"
-            ));
+        let unasked = self.unasked(asks).filter(|_| loaded && self.hashes.is_empty());
+        if unasked.is_some() {
+            return unasked;
         }
         match (loaded, failed) {
             (true, _) => None,
@@ -104,6 +129,31 @@ impl Seen {
             (false, false) => Some("has not loaded it yet".to_owned()),
         }
     }
+
+    /// Whether it has to have loaded a file that is as it was for that long, although nothing was seen
+    /// to happen: it was started since, or it loads files by itself, has had the time to, and has not
+    /// failed.
+    pub fn works_by(&self, file: Age, asks: &[String]) -> bool {
+        let started = file.since.is_some_and(|since| self.started >= since + START_IS_WITHIN);
+        let by_itself = self.reloads > 0.0 && self.failed.is_none() && file.lasts >= SURELY_LOADED;
+        (started || by_itself) && self.unasked(asks).is_none()
+    }
+
+    fn unasked(&self, asks: &[String]) -> Option<String> {
+        let kms = asks.iter().find(|kms| !self.told.contains(kms))?;
+        Some(format!(
+            "has not asked the plugin of the provider {kms}: was it started with another file, \
+             or without --encryption-provider-config?"
+        ))
+    }
+}
+
+/// The minor release, such as 28.
+fn minor(metrics: &str) -> Option<u32> {
+    let build = samples(metrics, &[BUILD]).next()?;
+    let minor = build.label("minor")?;
+    let end = minor.find(|c: char| !c.is_ascii_digit()).unwrap_or(minor.len());
+    minor[..end].parse().ok()
 }
 
 /// A number that is the same after it was stored as JSON, which cannot hold infinity and is not read
@@ -205,6 +255,40 @@ mod tests {
         // From 1.36 on the hash says it all.
         let (old, new) = (seen(Some("sha256:old"), 1.0, 0), seen(Some("sha256:new"), 5.0, 0));
         assert_eq!(new.why_not(&old, "sha256:new", &["lastkey".to_owned()]), None);
+    }
+
+    /// A count that stands still says nothing of a file that nobody was seen to change.
+    #[test]
+    fn a_file_that_was_there_before_is_not_loaded_by_that_alone() {
+        let of = |started: f64, reloads: u32| seen(None, started, reloads);
+        let age =
+            |since: Option<f64>, seconds: u64| Age { since, lasts: Duration::from_secs(seconds) };
+        let minutes = SURELY_LOADED.as_secs();
+        // Started before it, or in the same second; without a file to look at.
+        assert!(!of(100.0, 0).works_by(age(Some(100.0), minutes), &[]));
+        assert!(!of(100.9, 0).works_by(age(Some(100.0), minutes), &[]));
+        assert!(of(101.0, 0).works_by(age(Some(100.0), 1), &[]));
+        assert!(!of(101.0, 0).works_by(age(None, 1), &[]));
+        // One that loads by itself has done so after a while, unless it fails.
+        assert!(!of(1.0, 1).works_by(age(Some(100.0), minutes - 1), &[]));
+        assert!(of(1.0, 1).works_by(age(Some(100.0), minutes), &[]));
+        assert!(of(1.0, 1).works_by(age(None, minutes), &[]));
+        let fails = Seen { failed: Some(7.0), ..of(1.0, 1) };
+        assert!(!fails.works_by(age(None, minutes), &[]));
+        // It asks no plugin: it was started with another file.
+        assert!(!of(101.0, 0).works_by(age(Some(100.0), 1), &["lastkey".to_owned()]));
+    }
+
+    /// 1.28.0 has none of these counts, later ones none before the first reload.
+    #[test]
+    fn a_release_that_counts_no_reloads_is_known() {
+        let of = |minor: &str, more: &str| {
+            let build = format!("{BUILD}{{git_version=\"v1\",major=\"1\",minor=\"{minor}\"}} 1\n");
+            Seen::read("u", &(metrics(None, 1.0, 0) + &build + more)).silent
+        };
+        assert!(of("28", "") && of("27+", ""));
+        assert!(!of("28", &format!("{} 0\n", RELOADS[1])));
+        assert!(!of("29", "") && !of("31", "") && !seen(None, 1.0, 0).silent);
     }
 
     #[test]

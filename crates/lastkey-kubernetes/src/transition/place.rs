@@ -107,6 +107,20 @@ impl Place {
         }
     }
 
+    /// Since when it is as it is, in seconds since 1970: when its content, its name or what links to it
+    /// was changed last. `None` if it does not lie here.
+    pub fn unchanged_since(&self) -> Option<f64> {
+        let link = fs::symlink_metadata(&self.path).ok()?;
+        let file = fs::metadata(&self.path).ok()?;
+        let times = [&link, &file].map(|about| {
+            let (changed, written) =
+                ((about.ctime(), about.ctime_nsec()), (about.mtime(), about.mtime_nsec()));
+            changed.max(written)
+        });
+        // times fit into 53 bits
+        times.into_iter().max().map(|(seconds, nanos)| seconds as f64 + nanos as f64 / 1e9)
+    }
+
     /// Where it is kept once it is replaced: a name that nothing has yet. `None` if there is no
     /// such file.
     ///

@@ -83,6 +83,12 @@ pub(crate) enum Refusal {
         "this is answered on the admin socket alone; use --admin-socket on the server's machine"
     )]
     AdminSocketOnly,
+    /// A plugin's certificate that was good once.
+    #[error(
+        "the client certificate has ended; put another one in its place, and the plugin takes it up \
+         by itself: docs/tls.md, Plugin certificates"
+    )]
+    CertificateEnded,
     /// A certificate of a cluster's own CA that is not good for this.
     #[error(transparent)]
     Kubelet(#[from] KubeletError),
@@ -149,6 +155,7 @@ impl Refusal {
         match self {
             Self::Engine(error) => engine_status(error),
             Self::Operator { kind, .. } => kind_status(*kind),
+            Self::CertificateEnded => StatusCode::UNAUTHORIZED,
             Self::AdminSocketOnly | Self::Kubelet(_) => StatusCode::FORBIDDEN,
             Self::HttpMethod => StatusCode::FORBIDDEN,
             Self::UnknownAccessKey | Self::UnknownAction | Self::NoSuchPath => {
@@ -176,6 +183,7 @@ impl Refusal {
             Self::Engine(error) => error.code(),
             Self::Operator { code, .. } => code,
             Self::AdminSocketOnly => "Forbidden.AdminSocketOnly",
+            Self::CertificateEnded => "Forbidden.CertificateEnded",
             Self::Kubelet(_) => "Forbidden.KubeletCertificate",
             Self::Params(_) => "ParseRequestParameterException",
             Self::Signature(SignatureError::Unsigned | SignatureError::Missing(_)) => {

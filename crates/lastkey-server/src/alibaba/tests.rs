@@ -15,6 +15,7 @@ fn every_refusal() -> Vec<Refusal> {
         SignatureError::Method.into(),
         SignatureError::Timestamp.into(),
         SignatureError::SecurityToken.into(),
+        Refusal::CertificateEnded,
         Refusal::UnknownAccessKey,
         Refusal::SignatureMismatch,
         NonceRefusal::Replayed.into(),

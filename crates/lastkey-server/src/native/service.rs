@@ -46,11 +46,13 @@ pub(super) async fn ca(call: &Call<'_>) -> Answer {
 #[derive(Serialize)]
 struct Renewed {
     not_after: Timestamp,
+    /// Whether there is no new one: the files that somebody brought were read again.
+    from_files: bool,
 }
 
 pub(super) async fn renew(call: &Call<'_>) -> Answer {
     call.execute(RenewCertificate).await?;
     let pki = call.context.pki;
     pki.renew(call.context.engine)?;
-    json(&Renewed { not_after: pki.certificate_not_after() })
+    json(&Renewed { not_after: pki.certificate_not_after(), from_files: pki.is_brought() })
 }

@@ -4,10 +4,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +18,9 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::authority::{Authority, AuthorityError, BACKDATE, LEAF_LIFE, Terms, check_name};
+use super::authority::{
+    Authority, AuthorityError, BACKDATE, LEAF_LIFE, ServerPair, Terms, check_name,
+};
 pub(crate) use super::leaf::{Leaf, sealed_config};
 
 /// A certificate of ours is renewed when less than this is left of it.
@@ -90,19 +89,20 @@ pub(crate) struct ServerCertificate {
     /// Held while a certificate is made and written, one at a time: a full or slow disk may take
     /// long, so that no request waits for it.
     keep: Mutex<Option<Keep>>,
-    /// What became of the last one, or that none is to be left; read without the lock.
-    kept: AtomicBool,
+    /// Why the last one is not left, where one is to be; read without the lock.
+    unkept: RwLock<Option<String>>,
 }
 
 /// Where the current certificate is left for a sealed start.
 #[derive(Debug)]
 struct Keep {
     leaf: Leaf,
-    /// Whether it is there; otherwise it is tried again.
-    kept: bool,
-    /// Whether the log says that it is not.
-    told: bool,
+    /// Why it is not there, if it is not; it is tried again then.
+    unkept: Option<String>,
 }
+
+/// What stands in the way of a certificate that was not tried yet.
+const NOT_YET: &str = "it is about to be written";
 
 #[derive(Debug)]
 pub(super) struct Current {
@@ -124,8 +124,8 @@ impl ServerCertificate {
         terms: Terms<'_>,
     ) -> Result<Self, CertificateError> {
         let current = obtain(&source, authority, terms, None)?;
-        let (current, kept) = (RwLock::new(current), AtomicBool::new(true));
-        Ok(Self { source, current, keep: Mutex::new(None), kept })
+        let (current, unkept) = (RwLock::new(current), RwLock::default());
+        Ok(Self { source, current, keep: Mutex::new(None), unkept })
     }
 
     /// Where each certificate of ours is left from now on; answers whether it is there already.
@@ -134,24 +134,32 @@ impl ServerCertificate {
             return true;
         }
         let mut keep = self.keep.lock();
-        let is_there = match (&*keep, &leaf) {
-            (_, None) => true,
-            (Some(Keep { leaf: last, kept, .. }), Some(leaf)) => *kept && last.is_where(leaf),
-            (None, Some(_)) => false,
+        let unkept = match (&*keep, &leaf) {
+            (_, None) => None,
+            (Some(Keep { leaf: last, unkept }), Some(leaf)) if last.is_where(leaf) => {
+                unkept.clone()
+            }
+            (_, Some(_)) => Some(NOT_YET.to_owned()),
         };
-        *keep = leaf.map(|leaf| Keep { leaf, kept: is_there, told: false });
-        self.kept.store(is_there, Ordering::Release);
+        let is_there = unkept.is_none();
+        self.unkept.write().clone_from(&unkept);
+        *keep = leaf.map(|leaf| Keep { leaf, unkept });
         is_there
     }
 
-    /// Whether a sealed start will have a certificate that clients know, or needs none of ours.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.kept.load(Ordering::Acquire)
+    /// Why a sealed start will have no certificate that clients know, where it needs one of ours.
+    pub(crate) fn unkept(&self) -> Option<String> {
+        self.unkept.read().clone()
     }
 
     /// When the current certificate ends.
     pub(crate) fn not_after(&self) -> Timestamp {
         self.current.read().not_after
+    }
+
+    /// Whether it comes from files that somebody else writes.
+    pub(crate) fn is_brought(&self) -> bool {
+        matches!(self.source, CertificateSource::Files { .. })
     }
 
     /// Gets a new certificate now; the old one stays if there is none to be had.
@@ -174,11 +182,11 @@ impl ServerCertificate {
         mut keep: Option<&mut Keep>,
     ) -> Result<Current, CertificateError> {
         let next = obtain(&self.source, authority, terms, keep.as_deref_mut());
-        self.kept.store(keep.is_none_or(|keep| keep.kept), Ordering::Release);
+        *self.unkept.write() = keep.and_then(|keep| keep.unkept.clone());
         next
     }
 
-    /// Leaves a certificate that could not be left before; says whether there is room for it now.
+    /// Leaves a certificate that could not be left before; says whether it is left now.
     /// It is another one: the key of the current one is nowhere but in memory.
     fn keep_again(
         &self,
@@ -186,16 +194,19 @@ impl ServerCertificate {
         terms: Terms<'_>,
     ) -> Result<bool, CertificateError> {
         let mut keep = self.keep.lock();
-        let Some(keep) = keep.as_mut().filter(|keep| !keep.kept) else { return Ok(false) };
+        let Some(keep) = keep.as_mut().filter(|keep| keep.unkept.is_some()) else {
+            return Ok(false);
+        };
         let next = self.next(authority, terms, Some(&mut *keep))?;
-        if keep.kept {
+        let is_there = keep.unkept.is_none();
+        if is_there {
             *self.current.write() = next;
         }
-        Ok(keep.kept)
+        Ok(is_there)
     }
 
-    /// Renews if it is time to, if the files have changed, or if there is room now for what a
-    /// sealed start needs; says whether it did.
+    /// Renews if it is time to, if the files have changed, or if what a sealed start needs can be
+    /// written now; says whether it did.
     pub(crate) fn renew_if_due(
         &self,
         authority: &Authority,
@@ -220,6 +231,33 @@ impl ServerCertificate {
         let current = self.current.read();
         now.after(RENEW_BEFORE) >= current.not_after
             || current.issued.is_some_and(|issued| now.after(BACKDATE / 2) < issued)
+    }
+}
+
+impl Keep {
+    /// Leaves this one. Where it cannot be written, a sealed server shows the one before, or one
+    /// that proves nothing: no reason not to serve. That is said once for each cause.
+    fn leave(&mut self, pair: &ServerPair) -> Result<(), CertificateError> {
+        let (path, source) = match self.leaf.write(pair) {
+            Err(CertificateError::Write { path, source }) => (path, source),
+            written => {
+                self.unkept = written.as_ref().err().map(ToString::to_string);
+                return written;
+            }
+        };
+        let advice = match disk::is_full(&source) {
+            true => "make room on the disk",
+            false => "put that right",
+        };
+        let why = Some(format!("{}: {source}; {advice}", path.display()));
+        if let Some(why) = why.as_ref().filter(|_| self.unkept != why) {
+            tracing::warn!(
+                "the server's certificate is not kept: after a restart, clients may not recognise \
+                 the server while it is sealed; {why}, it is tried again each minute"
+            );
+        }
+        self.unkept = why;
+        Ok(())
     }
 }
 
@@ -261,23 +299,7 @@ fn obtain(
         CertificateSource::Authority { names } => {
             let pair = authority.issue_server(names, terms)?;
             if let Some(keep) = keep {
-                keep.kept = false;
-                match keep.leaf.write(&pair) {
-                    Ok(()) => (keep.kept, keep.told) = (true, false),
-                    // While it is sealed it shows the one before, or one that proves nothing.
-                    Err(CertificateError::Write { path, source }) if disk::is_full(&source) => {
-                        if !std::mem::replace(&mut keep.told, true) {
-                            let path = path.display();
-                            tracing::warn!(
-                                %path, %source,
-                                "the certificate is not kept: after a restart, clients may not \
-                                 recognise the server while it is sealed; make room on the disk, \
-                                 it is tried again each minute"
-                            );
-                        }
-                    }
-                    Err(error) => return Err(error),
-                }
+                keep.leave(&pair)?;
             }
             let key = certified(vec![pair.certificate], pair.key)?;
             Ok(Current { key, not_after: pair.not_after, issued: Some(terms.now), modified: None })
@@ -289,14 +311,7 @@ fn obtain(
 pub(super) fn from_files(certificate: &Path, key: &Path) -> Result<Current, CertificateError> {
     // Taken first: a change while we read shows as a difference at the next look.
     let modified = modified(certificate, key);
-    let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
-        .collect::<Result<Vec<_>, _>>()
-        .ok()
-        .filter(|chain| !chain.is_empty())
-        .ok_or_else(|| CertificateError::Pem {
-            path: certificate.to_owned(),
-            what: "certificate chain",
-        })?;
+    let chain = read_chain(certificate)?;
     let private = zeroize::Zeroizing::new(read(key)?);
     let private = PrivateKeyDer::from_pem_slice(&private)
         .map_err(|_| CertificateError::Pem { path: key.to_owned(), what: "private key" })?;
@@ -312,6 +327,15 @@ pub(super) fn from_files(certificate: &Path, key: &Path) -> Result<Current, Cert
         issued: None,
         modified,
     })
+}
+
+/// The certificates in a PEM file, one at least.
+pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    CertificateDer::pem_slice_iter(&read(path)?)
+        .collect::<Result<Vec<_>, _>>()
+        .ok()
+        .filter(|chain| !chain.is_empty())
+        .ok_or_else(|| CertificateError::Pem { path: path.to_owned(), what: "certificate chain" })
 }
 
 pub(super) fn certified(
@@ -387,24 +411,43 @@ mod tests {
         let files = || fs::read_dir(directory.path()).unwrap().count();
         let disk = Filling::leaked();
         let leaf = || Some(Leaf::on(disk, directory.path()));
-        assert!(certificate.is_kept(), "nothing is to be left yet");
+        assert!(certificate.unkept().is_none(), "nothing is to be left yet");
         disk.holds(0);
         assert!(!certificate.keep_in(leaf()));
         // A full disk keeps nobody from the server.
         certificate.renew(&authority, terms(now)).unwrap();
         let first = served();
-        assert!(!certificate.is_kept() && !certificate.keep_in(leaf()) && files() == 0);
+        assert!(!certificate.keep_in(leaf()) && files() == 0);
+        assert!(certificate.unkept().is_some_and(|why| why.contains("make room on the disk")));
         // Clients see no other certificate as long as none can be left.
         assert!(!certificate.renew_if_due(&authority, terms(now)).unwrap());
         assert_eq!((served(), files()), (first.clone(), 0));
         disk.holds(usize::MAX);
         assert!(certificate.renew_if_due(&authority, terms(now)).unwrap());
-        assert!(certificate.is_kept() && certificate.keep_in(leaf()));
+        assert!(certificate.unkept().is_none() && certificate.keep_in(leaf()));
         assert_ne!(served(), first);
         let key = directory.path().join("server.key");
         let left = from_files(&directory.path().join("server.pem"), &key).unwrap();
         assert_eq!(left.key.cert[0].to_vec(), served());
         assert!(!certificate.renew_if_due(&authority, terms(now)).unwrap());
+    }
+
+    #[test]
+    fn whatever_keeps_it_from_being_left_keeps_nobody_from_the_server_and_is_named() {
+        let now = Timestamp::from_millis(1_767_225_600_000);
+        let authority = Authority::create(now, &SystemEntropy).unwrap();
+        let source = CertificateSource::Authority { names: vec!["localhost".to_owned()] };
+        let certificate = ServerCertificate::load(source, &authority, terms(now)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let next_key = directory.path().join("server.key.next");
+        fs::create_dir(&next_key).unwrap();
+        assert!(!certificate.keep_in(Some(Leaf::new(directory.path()))));
+        certificate.renew(&authority, terms(now)).unwrap();
+        let why = certificate.unkept().unwrap();
+        assert!(why.contains("server.key.next: ") && !why.contains("room"), "{why}");
+        fs::remove_dir(next_key).unwrap();
+        assert!(certificate.renew_if_due(&authority, terms(now)).unwrap());
+        assert_eq!(certificate.unkept(), None);
     }
 
     /// The status is asked for on threads that serve requests.
@@ -420,10 +463,10 @@ mod tests {
         let (asked, answers) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             let writing = certificate.keep.lock();
-            scope.spawn(|| asked.send(certificate.is_kept()));
+            scope.spawn(|| asked.send(certificate.unkept()));
             let told = answers.recv_timeout(Duration::from_secs(10));
             drop(writing);
-            assert_eq!(told, Ok(true));
+            assert_eq!(told, Ok(None));
         });
     }
 

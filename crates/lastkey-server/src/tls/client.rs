@@ -29,6 +29,8 @@ use super::{
 pub(crate) enum Shown {
     /// It has shown none that we issued or asked for.
     Nobody,
+    /// A certificate of ours that has ended, in a session that was resumed.
+    Ended,
     /// A plugin, by a certificate of ours.
     Plugin(PluginCertificate),
     /// Whoever a cluster's CA says it is; which cluster's is asked where it matters.
@@ -79,7 +81,7 @@ impl ClientTrust {
         if ended.is_some_and(|ended| {
             self.ours.verify_client_cert(leaf, rest, kubelet::unix_time(ended)).is_ok()
         }) {
-            return Shown::Nobody;
+            return Shown::Ended;
         }
         Shown::Foreign(chain.iter().map(|one| one.clone().into_owned()).collect())
     }
@@ -222,7 +224,7 @@ mod tests {
         let shown = trust.shown(std::slice::from_ref(&ours), now);
         assert!(matches!(shown, Shown::Plugin(plugin) if plugin.cluster == cluster));
         let late = until.after(std::time::Duration::from_secs(1));
-        assert!(matches!(trust.shown(&[ours], late), Shown::Nobody));
+        assert!(matches!(trust.shown(&[ours], late), Shown::Ended));
         assert!(matches!(trust.shown(&[], now), Shown::Nobody));
 
         // Issued while our clock was ahead: good now that it was set right, in handshakes too.
@@ -233,7 +235,7 @@ mod tests {
             let verifier = trust.verifier(roots);
             assert!(verifier.verify_client_cert(&future[0], &[], kubelet::unix_time(now)).is_ok());
         }
-        assert!(matches!(trust.shown(&future, ahead.after(2 * minute)), Shown::Nobody));
+        assert!(matches!(trust.shown(&future, ahead.after(2 * minute)), Shown::Ended));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use rustls::{
 };
 
 mod authority;
+mod brought;
 mod certificate;
 mod client;
 mod identity;
@@ -25,9 +26,14 @@ mod kubelet;
 mod leaf;
 
 pub use authority::{Authority, AuthorityError, Csr, Issued, Terms};
+#[cfg(test)]
+pub(crate) use brought::tests::brought as brought_for_tests;
+pub(crate) use brought::{Brought, Refusal};
 pub use certificate::{CertificateError, CertificateSource};
 pub(crate) use certificate::{Leaf, ServerCertificate, sealed_config};
 pub(crate) use client::{ClientTrust, Shown};
+#[cfg(test)]
+pub(crate) use identity::PluginCertificate;
 use identity::plugin_of;
 pub(crate) use kubelet::{KubeletCertificate, KubeletError, kubelet_of, roots_of};
 

@@ -66,12 +66,15 @@ impl<M: Medium> Committer<M> {
         loop {
             let patience =
                 self.retry.as_ref().map(|retry| retry.at.saturating_duration_since(Instant::now()));
-            match self.shared.queue.take(patience, || self.medium.gather()) {
+            let work = self.shared.queue.take(patience, || self.medium.gather());
+            self.shared.patience.begin();
+            match work {
                 Work::Batch(batch) => self.serve(batch),
                 Work::Suspect => self.suspect(),
                 Work::Idle => self.probe(),
                 Work::Closed => break,
             }
+            self.shared.patience.end();
         }
     }
 

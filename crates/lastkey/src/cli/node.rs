@@ -83,6 +83,23 @@ pub(crate) struct ApproveOptions {
     pub(crate) within: Duration,
 }
 
+/// Options of `cluster certificate`.
+#[derive(Debug, Args)]
+pub(crate) struct CertificateOptions {
+    /// The cluster's name or id.
+    pub(crate) cluster: String,
+    /// Where to write plugin.pem, plugin.key and ca.pem: a directory without such files.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Whose identity it is; another name than those of `cluster list` is one more plugin.
+    #[arg(long, value_name = "NAME", default_value = "plugin")]
+    pub(crate) plugin: String,
+    /// Also while the certificate of that plugin is good. It is refused at once then, wherever a copy
+    /// of it lies.
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
 /// A number of seconds, minutes, hours or days.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     let wrong = || "give a number and s, m, h or d, such as 12h".to_owned();

@@ -12,8 +12,8 @@ pub(crate) struct NodeDoctorOptions {
     #[arg(long, value_name = "FILE|PID")]
     pub(crate) apiserver: Option<String>,
 
-    /// The plugin: its static pod manifest, or its process id [default: a running lastkey
-    /// kms-plugin, else the manifest that `cluster config` prints].
+    /// The plugin: its static pod manifest, or its process id, or that of `lastkey up` [default: a
+    /// running lastkey kms-plugin, else the manifest that `cluster config` prints].
     #[arg(long, value_name = "FILE|PID")]
     pub(crate) plugin: Option<String>,
 

@@ -74,7 +74,8 @@ pub(crate) enum OperatorAction {
     /// Enter one of the new shares that `rekey` or `migrate` made; once enough were, they alone
     /// unseal.
     Confirm,
-    /// Drop the shares that were entered for a change, and new ones that were never entered.
+    /// Drop the shares that were entered for a change; where none were, the new ones that wait to be
+    /// confirmed.
     Cancel,
     /// Put the root key under another seal.
     Migrate {

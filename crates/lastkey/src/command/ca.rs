@@ -19,7 +19,15 @@ pub(crate) fn run(connect: &Connect, action: CaAction, output: &Output) -> Resul
             CaAction::Renew => {
                 let renewed = client.renew_server_certificate().await?;
                 output.object(&renewed, || {
-                    format!("the server has a new certificate\n{}", fields(&renewed))
+                    let done = match renewed["from_files"] == true {
+                        true => {
+                            "the certificate is your own: its files were read again, and whoever \
+                             issued it renews it"
+                        }
+                        false => "the server has a new certificate",
+                    };
+                    let ends = json!({ "not_after": renewed["not_after"] });
+                    format!("{done}\n{}", fields(&ends))
                 });
             }
         }

@@ -5,6 +5,8 @@
 //! shown but names, times and paths.
 
 mod apiserver;
+mod enrolment;
+mod identity;
 mod plugin;
 mod socket;
 
@@ -16,6 +18,7 @@ use lastkey_kubernetes::{
 };
 use serde_json::{Value, json};
 
+use self::identity::State;
 use crate::{
     cli::NodeDoctorOptions,
     connect::block_on,
@@ -131,10 +134,13 @@ async fn examine(options: &NodeDoctorOptions) -> Vec<Finding> {
         socket::examine(address, user, &mut findings).await;
     }
     // 4. The plugin's identity, and the server as the plugin finds it.
-    if let Some(plugin) = &plugin
-        && plugin.certificate(&mut findings)
-    {
-        plugin.server(&mut findings).await;
+    if let Some(plugin) = &plugin {
+        match plugin.identity(&mut findings) {
+            State::Good => plugin.server(&mut findings, false).await,
+            State::Ended => plugin.server(&mut findings, true).await,
+            State::Enrols => plugin.enrolment(&mut findings).await,
+            State::Unusable => {}
+        }
     }
     findings.sort_by_key(|finding| finding.severity);
     findings

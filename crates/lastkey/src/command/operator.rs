@@ -64,8 +64,9 @@ pub(crate) fn run(
         OperatorAction::Rekey(splitting) => call.order("rekey", body(splitting)),
         OperatorAction::Confirm => call.order("confirm", Map::new()),
         OperatorAction::Cancel => {
+            let before = call.get_status()?;
             let status = call.post("cancel", &json!({}))?;
-            call.progress(&status);
+            output.object(&status, || cancelled(&before, &status));
             Ok(())
         }
         OperatorAction::Migrate { to, splitting, token } => call.migrate(to, splitting, token),
@@ -156,7 +157,13 @@ impl Call<'_> {
                 // New shares, which were never entered, unseal too.
                 Err(failure) if sealed && status["pending"]["kind"] == "shamir" => {
                     self.output.hint(&format!("{failure}; the new shares unseal the server, too"));
-                    by_share()?
+                    match by_share() {
+                        // Who gives none wants to know of the seal.
+                        Err(none) if none.exit() == Exit::Usage => {
+                            return Err(failure.and("the new shares unseal the server, too"));
+                        }
+                        answer => answer?,
+                    }
                 }
                 answer => answer?,
             }
@@ -295,6 +302,25 @@ fn under_way(status: &Value) -> Option<String> {
     let order = status["order"].as_str().filter(|order| *order != "unseal")?;
     let target = status["target"].as_str();
     Some(target.map_or_else(|| order.to_owned(), |target| format!("{order} to {target}")))
+}
+
+/// What `cancel` has dropped, and what it has not.
+fn cancelled(before: &Value, after: &Value) -> String {
+    let pending = after["pending"].is_object();
+    let dropped = match under_way(before) {
+        _ if before["pending"].is_object() && !pending => {
+            "the new shares are dropped: they are worthless, and the old seal goes on".to_owned()
+        }
+        Some(order) => format!("what was entered for {order} is dropped"),
+        None => "nothing was being entered".to_owned(),
+    };
+    match pending {
+        true => format!(
+            "{dropped}; the new shares wait on (`lastkey operator confirm`): another `lastkey \
+             operator cancel` drops them"
+        ),
+        false => dropped,
+    }
 }
 
 fn sentence(status: &Value) -> String {
@@ -463,6 +489,29 @@ mod tests {
                 "seal": of(seal), "pending": pending, "waiting": waiting, "progress": progress,
             });
             assert_eq!(takes_shares(&status), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn who_cancels_is_told_what_that_has_dropped() {
+        let status = |order: Value, pending: bool| {
+            let pending = if pending { json!({ "kind": "shamir" }) } else { Value::Null };
+            json!({ "order": order, "target": null, "pending": pending })
+        };
+        let (none, confirm) = (Value::Null, json!("confirm"));
+        for (before, after, expected) in [
+            (
+                status(confirm.clone(), true),
+                true,
+                "what was entered for confirm is dropped; the new",
+            ),
+            (status(none.clone(), true), false, "the new shares are dropped"),
+            (status(confirm, false), false, "what was entered for confirm is dropped"),
+            (status(none.clone(), false), false, "nothing"),
+        ] {
+            let said = cancelled(&before, &status(none.clone(), after));
+            assert!(said.starts_with(expected), "{said}");
+            assert_eq!(said.contains("another `lastkey operator cancel`"), after, "{said}");
         }
     }
 

@@ -57,6 +57,11 @@ impl DataDir {
         }
     }
 
+    /// Another process's; nothing is made.
+    pub(super) fn of_another(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }

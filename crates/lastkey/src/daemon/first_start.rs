@@ -3,11 +3,13 @@
 
 use std::path::Path;
 
+use lastkey_client::Endpoint;
 use lastkey_crypto::ClusterId;
 use lastkey_engine::{
     AccessKey, AliasName, Engine, Error, KeyRef,
     command::{AddCluster, CreateAccessKey, CreateKey, DescribeKey, ListClusters},
 };
+use lastkey_server::Reach;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
@@ -22,16 +24,16 @@ pub(super) const KUBERNETES: &str = "alias/kubernetes";
 pub(super) async fn credentials(
     engine: &Engine,
     data: &DataDir,
-    url: &str,
+    reach: &Reach,
 ) -> Result<bool, Failure> {
     if engine.has_access_keys() {
-        return refresh(&data.credentials(), data, url);
+        return refresh(&data.credentials(), data, reach);
     }
     // The file comes first: credentials that nobody was told would lock everybody out.
     let (key, secret) = AccessKey::generate(engine.entropy(), engine.clock().now());
     let text = Zeroizing::new(String::from_utf8_lossy(secret.expose()).into_owned());
     let content = json!({
-        "url": url,
+        "url": reach.url(),
         "ca_file": data.ca(),
         "access_key_id": &*key.id,
         "access_key_secret": &*text,
@@ -42,8 +44,24 @@ pub(super) async fn credentials(
     Ok(true)
 }
 
+/// The address that clients on this machine are to use: ours, unless it will not do and somebody
+/// has put one in the file that does.
+pub(super) fn url(data: &DataDir, reach: &Reach) -> String {
+    let text = std::fs::read(data.credentials()).map(Zeroizing::new).unwrap_or_default();
+    let content = serde_json::from_slice(&text).unwrap_or(Value::Null);
+    url_in(&content, reach)
+}
+
+fn url_in(content: &Value, reach: &Reach) -> String {
+    let theirs = content["url"].as_str().unwrap_or_default();
+    match theirs.parse() {
+        Ok(Endpoint::Tls { host, port }) if reach.yields_to(&host, port) => theirs.to_owned(),
+        _ => reach.url(),
+    }
+}
+
 /// Another start may listen elsewhere: the file follows, its secret stays.
-fn refresh(path: &Path, data: &DataDir, url: &str) -> Result<bool, Failure> {
+fn refresh(path: &Path, data: &DataDir, reach: &Reach) -> Result<bool, Failure> {
     let text = match std::fs::read(path) {
         Ok(text) => Zeroizing::new(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -54,6 +72,7 @@ fn refresh(path: &Path, data: &DataDir, url: &str) -> Result<bool, Failure> {
         tracing::warn!(path = %path.display(), "the credentials file is not ours any more");
         return Ok(true);
     };
+    let url = url_in(&content, reach);
     if content["url"] != url || content["ca_file"] != json!(data.ca()) {
         content["url"] = json!(url);
         content["ca_file"] = json!(data.ca());

@@ -77,6 +77,10 @@ fn answer(
             let identity = identity.map(ToString::to_string).unwrap_or_default();
             (StatusCode::OK, format!("{metrics}{identity}"))
         }
+        "/healthz" if metrics.sockets_gone() > 0 => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the socket's file is gone, so nobody can dial the plugin: start it anew\n".to_owned(),
+        ),
         "/healthz" if metrics.is_usable() => (StatusCode::OK, "ok\n".to_owned()),
         "/healthz" => (
             StatusCode::SERVICE_UNAVAILABLE,

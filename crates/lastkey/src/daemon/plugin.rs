@@ -1,19 +1,26 @@
 //! `kms-plugin`: a plugin beside an apiserver, whose server is elsewhere.
 
-use std::{ffi::OsStr, net::TcpListener, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
+use std::{
+    ffi::OsStr,
+    net::TcpListener,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use lastkey_client::{Client, ClientCertificate, Config, Endpoint};
+use lastkey_client::{Client, ClientCertificate, Config, Credentials, Endpoint};
 use lastkey_crypto::ClusterId;
 use lastkey_crypto::mac::sha256;
 use lastkey_kubernetes::{
-    plugin::{Plugin, PluginConfig, StatusVersion},
+    plugin::{Plugin, PluginConfig, StatusVersion, TakeUp},
     socket::{Offer, SocketAddress},
 };
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    first_start::failed,
+    data_dir::DataDir,
+    first_start::{KUBERNETES, failed},
     keeper::{Enrolling, IdentityFiles, Keeper, Kubelet},
     metrics,
     notify::notify,
@@ -81,7 +88,24 @@ pub(super) async fn alone(
     // 3. Once the server has answered, begin where the process before stops.
     let (begins, begun) = watch::channel(beginning);
     let say = async {
-        let Ok(state) = working.await else { return };
+        let gave_up = async {
+            match &predecessor {
+                Some((predecessor, _)) => predecessor.gave_up().await,
+                None => std::future::pending().await,
+            }
+        };
+        let state = tokio::select! {
+            biased;
+            () = gave_up => {
+                tracing::error!("the process before goes on without this one, which ends");
+                let _ = leave.send(true);
+                return;
+            }
+            state = working => match state {
+                Ok(state) => state,
+                Err(_) => return,
+            },
+        };
         if let Some((predecessor, begin)) = predecessor {
             if let Err(error) = predecessor.take_over().await {
                 tracing::error!(%error, "the process before does not let go");
@@ -97,7 +121,7 @@ pub(super) async fn alone(
     let observe = async {
         let Some(listener) = metrics else { return };
         tokio::select! {
-            () = stopped(begun) => {}
+            () = stopped(begun.clone()) => {}
             () = stopped(left.clone()) => return,
         }
         metrics::serve(listener, (counters, identity), stopped(left.clone())).await;
@@ -113,7 +137,7 @@ pub(super) async fn alone(
         tokio::select! {
             () = stopped(stop) => notify("STOPPING=1"),
             () = gone => {}
-            () = upgrades.handed_over(&offer) => {}
+            () = upgrades.handed_over(&offer, stopped(begun.clone())) => {}
         }
         leave.send_replace(true);
     };
@@ -225,6 +249,7 @@ fn plugin_config(
         },
         memory: options.memory.memory(state_dir(options)?),
         leases: options.memory.leases(),
+        take_up: keeper.as_ref().map(|(keeper, _)| TakeUp::new(keeper.take_up_at_once())),
         ..PluginConfig::new(client, options.key.clone(), sockets(&options.sockets)?)
     };
     Ok((config, keeper.map(|(keeper, _)| keeper)))
@@ -235,14 +260,18 @@ fn keeper(
     options: &PluginOptions,
     (client, servers, cluster): (&Arc<Client>, Vec<Endpoint>, Option<ClusterId>),
 ) -> Result<Option<(Keeper, IdentityFiles)>, Failure> {
+    let ca_file = absolute(options.ca_file.as_ref())?;
     let given = (absolute(options.client_cert.as_ref())?, absolute(options.client_key.as_ref())?);
     if let (Some(certificate), Some(key)) = given {
         let files = IdentityFiles { certificate, key };
-        return Ok(Some((Keeper::new(Arc::clone(client), files.clone()), files)));
+        let keeper = Keeper::new(Arc::clone(client), files.clone());
+        let keeper = match ca_file {
+            Some(ca_file) => keeper.trusting(ca_file),
+            None => keeper,
+        };
+        return Ok(Some((keeper, files)));
     }
-    let (true, Some(cluster), Some(ca_file)) =
-        (options.enrol.enrol, cluster, absolute(options.ca_file.as_ref())?)
-    else {
+    let (true, Some(cluster), Some(ca_file)) = (options.enrol.enrol, cluster, ca_file) else {
         return Ok(None);
     };
     let EnrolOptions { kubelet_cert, kubelet_key, .. } = &options.enrol;
@@ -251,7 +280,7 @@ fn keeper(
         key: kubelet_key.as_ref().unwrap_or(kubelet_cert).clone(),
     };
     let files = IdentityFiles::in_directory(&state_dir(options)?);
-    let keeper = Keeper::new(Arc::clone(client), files.clone());
+    let keeper = Keeper::new(Arc::clone(client), files.clone()).trusting(ca_file.clone());
     let keeper = keeper.enrolling(Enrolling { cluster, servers, ca_file, kubelet });
     Ok(Some((keeper, files)))
 }
@@ -289,6 +318,32 @@ pub(crate) fn identity_of(options: &PluginOptions) -> Option<IdentityFiles> {
         _ if options.enrol.enrol => Some(IdentityFiles::in_directory(&state_dir(options).ok()?)),
         _ => None,
     }
+}
+
+/// The arguments of a plugin alone that would be the one inside an `up` which keeps everything in this
+/// directory and was told to listen there.
+pub(crate) fn plugin_inside_up(directory: &Path, listen: &str) -> Vec<String> {
+    let data = DataDir::of_another(directory.to_owned());
+    // which says where it listens in the end
+    let url = match Credentials::read(&data.credentials()) {
+        Ok(credentials) => credentials.endpoint.to_string(),
+        Err(_) => {
+            let (host, port) = listen.rsplit_once(':').unwrap_or((listen, "7343"));
+            let host = if ["0.0.0.0", "[::]"].contains(&host) { "localhost" } else { host };
+            format!("https://{host}:{port}")
+        }
+    };
+    let shown = |path: PathBuf| path.display().to_string();
+    let options = [
+        ("--socket", shown(data.plugin_socket())),
+        ("--key", KUBERNETES.to_owned()),
+        ("--server", url),
+        ("--client-cert", shown(data.plugin_certificate())),
+        ("--client-key", shown(data.plugin_key())),
+        ("--ca-file", shown(data.ca())),
+    ];
+    let options = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+    ["lastkey", "kms-plugin"].map(str::to_owned).into_iter().chain(options).collect()
 }
 
 /// How a plugin with these options reaches its server.

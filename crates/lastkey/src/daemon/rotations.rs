@@ -9,7 +9,8 @@
 //!    for a cluster that has not been registered for it.
 //! 2. A rotation is begun, or claimed, and worked off. Its progress is kept with it.
 //! 3. What fails is kept with it, too, and tried again after 30 seconds, then twice as long each
-//!    time, up to an hour.
+//!    time, up to an hour; one that something keeps from ever ending, by changing each object at each
+//!    write, after a day.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,7 @@ use lastkey_client::{
 };
 use lastkey_crypto::ClusterId;
 use lastkey_engine::{Instance, RotationWork};
-use lastkey_kubernetes::rotation::{By, Event, Options, Worker};
+use lastkey_kubernetes::rotation::{By, Event, Options, RotateError, Worker};
 use serde_json::Value;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -42,6 +43,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// What could not even be begun is tried again after this, and then twice as long each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// What only somebody else can mend, and what writes every object to find out, is tried again after this.
+const REST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Workers have this long to save where they are when the server stops.
 const LAST_STEPS: Duration = Duration::from_secs(2);
 /// As the command has them by default.
@@ -73,10 +76,40 @@ struct Jobs {
 
 /// What is done, or was tried, for one cluster.
 struct Job {
-    task: JoinHandle<Result<(), Failure>>,
+    task: JoinHandle<Result<(), Halted>>,
     failures: u32,
     /// When it may be tried again, once it has ended.
     again: Option<Instant>,
+}
+
+/// Why one waits.
+struct Halted {
+    failure: Failure,
+    /// Whether it would not end either if it was tried again soon.
+    rests: bool,
+}
+
+impl<T: Into<Failure>> From<T> for Halted {
+    fn from(failure: T) -> Self {
+        Self { failure: failure.into(), rests: false }
+    }
+}
+
+impl From<RotateError> for Halted {
+    fn from(error: RotateError) -> Self {
+        let rests = matches!(error, RotateError::NoEnd { .. });
+        Self { failure: Failure::failed(chain(&error)), rests }
+    }
+}
+
+impl Halted {
+    /// How long, after so many failures before.
+    fn pause(&self, failures: u32) -> Duration {
+        match self.rests {
+            true => REST,
+            false => (FIRST_PAUSE * 2_u32.pow(failures.min(10))).min(LONGEST_PAUSE),
+        }
+    }
 }
 
 impl Jobs {
@@ -112,11 +145,10 @@ impl Jobs {
             let ended = (&mut job.task).await;
             match ended {
                 Ok(Ok(())) => over.push(*cluster),
-                Ok(Err(failure)) => {
-                    let pause = FIRST_PAUSE * 2_u32.pow(job.failures.min(10));
-                    let pause = pause.min(LONGEST_PAUSE);
+                Ok(Err(halted)) => {
+                    let pause = halted.pause(job.failures);
                     tracing::warn!(
-                        %cluster, error = %failure, again_in = ?pause,
+                        %cluster, error = %halted.failure, again_in = ?pause,
                         "the rotation of a cluster waits"
                     );
                     job.failures = job.failures.saturating_add(1);
@@ -144,11 +176,7 @@ impl Jobs {
 }
 
 /// Begins or goes on with one.
-async fn carry_out(
-    socket: &Path,
-    work: RotationWork,
-    halt: Arc<AtomicBool>,
-) -> Result<(), Failure> {
+async fn carry_out(socket: &Path, work: RotationWork, halt: Arc<AtomicBool>) -> Result<(), Halted> {
     let cluster = work.cluster();
     let client = &Client::new(Config::admin(socket.to_owned()))?;
     let rotation = match work {
@@ -172,10 +200,10 @@ async fn carry_out(
     };
     match work_off((client, socket), &rotation, halt).await {
         Ok(()) => Ok(()),
-        Err(failure) => {
+        Err(halted) => {
             // What fails before a worker has claimed it would be seen nowhere else.
-            note(client, &rotation, &failure).await;
-            Err(failure)
+            note(client, &rotation, &halted.failure).await;
+            Err(halted)
         }
     }
 }
@@ -184,7 +212,7 @@ async fn work_off(
     (client, socket): (&Client, &Path),
     rotation: &Rotation,
     halt: Arc<AtomicBool>,
-) -> Result<(), Failure> {
+) -> Result<(), Halted> {
     let cluster = rotation.cluster;
     let (access, api) = reach_to_rotate(client, cluster).await?;
     let resources = Resources::of(&access, &[]);
@@ -225,7 +253,7 @@ async fn work_off(
             Ok(())
         }
         Err(_) if halt.load(Ordering::Relaxed) => Ok(()),
-        Err(error) => Err(Failure::failed(chain(&error))),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -269,5 +297,18 @@ fn tell(cluster: ClusterId, event: &Event) {
         Event::Claimed { why } => tracing::info!(%cluster, why, "another worker is at it"),
         Event::Paused => tracing::info!(%cluster, "the rotation of a cluster rests"),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_ends_by_itself_rests_for_a_day() {
+        let halted = Halted::from(RotateError::NoEnd { passes: 10, etcd: true });
+        assert_eq!(halted.pause(0), REST);
+        let halted = Halted::from(RotateError::Interrupted);
+        assert_eq!((halted.pause(0), halted.pause(40)), (FIRST_PAUSE, LONGEST_PAUSE));
     }
 }

@@ -8,17 +8,18 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use lastkey_client::{Client, Config};
 use lastkey_crypto::SystemEntropy;
 use lastkey_engine::{
-    BuiltinPolicy, FileSeal, Instance, Life, OperatorError, Parts, Seal, SealKind, Seals,
-    StartError, SystemClock, TokenConfig, TokenSeal,
+    BuiltinPolicy, Error, FileSeal, Instance, Life, OperatorError, Parts, Seal, SealKind, Seals,
+    StartError, SystemClock, TokenConfig, TokenSeal, audit::AuditOpenError,
 };
 use lastkey_kubernetes::{
     plugin::{Plugin, PluginConfig},
     socket::SocketAddress,
 };
 use lastkey_server::{
-    BindError, Bound, CertificateError, CertificateSource, OnOpen, Opening, Server, ServerConfig,
+    BindError, Bound, CertificateError, CertificateSource, OnOpen, Opening, Reach, Server,
+    ServerConfig,
 };
-use lastkey_store::{OpenOptions, RedbStore};
+use lastkey_store::{OpenError, OpenOptions, RedbStore, disk};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
@@ -72,6 +73,7 @@ pub(super) async fn server(options: ServerOptions, output: &Output) -> Result<()
     let Opened { data, audit, instance, bound, made } = opened;
     let ready = Ready::of(&data, &bound, made.borrow().as_ref());
     announce(output, (&ready, &instance), &data, None);
+    tell_doubt(&data, bound.reach());
     audit.start_sinks();
     let worker = rotations::run(instance.clone(), data.admin_socket(), stop.clone());
     match isolated {
@@ -113,6 +115,7 @@ async fn with_plugin(
     output: &Output,
 ) -> Result<(), Failure> {
     let url = bound.url();
+    tell_doubt_of_up(bound.reach());
     let sealed = made.borrow().is_none();
     let mut ready = Ready::of(data, &bound, made.borrow().as_ref());
     let mut plugin = None;
@@ -208,6 +211,29 @@ async fn bind_in_the_end(data: &DataDir, url: &str, memory: &MemoryOptions) -> (
     }
 }
 
+/// Says so where the command line on this machine will not accept the server's certificate.
+fn tell_doubt(data: &DataDir, reach: &Reach) {
+    let url = first_start::url(data, reach);
+    let is_put_right = reach.is_about_the_name() && url != reach.url();
+    let Some(why) = reach.doubt().filter(|_| !is_put_right) else { return };
+    tracing::warn!(
+        "commands on this machine cannot go by {url}, for they do not accept the certificate: \
+         {why}; an address with a name of the certificate may be put into \"url\" of {}, and \
+         stays there; --admin-socket needs none",
+        data.credentials().display()
+    );
+}
+
+/// Says so where the plugin inside `up` will not: no apiserver is answered until that is mended.
+fn tell_doubt_of_up(reach: &Reach) {
+    let Some(why) = reach.doubt() else { return };
+    tracing::error!(
+        "the KMS plugin cannot work: it goes by {}, and does not accept the certificate: {why}; \
+         without --tls-cert, Lastkey's own CA issues one that will do",
+        reach.url()
+    );
+}
+
 /// Serves until the server is to stop, and for as long as the worker that is its client takes to
 /// save where it is.
 async fn serve_beside(bound: Bound, stop: watch::Receiver<bool>, worker: impl Future<Output = ()>) {
@@ -230,7 +256,7 @@ async fn open(options: ServerOptions, with_plugin: bool) -> Result<Opened, Failu
     let data = DataDir::prepare(&directory)?;
     // The first random bytes of a process are slow; nobody should wait for them later.
     SystemEntropy.warm();
-    let store = RedbStore::open(data.store(), OpenOptions::default()).map_err(failed)?;
+    let store = RedbStore::open(data.store(), OpenOptions::default()).map_err(store_failed)?;
     let audit = Audit::prepare(&data, &options.audit)?;
     let instance = Instance::new(parts(&data, store, seals(&data, &options.seal), &audit));
     instance.start().await.map_err(start_failed)?;
@@ -271,13 +297,26 @@ fn check(options: &ServerOptions) -> Result<(), Failure> {
     })
 }
 
-/// A seal that cannot be reached is another exit code than one that refuses.
+/// A seal that cannot be reached is another exit code than one that refuses, and so is a full disk.
 fn start_failed(error: StartError) -> Failure {
+    let is_full = match &error {
+        StartError::Engine(error) => matches!(error, Error::StorageFull),
+        StartError::Audit(AuditOpenError::Io { source, .. }) => disk::is_full(source),
+        _ => false,
+    };
     let error = OperatorError::from(error);
-    match error.kind() {
-        lastkey_engine::ErrorKind::Unavailable
-            if matches!(&error, OperatorError::Start(StartError::Seal(_))) =>
-        {
+    let is_away = matches!(&error, OperatorError::Start(StartError::Seal(_)))
+        && error.kind() == lastkey_engine::ErrorKind::Unavailable;
+    match is_full || is_away {
+        true => Failure::new(Exit::Unavailable, chain(&error)),
+        false => failed(error),
+    }
+}
+
+/// The same of a store that did not open.
+fn store_failed(error: OpenError) -> Failure {
+    match &error {
+        OpenError::Io { source, .. } if disk::is_full(source) => {
             Failure::new(Exit::Unavailable, chain(&error))
         }
         _ => failed(error),
@@ -352,7 +391,7 @@ async fn open_doors(
     };
     let bound = Server::bind(config, instance.clone()).await.map_err(failed)?;
     let (tell, made) = watch::channel(None);
-    let prepare = on_open(data.clone(), (bound.url(), lease), with_plugin, tell);
+    let prepare = on_open(data.clone(), (bound.reach().clone(), lease), with_plugin, tell);
     bound.on_open(prepare).await.map_err(Failure::failed)?;
     Ok((bound, made))
 }
@@ -370,18 +409,18 @@ fn certificate(options: &ServerOptions) -> CertificateSource {
 /// what is there.
 fn on_open(
     data: DataDir,
-    (url, lease): (String, Duration),
+    (reach, lease): (Reach, Duration),
     with_plugin: bool,
     tell: watch::Sender<Option<Made>>,
 ) -> OnOpen {
-    let shared = Arc::new((data, url, tell));
+    let shared = Arc::new((data, reach, tell));
     Arc::new(move |opening| {
         let shared = Arc::clone(&shared);
         Box::pin(async move {
-            let (data, url, tell) = &*shared;
+            let (data, reach, tell) = &*shared;
             // before anybody is answered
             opening.engine.set_plugin_lease(lease);
-            let made = make(data, url, &opening, with_plugin).await;
+            let made = make(data, reach, &opening, with_plugin).await;
             tell.send_replace(Some(made.map_err(|failure| failure.to_string())?));
             Ok(())
         })
@@ -390,12 +429,12 @@ fn on_open(
 
 async fn make(
     data: &DataDir,
-    url: &str,
+    reach: &Reach,
     Opening { engine, pki }: &Opening,
     with_plugin: bool,
 ) -> Result<Made, Failure> {
     replace(&data.ca(), pki.ca_pem().as_bytes(), 0o644)?;
-    let has_credentials = first_start::credentials(engine, data, url).await?;
+    let has_credentials = first_start::credentials(engine, data, reach).await?;
     let mut key_id = None;
     if with_plugin {
         key_id = Some(first_start::kubernetes_key(engine).await?);
@@ -563,6 +602,19 @@ fn greeting(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_start_that_a_full_disk_has_ended_says_so_by_its_exit_code() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let log = AuditOpenError::Io { path: "audit".into(), source: full() };
+        let store = OpenError::Io { path: "store".into(), source: Arc::new(full()) };
+        for failure in
+            [start_failed(Error::StorageFull.into()), start_failed(log.into()), store_failed(store)]
+        {
+            assert_eq!(failure.exit(), Exit::Unavailable, "{failure}");
+        }
+        assert_eq!(start_failed(Error::Internal.into()).exit(), Exit::Failed);
+    }
 
     #[test]
     fn only_a_sealed_server_is_to_be_unsealed() {

@@ -9,6 +9,9 @@
 //!
 //! Up to step 4, whatever goes wrong ends the new process, and the old one goes on. An apiserver's
 //! connection ends with a goodbye in step 5; it dials again and finds the new process.
+//!
+//! A process that waits for step 4 hands over to nobody, or there would be two that begin; nor does
+//! it begin before the old one has let go or is dead, whatever becomes of their connection.
 
 use std::{
     env,
@@ -19,11 +22,17 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    pin::pin,
     process::{ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lastkey_kubernetes::socket::{Inheritance, Offer, SocketError, receive};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::sockopt::socket_peercred,
+    process::{PidfdFlags, pidfd_open},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -39,6 +48,10 @@ const MARK: &str = "LASTKEY_TAKES_OVER";
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// For a process that has closed its connection.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
+/// Between a dying process's last open file and its end.
+const DIES_WITHIN: Duration = Duration::from_secs(5);
+/// How often its end is looked for meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
 const READY: u8 = b'r';
 const YOURS: u8 = b'y';
 
@@ -68,29 +81,36 @@ pub(super) enum UpgradeError {
 
 /// What an upgrade needs, gathered before anything can have been replaced.
 pub(super) struct Upgrades {
+    next: Successor,
+    asked: Signal,
+}
+
+/// What is to be started.
+struct Successor {
     path: PathBuf,
     arguments: Vec<OsString>,
-    asked: Signal,
 }
 
 impl Upgrades {
     /// From here on, SIGUSR2 does not end the process any more.
     pub(super) fn prepare() -> io::Result<Self> {
-        Ok(Self {
-            path: own_path()?,
-            arguments: env::args_os().skip(1).collect(),
-            asked: signal(SignalKind::user_defined2())?,
-        })
+        let next = Successor { path: own_path()?, arguments: env::args_os().skip(1).collect() };
+        Ok(Self { next, asked: signal(SignalKind::user_defined2())? })
     }
 
-    /// Resolves once another process has taken over.
-    pub(super) async fn handed_over(mut self, offer: &Offer) {
+    /// Resolves once another process has taken over. Before `begun` this one has nothing to hand
+    /// over.
+    pub(super) async fn handed_over(self, offer: &Offer, begun: impl Future<Output = ()>) {
+        let Self { next, mut asked } = self;
+        let too_early = "not upgraded: this process has not taken over yet itself";
+        ignoring(&mut asked, too_early, begun).await;
         loop {
-            if self.asked.recv().await.is_none() {
+            if asked.recv().await.is_none() {
                 return std::future::pending().await;
             }
-            tracing::info!(binary = %self.path.display(), "upgrading in place");
-            match self.hand_over(offer).await {
+            tracing::info!(binary = %next.path.display(), "upgrading in place");
+            let again = "an upgrade is under way already; this signal is not kept for later";
+            match ignoring(&mut asked, again, next.hand_over(offer)).await {
                 Ok(pid) => {
                     tracing::info!(pid, "the new process has taken over; this one ends");
                     return;
@@ -101,7 +121,21 @@ impl Upgrades {
             }
         }
     }
+}
 
+/// Does this work; signals that come meanwhile are answered by a line in the log.
+async fn ignoring<T>(asked: &mut Signal, why: &str, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            Some(()) = asked.recv() => tracing::warn!("SIGUSR2: {why}"),
+        }
+    }
+}
+
+impl Successor {
     async fn hand_over(&self, offer: &Offer) -> Result<u32, UpgradeError> {
         if std::process::id() == 1 {
             return Err(UpgradeError::FirstProcess);
@@ -197,7 +231,18 @@ impl Drop for NewProcess {
 
 /// The process before this one, which still answers.
 pub(super) struct Predecessor {
-    talk: std::os::unix::net::UnixStream,
+    talk: UnixStream,
+    /// Readable once it is dead; none where the kernel cannot tell.
+    process: Option<OwnedFd>,
+}
+
+/// How it comes that this process does not begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TakeOverError {
+    #[error("cannot talk to the process before this one: {0}")]
+    Talk(#[from] io::Error),
+    #[error("the process before this one goes on by itself, so this one ends")]
+    GoesOn,
 }
 
 impl Predecessor {
@@ -206,28 +251,58 @@ impl Predecessor {
         if env::var_os(MARK).is_none() {
             return Ok(None);
         }
+        let closed = |_| SocketError::Handover("standard input is closed");
         let input = io::stdin().as_fd().try_clone_to_owned();
-        let talk = input.map(std::os::unix::net::UnixStream::from);
-        let talk = talk.map_err(|_| SocketError::Handover("standard input is closed"))?;
+        let talk = input.map(std::os::unix::net::UnixStream::from).map_err(closed)?;
         let inheritance = receive(&talk)?;
-        Ok(Some((Self { talk }, inheritance)))
+        // whoever made the pair; read before it can have let go
+        let process =
+            socket_peercred(&talk).and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty())).ok();
+        talk.set_nonblocking(true).map_err(closed)?;
+        let talk = UnixStream::from_std(talk).map_err(closed)?;
+        Ok(Some((Self { talk, process }, inheritance)))
+    }
+
+    /// Resolves once it has given this process up, and goes on. Never does if it died.
+    pub(super) async fn gave_up(&self) {
+        // it says nothing before it has heard of us: this is the connection's end
+        if self.talk.readable().await.is_ok() && !self.is_dead().await {
+            return;
+        }
+        std::future::pending().await
     }
 
     /// Says that this process is ready, and waits until the old one has stopped accepting, or is no
     /// more.
-    pub(super) async fn take_over(self) -> io::Result<()> {
-        self.talk.set_nonblocking(true)?;
-        let mut talk = UnixStream::from_std(self.talk)?;
+    pub(super) async fn take_over(mut self) -> Result<(), TakeOverError> {
         let said = async {
-            talk.write_u8(READY).await?;
-            talk.read_u8().await
+            self.talk.write_u8(READY).await?;
+            self.talk.read_u8().await
         };
         match said.await {
             Ok(YOURS) => tracing::info!("took over from the process before"),
-            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+            Ok(_) => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
+            Err(_) if !self.is_dead().await => return Err(TakeOverError::GoesOn),
             Err(error) => tracing::warn!(%error, "the process before is gone: taking over"),
         }
         Ok(())
+    }
+
+    /// Whether the process whose connection has ended has ended, too.
+    async fn is_dead(&self) -> bool {
+        let Some(process) = &self.process else { return true };
+        let has_ended = || {
+            let mut polled = [PollFd::new(process, PollFlags::IN)];
+            poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        };
+        let until = Instant::now() + DIES_WITHIN;
+        while !has_ended() {
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
     }
 }
 

@@ -140,6 +140,131 @@ fn refusals_and_rests(lab: &Lab, ready: &Ready, cluster: &Cluster) {
     assert_eq!(key_ids(cluster).len(), 1);
 }
 
+/// What a namespace leaves behind that is taken away by force is listed, and up to 1.31 nobody can write
+/// it: NamespaceLifecycle answers with 404. It is not gone, and the version that it is under is needed.
+#[test]
+fn what_is_left_of_a_namespace_keeps_its_version_on_1_31() {
+    let test = "what_is_left_of_a_namespace_keeps_its_version_on_1_31";
+    let Some(peers) = peers(test, "1.31.0") else { return };
+    let lab = Lab::new();
+    let up = lab.up();
+    let config = &up.ready.encryption_config_file;
+    let mut cluster = Cluster::start(&peers, &lab.folder("cluster"), "1.31.0", config);
+    cluster.create_secrets("s", 3);
+    take_away_its_namespace(&cluster.apiserver);
+    register(&lab, &up.ready, &cluster);
+    let mut first = Rotate::start(&lab, &up.ready, &["--retire"]);
+    let report = first.wait_for(|event| event["event"] == "report");
+    assert_eq!((&report["gone"], &report["refused"]), (&json!(0), &json!(1)), "{report}");
+    let refusal = &report["refusals"][0];
+    assert_eq!((&refusal["namespace"], &refusal["name"]), (&json!("lost"), &json!("orphan")));
+    assert!(refusal["reason"].as_str().unwrap().contains("kubectl"), "{report}");
+    let old = versions(&lab, &up.ready).swap_remove(0);
+    assert!(is_needed(&lab, &up.ready, &old), "{report}");
+    cluster.apiserver.restart().unwrap();
+    assert_eq!(cluster.apiserver.list_secrets().unwrap().len(), 3);
+
+    // Deleted, it needs nothing any more.
+    cluster.apiserver.client().send("DELETE", ORPHAN, None).unwrap().expect_ok("orphan").unwrap();
+    let mut second = Rotate::start(&lab, &up.ready, &["--keep-version"]);
+    let report = second.wait_for(|event| event["event"] == "report");
+    assert_eq!(report["refused"], 0, "{report}");
+    assert!(!is_needed(&lab, &up.ready, &old), "{report}");
+}
+
+const ORPHAN: &str = "/api/v1/namespaces/lost/secrets/orphan";
+
+/// Makes a Secret in a namespace, and has that go without it.
+fn take_away_its_namespace(apiserver: &Apiserver) {
+    let send = |method: &str, path: &str, body: Option<&Value>| {
+        apiserver.client().send(method, path, body).unwrap()
+    };
+    let named = |kind: &str, name: &str| json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name } });
+    let (all, one) = ("/api/v1/namespaces", "/api/v1/namespaces/lost");
+    send("POST", all, Some(&named("Namespace", "lost"))).expect_ok("a namespace").unwrap();
+    let secrets = ORPHAN.rsplit_once('/').unwrap().0;
+    eventually("a secret is made in it", SOON, || {
+        send("POST", secrets, Some(&named("Secret", "orphan"))).expect_ok("a secret")
+    })
+    .unwrap();
+    send("DELETE", one, None).expect_ok("its deletion").unwrap();
+    let mut namespace = send("GET", one, None).json();
+    namespace["spec"]["finalizers"] = json!([]);
+    send("PUT", &format!("{one}/finalize"), Some(&namespace)).expect_ok("its end").unwrap();
+    eventually("nobody can write what it had", SOON, || {
+        let secret = send("GET", ORPHAN, None).json();
+        match send("PUT", ORPHAN, Some(&secret)).status {
+            404 => Ok(()),
+            status => Err(format!("the status {status}")),
+        }
+    })
+    .unwrap();
+}
+
+/// Something changes each Secret at each write: no pass is without one, and the apiserver's own counts
+/// are the proof.
+#[test]
+fn what_a_policy_changes_at_each_write_is_shown_by_the_writes() {
+    let test = "what_a_policy_changes_at_each_write_is_shown_by_the_writes";
+    let Some(peers) = peers(test, "1.37.0") else { return };
+    let lab = Lab::new();
+    let up = lab.up();
+    let config = &up.ready.encryption_config_file;
+    let cluster = Cluster::start(&peers, &lab.folder("cluster"), "1.37.0", config);
+    cluster.create_secrets("s", 30);
+    change_at_each_write(&cluster.apiserver);
+    let old_id = key_ids(&cluster).pop_first().unwrap();
+    register(&lab, &up.ready, &cluster);
+    let mut rotate = Rotate::start(&lab, &up.ready, &[]);
+    let report = rotate.wait_for(|event| event["event"] == "report");
+    assert_eq!(report["verified"]["by"], "writes", "{report}");
+    assert_eq!((&report["passes"], &report["rewritten"]), (&json!(3), &json!(90)), "{report}");
+    let ids = key_ids(&cluster);
+    assert!(ids.len() == 1 && !ids.contains(&old_id), "{ids:?}");
+    let [old, primary] = &versions(&lab, &up.ready)[..] else { panic!("two versions") };
+    assert!(!is_needed(&lab, &up.ready, old) && is_needed(&lab, &up.ready, primary), "{report}");
+}
+
+/// Has the apiserver note in each Secret that is updated what it was before.
+fn change_at_each_write(apiserver: &Apiserver) {
+    let group = "admissionregistration.k8s.io/v1";
+    let expression = "Object{metadata: Object.metadata{annotations: \
+                      {\"before\": oldObject.metadata.resourceVersion}}}";
+    let policy = json!({
+        "apiVersion": group, "kind": "MutatingAdmissionPolicy", "metadata": { "name": "noted" },
+        "spec": {
+            "matchConstraints": { "resourceRules": [{
+                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"],
+                "resources": ["secrets"],
+            }] },
+            "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+            "mutations": [{
+                "patchType": "ApplyConfiguration",
+                "applyConfiguration": { "expression": expression },
+            }],
+        },
+    });
+    let binding = json!({
+        "apiVersion": group, "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": { "name": "noted" }, "spec": { "policyName": "noted" },
+    });
+    let all = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies";
+    for (path, body) in [(all, policy), (&all.replace("policies", "policybindings"), binding)] {
+        let made = apiserver.client().send("POST", path, Some(&body)).unwrap();
+        made.expect_ok("an admission policy").unwrap();
+    }
+    // It takes effect a moment later.
+    eventually("updates are changed", SOON, || {
+        apiserver.touch_secret("s-0").unwrap();
+        let now = apiserver.get_secret("s-0").unwrap().json();
+        match now["metadata"]["annotations"]["before"].is_string() {
+            true => Ok(()),
+            false => Err("it was not"),
+        }
+    })
+    .unwrap();
+}
+
 /// Has the apiserver refuse every update of `frozen-…`.
 fn forbid_updates(apiserver: &Apiserver) {
     let group = "admissionregistration.k8s.io/v1";

@@ -192,10 +192,19 @@ impl Plugin {
         .unwrap();
     }
 
+    pub(crate) fn pid(&self) -> String {
+        self.process.pid().to_string()
+    }
+
     /// Its page of metrics, if it answers.
     pub(crate) fn metrics(&self) -> Option<String> {
         let page = Client::plain(&format!("127.0.0.1:{}", self.port));
         Some(page.get("/metrics").ok()?.text())
+    }
+
+    /// Everything that it has logged.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
     }
 
     pub(crate) fn until_log(&mut self, text: &str) {

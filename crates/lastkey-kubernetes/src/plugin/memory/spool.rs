@@ -1,8 +1,9 @@
 //! What was answered from memory is gathered here, made durable within a second, and brought to
 //! the server's audit log.
 //!
-//! 1. [`Spool::keep`] notes an answer before it is given. While notes cannot be made durable, it
-//!    refuses, and nothing is answered from memory; while they take long, it waits.
+//! 1. [`Spool::keep`] notes an answer before it is given, as far as there is room on the disk that
+//!    was taken ahead. While notes cannot be made durable, it refuses, and nothing is answered from
+//!    memory; while they take long, it waits.
 //! 2. The writer takes what was noted every fifth of a second, as one batch for each key version,
 //!    and syncs it to the file.
 //! 3. The courier delivers what is in the file while the server is there. The server counts a
@@ -26,7 +27,7 @@ use lastkey_crypto::{ClusterId, KeyVersionId, SpoolId};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 
-use self::file::{SpoolError, SpoolFile};
+use self::file::{LEAST_AHEAD, SpoolError, SpoolFile};
 use super::Api;
 
 /// How long notes are gathered before they are written.
@@ -47,6 +48,11 @@ const MAX_UID: usize = 64;
 /// second do there must not cost more than the calls.
 const MAX_NAMED: usize = 1024;
 const NAMED_A_SECOND: usize = 256;
+/// More bytes than a batch's line has without its uids.
+const LINE: u64 = 320;
+/// More than any note takes, whatever characters its uid has.
+const NOTE: u64 = LINE + 8 * MAX_UID as u64;
+const _: () = assert!(NOTE < LEAST_AHEAD, "a note fits where there is room at all");
 
 /// Why an answer cannot be recorded, and so is not given from memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +84,10 @@ struct Notes {
     oldest: Option<Instant>,
     /// When the oldest was made of those that are being written.
     writing: Option<Instant>,
+    /// Bytes that all this takes at most: what is gathered, and what is being written.
+    bytes: (u64, u64),
+    /// Bytes of room there were in the file before any of it.
+    room: u64,
     broken: Option<Unkept>,
     /// Since when another process has the records.
     taken: Option<Instant>,
@@ -101,6 +111,8 @@ impl Spool {
             gathered: HashMap::new(),
             oldest: None,
             writing: None,
+            bytes: (0, 0),
+            room: 0,
             broken: Some(opening),
             taken: None,
             waiting: 0,
@@ -135,15 +147,16 @@ impl Spool {
         }
     }
 
-    /// Notes an answer, unless what was noted before takes too long to become durable. Never
-    /// waits.
+    /// Notes an answer, unless what was noted before takes too long to become durable, or takes all
+    /// the room until then. Never waits.
     pub(super) fn note(&self, note: Note<'_>) -> Option<Result<(), Unkept>> {
         let mut notes = self.notes.lock();
         if let Some(broken) = &notes.broken {
             return Some(Err(broken.clone()));
         }
         let (now, oldest) = (Instant::now(), notes.writing.or(notes.oldest));
-        if oldest.is_some_and(|oldest| now.duration_since(oldest) >= DURABLE_WITHIN) {
+        let is_slow = oldest.is_some_and(|oldest| now.duration_since(oldest) >= DURABLE_WITHIN);
+        if is_slow || notes.room_left() < NOTE {
             return None;
         }
         let first = notes.oldest.is_none();
@@ -204,7 +217,10 @@ impl Spool {
                 false => spool.append(&mut batches),
             };
             match appended {
-                Ok(()) => Ok((spool.id(), spool.waiting())),
+                Ok(()) => {
+                    let reserved = spool.reserve();
+                    Ok((spool.id(), spool.waiting(), reserved.map(|()| spool.room())))
+                }
                 Err(error) => Err((error, batches)),
             }
         };
@@ -216,10 +232,9 @@ impl Spool {
         };
         let mut notes = self.notes.lock();
         let result = match outcome {
-            Ok((id, waiting)) => {
+            Ok((id, waiting, room)) => {
                 (notes.id, notes.waiting) = (Some(id), waiting);
-                notes.written();
-                Ok(())
+                notes.written(room)
             }
             Err((error, batches)) => Err(notes.failed(&error, batches)),
         };
@@ -316,28 +331,44 @@ impl Notes {
         let gathered = self.gathered.entry((note.api, note.key_version)).or_default();
         let names = !note.uid.is_empty() && gathered.may_name(noted);
         let Some(last) = gathered.batch(&note, (now, names)) else { return };
+        self.bytes.0 += if last.count == 0 { LINE } else { 0 };
         last.count += 1;
         // a clock that was set back must not end before it begins
         last.last_ms = last.last_ms.max(now);
         if names {
-            last.uids.push(beginning(note.uid).to_owned());
+            let uid = beginning(note.uid).to_owned();
+            self.bytes.0 += written_out(&uid);
+            last.uids.push(uid);
         }
+    }
+
+    /// Bytes of room that nothing noted needs.
+    fn room_left(&self) -> u64 {
+        self.room.saturating_sub(self.bytes.0 + self.bytes.1)
     }
 
     /// Everything to be written.
     fn take(&mut self, now: Instant) -> Vec<CachedAnswers> {
         self.writing = self.oldest.take();
+        self.bytes = (0, self.bytes.0 + self.bytes.1);
         let batches = self.gathered.values_mut().flat_map(|it| it.batches.drain(..)).collect();
         // what is left says how many uids were kept lately
         self.gathered.retain(|_, it| it.named(now).1 > 0);
         batches
     }
 
-    fn written(&mut self) {
+    /// What was being written is durable, and there is so much room behind it.
+    fn written(&mut self, room: Result<u64, SpoolError>) -> Result<(), Unkept> {
+        (self.writing, self.taken, self.bytes.1) = (None, None, 0);
+        // what was gathered meanwhile has its room in any case: there was so much before
+        self.room = match room {
+            Ok(room) => room,
+            Err(error) => return Err(self.failed(&error, Vec::new())),
+        };
         if self.broken.take().is_some() {
             tracing::info!("what is answered from memory can be recorded");
         }
-        (self.writing, self.taken) = (None, None);
+        Ok(())
     }
 
     /// Whether a failure is still to be expected, and nothing that anybody should see to.
@@ -348,6 +379,7 @@ impl Notes {
 
     fn failed(&mut self, error: &SpoolError, batches: Vec<CachedAnswers>) -> Unkept {
         self.oldest = self.writing.take().or(self.oldest);
+        self.bytes = (self.bytes.0 + self.bytes.1, 0);
         // nothing is added while it is broken, so this stays as bounded as it was
         for batch in batches {
             let api = if batch.api == Api::V2.text() { Api::V2 } else { Api::V1 };
@@ -362,6 +394,14 @@ impl Notes {
         }
         cause
     }
+}
+
+/// Bytes of a uid in its batch's line, at most: with quotes and comma, and control characters as
+/// JSON has them.
+fn written_out(uid: &str) -> u64 {
+    let bytes =
+        uid.bytes().map(|byte| if byte < b' ' || b"\"\\\x7f".contains(&byte) { 6 } else { 1 });
+    3 + bytes.sum::<u64>()
 }
 
 /// As much of a uid as is kept; an apiserver's has 36 characters.
@@ -413,7 +453,7 @@ mod tests {
         assert!(notes.is_passing(&taken, begin + LETS_GO / 2));
         assert!(!notes.is_passing(&taken, begin + LETS_GO));
         // once they were ours, the next one has a moment again
-        notes.written();
+        notes.written(Ok(0)).unwrap();
         assert!(notes.is_passing(&taken, begin + LETS_GO));
         assert!(!notes.is_passing(&SpoolError::Writable(PathBuf::new()), begin));
     }
@@ -449,5 +489,110 @@ mod tests {
         notes.add(Note { api, key_version: version(3), uid: "" }, rested);
         notes.take(rested + Duration::from_secs(60));
         assert!(notes.gathered.is_empty(), "it remembers no version for longer than that");
+    }
+
+    /// What room is looked for before a note is taken is never less than what it needs.
+    #[test]
+    fn notes_take_no_more_room_than_was_counted() {
+        let spool = Spool::new(PathBuf::new());
+        let mut notes = spool.notes.lock();
+        let now = Instant::now();
+        for uid in
+            ["", "u", "\u{0}\u{1f}\u{7f}", "\"\\/", "ü漢🔑", &"\u{1}".repeat(99), &"🔑".repeat(99)]
+        {
+            for number in 0..200_u8 {
+                let key_version = KeyVersionId::from_bytes([number % 3; 16]);
+                let before = notes.bytes.0;
+                notes.add(Note { api: Api::V1, key_version, uid }, now);
+                assert!(notes.bytes.0 - before <= NOTE);
+            }
+        }
+        let counted = notes.bytes.0;
+        let mut batches = notes.take(now);
+        assert_eq!(notes.bytes, (0, counted));
+        for batch in &mut batches {
+            // the longest there are
+            (batch.sequence, batch.count) = (u64::MAX, u64::MAX);
+            (batch.first_ms, batch.last_ms) = (i64::MIN, i64::MIN);
+        }
+        let written: usize = batches.iter().map(|batch| format::line(batch).len()).sum();
+        assert!(written as u64 <= counted, "{written} of {counted}");
+    }
+
+    /// A disk filled up during an outage, and what was answered from memory since was recorded nowhere
+    /// once the plugin ended.
+    #[tokio::test]
+    async fn what_was_noted_is_written_to_a_disk_that_filled_up_since() {
+        let directory = tempfile::tempdir().unwrap();
+        let Some(disk) = SmallDisk::mount(directory.path()) else { return };
+        let spool = Spool::new(disk.0.join("state"));
+        spool.flush().await.unwrap();
+        let ballast = disk.fill();
+        let note = |number: u64| {
+            let uid = format!("{number:036}");
+            let key_version = KeyVersionId::from_bytes([3; 16]);
+            spool.note(Note { api: Api::V2, key_version, uid: &uid })
+        };
+        let mut given = 0;
+        let refused = loop {
+            match note(given) {
+                Some(Ok(())) => given += 1,
+                Some(Err(refused)) => break refused,
+                None => drop(spool.flush().await),
+            }
+            if given.is_multiple_of(50) {
+                let _ = spool.flush().await;
+            }
+            assert!(given < 100_000, "it is refused at last");
+        };
+        assert!(given >= 100 && refused.to_string().contains("no room"), "{given}: {refused}");
+        let _ = spool.flush().await;
+        assert_eq!(recorded(&spool), given);
+        // it heals by itself
+        std::fs::remove_file(ballast).unwrap();
+        spool.flush().await.unwrap();
+        assert_eq!(note(given), Some(Ok(())));
+        spool.flush().await.unwrap();
+        assert_eq!(recorded(&spool), given + 1);
+    }
+
+    /// Answers in the file of a spool, as the next process finds it.
+    fn recorded(spool: &Spool) -> u64 {
+        let bytes = std::fs::read(spool.directory.join("answers.spool")).unwrap();
+        let found = format::parse(&bytes).unwrap();
+        assert_eq!((found.damaged, found.end), (0, bytes.len()));
+        let batches = format::batches(&bytes[found.start..], usize::MAX).batches;
+        batches.iter().map(|batch| batch.count).sum()
+    }
+
+    struct SmallDisk(PathBuf);
+
+    impl SmallDisk {
+        /// `None` after a loud skip where mounting is not allowed.
+        fn mount(path: &std::path::Path) -> Option<Self> {
+            let mount = ["-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs"];
+            let done = std::process::Command::new("mount").args(mount).arg(path).output();
+            if done.as_ref().is_ok_and(|output| output.status.success()) {
+                return Some(Self(path.to_owned()));
+            }
+            let text = "\n!!!!  SKIPPED what_was_noted_is_written_…: a tmpfs cannot be mounted\n";
+            std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()).ok();
+            None
+        }
+
+        /// Writes until nothing fits any more.
+        fn fill(&self) -> PathBuf {
+            let path = self.0.join("ballast");
+            let mut file = std::fs::File::create(&path).unwrap();
+            while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
+            path
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            let lazily = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+            lazily.ok();
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -33,7 +33,8 @@ pub struct MemoryMetrics {
     joined: AtomicU64,
     emptied: [AtomicU64; REASONS.len()],
     lease: AtomicU64,
-    recording: AtomicBool,
+    /// What becomes of notes; nothing, where nothing is remembered.
+    recording: Mutex<Option<bool>>,
     waiting: AtomicU64,
     delivered: AtomicU64,
     failures: [AtomicU64; FAILURES.len()],
@@ -94,7 +95,7 @@ impl MemoryMetrics {
     }
 
     pub(in crate::plugin) fn spool(&self, (recording, waiting): (bool, usize)) {
-        self.recording.store(recording, Ordering::Relaxed);
+        *self.recording.lock() = Some(recording);
         self.waiting.store(waiting as u64, Ordering::Relaxed);
     }
 
@@ -144,11 +145,6 @@ impl fmt::Display for MemoryMetrics {
                 read(&self.lease),
             ),
             (
-                "lastkey_plugin_recording",
-                "Whether local answers can be recorded; without that none are given.",
-                self.recording.load(Ordering::Relaxed).into(),
-            ),
-            (
                 "lastkey_plugin_records_waiting",
                 "Batches of local answers that no server has taken yet.",
                 read(&self.waiting),
@@ -157,7 +153,16 @@ impl fmt::Display for MemoryMetrics {
             head(f, name, "gauge", help)?;
             writeln!(f, "{name} {value}")?;
         }
-        Ok(())
+        // Where nothing is remembered nothing has to be recorded: it would look like a fault.
+        let Some(recording) = *self.recording.lock() else { return Ok(()) };
+        let name = "lastkey_plugin_recording";
+        head(
+            f,
+            name,
+            "gauge",
+            "Whether local answers can be recorded; without that none are given.",
+        )?;
+        writeln!(f, "{name} {}", u8::from(recording))
     }
 }
 
@@ -190,6 +195,10 @@ mod tests {
         ] {
             assert!(text.lines().any(|it| it == line), "{line}\n{text}");
         }
+        // None of a plugin that remembers nothing: an alert would take it for one that cannot.
+        assert!(!MemoryMetrics::default().to_string().contains("lastkey_plugin_recording"));
+        metrics.spool((false, 3));
+        assert!(metrics.to_string().contains("\nlastkey_plugin_recording 0\n"));
         assert_eq!((metrics.answers(), metrics.failures("garbage")), ((1, 0), 1));
     }
 }

@@ -28,7 +28,7 @@ impl Drop for Flagged {
 }
 
 /// What is said first of those that it waits for; then it is interrupted.
-async fn first_waited_for(lab: &Lab, mut worker: Worker) -> String {
+pub(super) async fn first_waited_for(lab: &Lab, mut worker: Worker) -> String {
     let said = Arc::new(Mutex::new(Vec::new()));
     let (stop, told) = (Arc::clone(&worker.stop), Arc::clone(&said));
     worker.watch = Box::new(move |event| {
@@ -77,7 +77,8 @@ async fn an_apiserver_without_a_configuration_is_told_its_flags() {
         drop(running);
         // One elsewhere, of which nobody sees the flags: once it is late.
         let said = first_waited_for(&lab, worker()).await;
-        assert!(said.ends_with("was not told the new key id yet"), "{said}");
+        let why = if enables { "has not loaded it yet" } else { "was not told the new key id yet" };
+        assert!(said.ends_with(why), "{said}");
         let place = (enables.then_some(path.as_path()), true);
         let said = convergence::behind(&worker().api, KEY_ID, place).await.join("");
         assert!(said.contains(&flags), "{said}");

@@ -22,8 +22,9 @@ use lastkey_kubernetes::{
     rotation::{Options, Worker, discover},
     socket::SocketAddress,
     transition::{
-        Goal, Hands, Place, Target, loaded::providers_told, names_of_ours, resources_to_enable,
-        resources_under,
+        Goal, Hands, Place, Target,
+        loaded::{self, providers_told},
+        names_of_ours, resources_to_enable, resources_under,
     },
 };
 use serde_json::{Value, json};
@@ -339,6 +340,7 @@ impl Start<'_> {
                 self.socket.display()
             )));
         }
+        self.check_answers().await?;
         self.check_access(&resources).await?;
         let goal = Goal { resources, target: goal.target };
         if let Target::Local { .. } = goal.target {
@@ -406,6 +408,21 @@ impl Start<'_> {
         let versions = impact["versions"].as_array().cloned().unwrap_or_default();
         let ids = versions.iter().filter_map(|version| version["plugin_key_id"].as_str());
         ids.map(str::to_owned).collect()
+    }
+
+    /// No step is taken past an apiserver that is away, so nothing is begun either.
+    async fn check_answers(&self) -> Result<(), Failure> {
+        for answer in loaded::look(self.api).await {
+            answer.map_err(|(url, error)| {
+                unreachable(&error).and(format_args!(
+                    "every apiserver has to answer before anything is begun: start the one at {url}, or \
+                     register those that there are (`lastkey cluster add {} --kubeconfig FILE \
+                     --apiserver URL …`)",
+                    self.cluster.shown()
+                ))
+            })?;
+        }
+        Ok(())
     }
 
     /// The account has to be allowed to list what is to be written anew.

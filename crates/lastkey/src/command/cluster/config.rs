@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -45,6 +46,31 @@ const FILE_FIRST: &str = "\
 pub(crate) fn encryption_config(socket: &Path) -> Result<String, Failure> {
     let config = EncryptionConfig::new(SocketAddress::Path(socket.to_owned()));
     config.yaml().map_err(wrong)
+}
+
+/// The command that comes after `cluster add`. An address that means this machine alone is no
+/// address of the server's on a control plane.
+pub(super) fn next(connect: &Connect, key: &str) -> String {
+    let known = connect::credentials(connect).ok().map(|credentials| credentials.endpoint);
+    let command = format!("lastkey cluster config --key {key}");
+    match known {
+        Some(endpoint) if !is_loopback(&endpoint) => command,
+        _ => format!(
+            "{command} --server https://HOST:PORT\n      (the server's address as the control \
+             plane knows it)"
+        ),
+    }
+}
+
+/// Whether it names the machine that asks, whichever that is.
+fn is_loopback(endpoint: &Endpoint) -> bool {
+    match endpoint {
+        Endpoint::Tls { host, .. } => {
+            let ip = host.parse::<IpAddr>();
+            host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+        }
+        _ => false,
+    }
 }
 
 pub(super) fn run(
@@ -104,11 +130,11 @@ struct Pieces {
 
 impl Pieces {
     fn new(connect: &Connect, options: &ConfigOptions) -> Result<Self, Failure> {
-        let socket: SocketAddress =
-            options.plugin_socket.to_string_lossy().parse().map_err(wrong)?;
+        let socket = options.plugin_socket.to_str().ok_or_else(|| not_text("--plugin-socket"))?;
+        let socket: SocketAddress = socket.parse().map_err(wrong)?;
         let servers = match options.servers.is_empty() {
             false => options.servers.clone(),
-            true => vec![connect::credentials(connect)?.endpoint.to_string()],
+            true => vec![own_server(connect, options.piece)?],
         };
         check(options, &servers)?;
         Ok(Self {
@@ -229,6 +255,22 @@ impl Pieces {
     }
 }
 
+/// The server's address as the credentials have it.
+fn own_server(connect: &Connect, piece: ConfigPiece) -> Result<String, Failure> {
+    let endpoint = connect::credentials(connect)?.endpoint;
+    let runs_a_plugin = matches!(
+        piece,
+        ConfigPiece::All | ConfigPiece::StaticPod | ConfigPiece::Systemd | ConfigPiece::Helm
+    );
+    if runs_a_plugin && is_loopback(&endpoint) {
+        Output::note(&format!(
+            "warning: {endpoint} is the server's address on its own machine alone; for a control \
+             plane elsewhere, give --server https://HOST:PORT as that knows it"
+        ));
+    }
+    Ok(endpoint.to_string())
+}
+
 /// What the plugin would refuse when it starts is refused before it is printed.
 fn check(options: &ConfigOptions, servers: &[String]) -> Result<(), Failure> {
     for server in servers {
@@ -252,6 +294,10 @@ fn check(options: &ConfigOptions, servers: &[String]) -> Result<(), Failure> {
         ("--kubelet-cert", Some(&options.kubelet_cert)),
         ("--kubelet-key", options.kubelet_key.as_ref()),
     ];
+    let is_bytes = |path: &PathBuf| path.to_str().is_none();
+    if let Some((option, _)) = paths.iter().find(|(_, path)| path.is_some_and(is_bytes)) {
+        return Err(not_text(option));
+    }
     match paths.into_iter().find(|(_, path)| path.is_some_and(|path| !path.is_absolute())) {
         Some((option, _)) => {
             Err(wrong(format_args!("{option} takes an absolute path on the control plane")))
@@ -260,12 +306,21 @@ fn check(options: &ConfigOptions, servers: &[String]) -> Result<(), Failure> {
     }
 }
 
+/// Another path would be printed, of which nobody would know.
+fn not_text(option: &str) -> Failure {
+    wrong(format_args!(
+        "{option} is not UTF-8, and the files that are printed are: give another path"
+    ))
+}
+
 fn wrong(error: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Usage, error)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
+
     use clap::Parser;
 
     use super::*;
@@ -312,6 +367,46 @@ mod tests {
         assert!(patch.lines().all(|line| line.starts_with("- {")), "{patch}");
         let all = pieces.all().unwrap();
         assert!(all.iter().any(|(path, _)| path.starts_with("kubeadm.yaml")));
+    }
+
+    #[test]
+    fn only_an_address_that_others_have_is_taken_from_the_credentials() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("credentials.json");
+        for (url, is_for_others) in [
+            ("https://kms.example.org:7343", true),
+            ("https://10.0.0.5:7343", true),
+            ("https://127.0.0.1:7343", false),
+            ("https://localhost:7343", false),
+            ("https://[::1]:7343", false),
+        ] {
+            let content = json!({
+                "url": url, "ca_file": "/ca.pem", "access_key_id": "a", "access_key_secret": "b",
+            });
+            std::fs::write(&file, content.to_string()).unwrap();
+            let connect = Connect { credentials: Some(file.clone()), ..Connect::default() };
+            let said = next(&connect, "alias/kubernetes");
+            assert_eq!(
+                !said.contains("--server https://HOST:PORT"),
+                is_for_others,
+                "{url}: {said}"
+            );
+        }
+        let nowhere = Connect { credentials: Some("/nowhere".into()), ..Connect::default() };
+        assert!(next(&nowhere, "alias/kubernetes").contains("--server https://HOST:PORT"));
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_printed_as_it_is_is_refused() {
+        let odd = || OsString::from_vec(b"/etc/last\xffkey".to_vec());
+        for option in ["--plugin-socket", "--identity-dir", "--kubelet-cert", "--kubelet-key"] {
+            let mut args: Vec<OsString> =
+                ["config", "--server", "https://kms:7343", "--enrol"].map(OsString::from).to_vec();
+            args.extend(["83eb9abc-da3e-494e-b0e6-96b3c401cd15".into(), option.into(), odd()]);
+            let Whole { connect, options } = Whole::try_parse_from(args).unwrap();
+            let said = Pieces::new(&connect, &options).err().map(|failure| failure.to_string());
+            assert!(said.as_ref().is_some_and(|said| said.contains(option)), "{option}: {said:?}");
+        }
     }
 
     #[test]

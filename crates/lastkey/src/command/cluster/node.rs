@@ -123,7 +123,10 @@ async fn approve(client: &Client, options: ApproveOptions, output: &Output) -> R
 }
 
 /// The cluster of that name or id, or the only one; and whether it trusts a CA.
-async fn find(client: &Client, named: Option<&str>) -> Result<(ClusterId, bool), Failure> {
+pub(super) async fn find(
+    client: &Client,
+    named: Option<&str>,
+) -> Result<(ClusterId, bool), Failure> {
     let clusters = client.clusters().await?.items;
     let is_it = |cluster: &&Value| match named {
         Some(named) => {

@@ -17,7 +17,7 @@ use lastkey_client::{
 };
 use lastkey_crypto::{ClusterId, Entropy as _, SystemEntropy, signing::PublicKey};
 use lastkey_kubernetes::{
-    cluster::{Access, ApiServer},
+    cluster::{Access, ApiError, ApiServer},
     encryption_config::{EncryptionConfiguration, ProviderKind, examine, readable},
     rotation::{Options, RotateError, Worker},
 };
@@ -205,9 +205,17 @@ pub(crate) async fn reach(
     let (access, api) = super::access::reach(client, cluster).await?;
     for server in 0..api.urls().len() {
         let asked = api.metrics(server).await;
-        asked.map_err(|error| Failure::new(Exit::Unavailable, chain(&error)))?;
+        asked.map_err(|error| unasked(&error))?;
     }
     Ok((access, api))
+}
+
+/// An apiserver that did not answer what it was asked first. That it is not well is no refusal.
+fn unasked(error: &ApiError) -> Failure {
+    match error.is_transient() {
+        true => Failure::new(Exit::Unavailable, chain(error)),
+        false => unreachable(error),
+    }
 }
 
 /// Where the configuration can be read here and has no KMS, no apiserver would ever take a new key.
@@ -344,10 +352,15 @@ async fn work(
     }
 }
 
-/// A worker that stopped: what the server says has the exit code that it has everywhere.
+/// A worker that stopped: what the server or an apiserver says has the exit code that it has
+/// everywhere.
 pub(super) fn stopped(error: RotateError) -> Failure {
     match error {
         RotateError::Server(error) => error.into(),
+        RotateError::Api(error) => unreachable(&error),
+        RotateError::List { resource, error } => {
+            unreachable(&error).about(format_args!("{resource} cannot be listed"))
+        }
         error @ RotateError::OnlyOwn { .. } => Failure::new(Exit::Usage, chain(&error)),
         error @ (RotateError::MayNot { .. } | RotateError::NotByCluster { .. }) => {
             Failure::new(Exit::Denied, chain(&error))
@@ -541,4 +554,40 @@ pub(super) fn verify(
         )
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scripts tell by it whether trying again helps.
+    #[test]
+    fn who_is_refused_is_told_apart_from_who_is_away() {
+        let server = || "https://a".to_owned();
+        let reason = || "refused".to_owned();
+        let refused = [ApiError::Unauthorized, ApiError::Forbidden { what: "GET /".to_owned() }];
+        let away = [
+            ApiError::Unreachable { server: server(), reason: reason() },
+            ApiError::NoAnswer { server: server(), reason: reason() },
+        ];
+        let ends = |failure: &Failure, exit: Exit| {
+            let shown = format!("{failure:?}");
+            assert!(shown.contains(&format!("exit: {exit:?}")), "{shown}");
+        };
+        for (errors, exit) in [(refused, Exit::Denied), (away, Exit::Unavailable)] {
+            for error in errors {
+                ends(&unasked(&error), exit);
+                ends(&stopped(error.clone().into()), exit);
+                let listed = RotateError::List { resource: "secrets".to_owned(), error };
+                let text = listed.to_string();
+                let failure = stopped(listed);
+                ends(&failure, exit);
+                assert_eq!(failure.to_string(), text);
+            }
+        }
+        // One that is starting.
+        let failed = ApiError::Failed { status: 503, reason: String::new() };
+        ends(&unasked(&failed), Exit::Unavailable);
+        ends(&stopped(RotateError::Interrupted), Exit::Failed);
+    }
 }

@@ -54,21 +54,36 @@ fn flags(apiserver: &Program, findings: &mut Vec<Finding>) {
         let fix = "lastkey cluster config kubeadm-config (or k3s, rke2) prints what it needs";
         return findings.push(Finding::error("apiserver-does-not-encrypt", message).fix(fix));
     }
-    if !is_yes(flag(&apiserver.command, RELOAD)) {
+    let reloads = is_yes(flag(&apiserver.command, RELOAD));
+    if !reloads {
         let message = format!("the apiserver ({from}) reads its configuration only when it starts");
         let fix = format!("add --{RELOAD}=true");
         findings.push(Finding::warning("apiserver-does-not-reload", message).fix(fix));
     }
     let liveness = apiserver.manifest.as_ref().and_then(|manifest| manifest.liveness.as_deref());
-    if let Some(path) = liveness
-        && !path.contains("exclude=kms-provider")
-    {
-        let message = "up to 1.28 the kubelet may restart the apiserver because its KMS is away, and \
-                       the restart drops the keys that it still holds; from 1.29 on /livez has no \
-                       KMS in it";
-        let fix = "set the liveness probe's path to /livez?exclude=kms-providers";
-        findings.push(Finding::info("apiserver-liveness", message).fix(fix));
+    findings.extend(liveness.and_then(|path| probe(path, reloads)));
+}
+
+/// What is wrong with the path of the liveness probe.
+fn probe(path: &str, reloads: bool) -> Option<Finding> {
+    // One check for all providers, or one for each: it depends on the flag, and a name that is not
+    // there excludes nothing.
+    let check = if reloads { "kms-providers" } else { "kms-provider-0" };
+    let query = path.split_once('?').map_or("", |(_, query)| query);
+    if query.split('&').any(|term| term.strip_prefix("exclude=") == Some(check)) {
+        return None;
     }
+    let message = "up to 1.28 the kubelet may restart the apiserver because its KMS is away, and the \
+                   restart drops the keys that it still holds; from 1.29 on /livez has no KMS in it";
+    let fix = match reloads {
+        true => "set the liveness probe's path to /livez?exclude=kms-providers".to_owned(),
+        false => format!(
+            "set the liveness probe's path to /livez?exclude=kms-provider-0, with another \
+             exclude=kms-provider-N for each further kms provider of the configuration: without \
+             --{RELOAD}=true there is no kms-providers to exclude"
+        ),
+    };
+    Some(Finding::info("apiserver-liveness", message).fix(fix))
 }
 
 /// The file that it was given; an empty one is none to the apiserver.
@@ -164,6 +179,22 @@ mod tests {
     fn started_as(line: &str) -> Program {
         let command = line.split(' ').map(str::to_owned).collect();
         Program { command, from: "a test".to_owned(), process: None, manifest: None }
+    }
+
+    /// As 1.28 to 1.37 name their checks.
+    #[test]
+    fn the_probe_excludes_what_the_apiserver_calls_it() {
+        let (all, each) = ("/livez?exclude=kms-providers", "/livez?exclude=kms-provider-0");
+        assert!(probe(all, true).is_none() && probe(each, false).is_none());
+        let both = "/livez?exclude=kms-providers&exclude=kms-provider-0";
+        assert!(probe(both, true).is_none() && probe(both, false).is_none());
+        for path in ["/livez", all] {
+            let fix = probe(path, false).unwrap().fix;
+            assert!(fix.contains(each) && fix.contains(RELOAD), "{path}: {fix}");
+        }
+        for path in ["/livez", each] {
+            assert!(probe(path, true).unwrap().fix.ends_with(all), "{path}");
+        }
     }
 
     #[test]

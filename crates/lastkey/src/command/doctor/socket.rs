@@ -3,7 +3,7 @@
 use lastkey_kubernetes::{
     encryption_config::Finding,
     node::{ProbeError, ask_status},
-    socket::{Presence, SocketAddress, SocketError, look},
+    socket::{Presence, SocketAddress, SocketError, look, shell},
 };
 
 /// The two sides name the same socket.
@@ -36,8 +36,10 @@ pub(super) async fn examine(
             Ok(Presence::Alive { by, open_to_all }) => {
                 if open_to_all {
                     let message = format!("every user of this machine may dial {address}");
-                    let fix =
-                        format!("chmod 0600 {address}, and SocketMode=0600 in a .socket unit");
+                    let fix = format!(
+                        "chmod 0600 {} # and SocketMode=0600 in a .socket unit",
+                        shell(path)
+                    );
                     findings.push(Finding::warning("socket-open-to-all", message).fix(fix));
                 }
                 owner(path, (by, apiserver), findings);
@@ -70,7 +72,10 @@ fn nobody(address: &SocketAddress, what: &str) -> Finding {
 
 fn unsafe_place(error: &SocketError) -> Finding {
     let text = error.to_string();
-    let (message, fix) = text.split_once("; run: ").unwrap_or((&text, ""));
+    let (message, fix) = match text.split_once("run: ") {
+        Some((message, command)) => (message.trim_end_matches([' ', ';', ',']), command.to_owned()),
+        None => (&*text, way_out(error)),
+    };
     let code = match error {
         SocketError::OpenDirectory { .. } | SocketError::ForeignDirectory { .. } => {
             "socket-directory-unsafe"
@@ -80,6 +85,22 @@ fn unsafe_place(error: &SocketError) -> Finding {
         _ => "socket-unreadable",
     };
     Finding::error(code, message).fix(fix)
+}
+
+/// Where the error names no command.
+fn way_out(error: &SocketError) -> String {
+    match error {
+        SocketError::IsDirectory(path) => format!(
+            "rmdir {} and start the plugin again; or give it --socket with a path in there, and the \
+             apiserver the same as endpoint",
+            shell(path)
+        ),
+        _ => {
+            "run lastkey doctor as root; if it is root already, compare the path with the plugin's \
+              --socket and the apiserver's endpoint"
+                .to_owned()
+        }
+    }
 }
 
 /// An apiserver that is neither root nor the socket's owner cannot dial it.
@@ -99,5 +120,33 @@ fn owner(
         );
         let fix = format!("run the plugin as user {user}, or with SocketUser={user}");
         findings.push(Finding::error("socket-owner", message).fix(fix));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_in_the_way_has_a_fix() {
+        let place = tempfile::tempdir().unwrap();
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let at = |name: &str| place.path().join(name);
+        std::fs::write(at("a file"), "").unwrap();
+        std::os::unix::fs::symlink(at("nowhere"), at("a link")).unwrap();
+        for name in ["a file", "a link"] {
+            let found = unsafe_place(&look(&at(name)).unwrap_err());
+            assert_eq!(found.code, "socket-no-socket");
+            assert_eq!(found.fix, format!("rm '{}'", at(name).display()));
+        }
+        std::fs::create_dir(at("directory")).unwrap();
+        let found = unsafe_place(&look(&at("directory")).unwrap_err());
+        assert!(found.fix.starts_with("rmdir "), "{found:?}");
+        let missing = look(&at("none").join("kms.sock")).map_or_else(
+            |it| unsafe_place(&it),
+            |_| nobody(&SocketAddress::Path(at("none")), "there is no socket"),
+        );
+        assert!(!missing.fix.is_empty());
     }
 }

@@ -11,11 +11,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lastkey_crypto::mac::sha256;
+use lastkey_crypto::{ClusterId, mac::sha256};
 use lastkey_engine::Timestamp;
 use rcgen::{KeyPair, PublicKeyData as _};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -25,6 +29,21 @@ use crate::{
     },
     output::Failure,
 };
+
+/// How the name of a plugin's certificate begins.
+const SCHEME: &str = "lastkey://cluster/";
+
+/// More than certificate and key have, in bytes.
+const TRIAL: usize = 8 << 10;
+
+/// Whose turn it is to replace the files, where several processes go by them.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// This process's, until this is dropped.
+    Ours(#[allow(dead_code, reason = "dropping it ends the turn")] Option<fs::File>),
+    /// Another one's.
+    Theirs,
+}
 
 /// The files of one identity.
 #[derive(Clone, Debug)]
@@ -41,6 +60,29 @@ pub(crate) struct Held {
     pub(crate) not_after: Timestamp,
     /// SHA-256 of the certificate.
     pub(crate) print: [u8; 32],
+    /// Whose plugin it names.
+    pub(crate) cluster: Option<ClusterId>,
+}
+
+impl Held {
+    /// Whether a plugin that goes by `shown` may go by this from now on. What a node was let into
+    /// that asks for one cluster (`asked_for`) is its, whatever it had before.
+    ///
+    /// # Errors
+    /// It is another cluster's: what the plugin has written would be unreadable for it, and what it
+    /// will write, for the others of its own.
+    pub(super) fn fits(&self, shown: &Self, asked_for: Option<ClusterId>) -> Result<(), Failure> {
+        match (self.cluster, shown.cluster) {
+            (Some(new), _) if asked_for == Some(new) => Ok(()),
+            (Some(new), Some(old)) if new != old => Err(Failure::failed(format_args!(
+                "it is a certificate of the cluster {new}, and this plugin works for the cluster {old}: \
+                 `lastkey cluster certificate {old} --out DIR` on the server's machine makes one of \
+                 that; restart the plugin if it shall work for {new}, for which everything that was \
+                 written for {old} is unreadable"
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl IdentityFiles {
@@ -69,6 +111,11 @@ impl IdentityFiles {
             safe(directory)?;
         }
         let beside = self.beside();
+        let _turn = match self.turn() {
+            // It finishes what it has begun.
+            Turn::Theirs => return Ok(()),
+            ours => ours,
+        };
         if !self.is_one() && beside.exists() && self.load().is_err() {
             let there = Self { certificate: self.certificate.clone(), key: beside.clone() };
             if let Ok(Some(_)) = there.load() {
@@ -112,7 +159,28 @@ impl IdentityFiles {
             not_before: at(parsed.validity().not_before.timestamp()),
             not_after: at(parsed.validity().not_after.timestamp()),
             print: sha256(&[&der]),
+            cluster: cluster_of(&parsed),
         }))
+    }
+
+    /// Whether this process may replace the files now. It may until that is dropped.
+    pub(super) fn turn(&self) -> Turn {
+        let Ok(key) = fs::File::open(&self.key) else { return Turn::Ours(None) };
+        // Not the directory, which the plugin's records may hold.
+        match flock(&key, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Turn::Theirs,
+            // A file system without locks: whoever replaces files replaces them whole.
+            Err(_) => return Turn::Ours(None),
+        }
+        let is_same = |now: &fs::Metadata, held: &fs::Metadata| {
+            (now.dev(), now.ino()) == (held.dev(), held.ino())
+        };
+        match (fs::metadata(&self.key), key.metadata()) {
+            (Ok(now), Ok(held)) if is_same(&now, &held) => Turn::Ours(Some(key)),
+            // It was replaced meanwhile; another look has the new one.
+            _ => Turn::Theirs,
+        }
     }
 
     /// Whether another identity could be put in place of the one that is there.
@@ -124,10 +192,12 @@ impl IdentityFiles {
             let mut name = path.clone().into_os_string();
             name.push(".try");
             let trial = PathBuf::from(name);
-            fs::write(&trial, b"").map_err(|error| {
+            // A full disk takes an empty file.
+            let written = fs::write(&trial, [b'\n'; TRIAL]);
+            let _ = fs::remove_file(&trial);
+            written.map_err(|error| {
                 Failure::file(&trial, &error).and("its directory has to be writable for the plugin")
             })?;
-            let _ = fs::remove_file(&trial);
         }
         Ok(())
     }
@@ -176,6 +246,23 @@ impl IdentityFiles {
         let _ = fs::remove_file(self.waiting_key());
         Ok(())
     }
+}
+
+/// The cluster that a plugin's certificate names (`lastkey://cluster/<id>/…`).
+fn cluster_of(certificate: &X509Certificate<'_>) -> Option<ClusterId> {
+    let (id, _) = plugin_of(certificate)?;
+    Some(id)
+}
+
+/// The cluster and the plugin that a certificate names, the latter as `plugin/NAME` or `node/NAME`.
+pub(crate) fn plugin_of<'a>(certificate: &X509Certificate<'a>) -> Option<(ClusterId, &'a str)> {
+    let names = certificate.subject_alternative_name().ok()??;
+    let uri = names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix(SCHEME),
+        _ => None,
+    })?;
+    let (id, name) = uri.split_once('/')?;
+    Some((id.parse().ok()?, name))
 }
 
 /// Whether nobody but us and root can put files into a directory.
@@ -252,6 +339,23 @@ mod tests {
         replace(&files.key, old_key.as_bytes(), 0o600).unwrap();
         files.prepare(false).unwrap();
         assert!(files.load().unwrap_err().to_string().contains("plugin.key"));
+    }
+
+    #[test]
+    fn who_replaces_the_files_is_alone_with_it() {
+        let place = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (two(place.path()), two(place.path()));
+        let renew = |files: &IdentityFiles| {
+            let (certificate, key) = made();
+            files.store(&certificate, &key).unwrap();
+        };
+        renew(&ours);
+        let turn = ours.turn();
+        assert!(matches!(turn, Turn::Ours(Some(_))));
+        assert!(matches!(theirs.turn(), Turn::Theirs));
+        renew(&ours);
+        drop(turn);
+        assert!(matches!(theirs.turn(), Turn::Ours(Some(_))));
     }
 
     #[test]

@@ -65,7 +65,12 @@ mod tests {
     fn what_is_shown() {
         let metrics = IdentityMetrics::default();
         let at = Timestamp::from_millis;
-        let held = Held { not_before: at(400_000), not_after: at(1_000_000), print: [0; 32] };
+        let held = Held {
+            not_before: at(400_000),
+            not_after: at(1_000_000),
+            print: [0; 32],
+            cluster: None,
+        };
         metrics.shows(&held);
         metrics.renewed(true);
         metrics.renewed(false);

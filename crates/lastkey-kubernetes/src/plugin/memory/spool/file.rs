@@ -1,5 +1,9 @@
 //! The spool's file: appended to and synced batch by batch, read by the courier, begun anew once
 //! everything in it was delivered. All of it blocks.
+//!
+//! Room for what comes next is taken from the disk ahead, behind the file's end and without moving
+//! it: what was noted can be written on a disk that has become full since. A file system that
+//! cannot do so is written to as far as it goes.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -10,7 +14,10 @@ use std::{
 
 use lastkey_client::native::CachedAnswers;
 use lastkey_crypto::{SpoolId, SystemEntropy};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::{
+    fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock},
+    io::{Errno, retry_on_intr},
+};
 
 use super::format::{self, FormatError, Header};
 
@@ -18,6 +25,10 @@ use super::format::{self, FormatError, Header};
 const MAX_BYTES: u64 = 16 << 20;
 /// A file of which all was delivered is begun anew above this.
 const BEGIN_ANEW: u64 = 64 << 10;
+/// So much room is taken ahead, if there is; less than half of it is made whole again.
+const AHEAD: u64 = 128 << 10;
+/// With less than this, nothing more is to be noted.
+pub(super) const LEAST_AHEAD: u64 = 16 << 10;
 /// Bytes read at once for delivery; a batch has at most some 5 KiB.
 const CHUNK: u64 = 256 << 10;
 /// Batches in one delivery; the server takes no more.
@@ -38,6 +49,8 @@ pub(in crate::plugin::memory) enum SpoolError {
     Format { path: PathBuf, source: FormatError },
     #[error("{}: it holds {MAX_BYTES} bytes that no server has taken yet", .0.display())]
     Full(PathBuf),
+    #[error("{}: its disk has no room for {LEAST_AHEAD} bytes more; make some there", .0.display())]
+    NoRoom(PathBuf),
 }
 
 /// An open spool, ours alone.
@@ -51,6 +64,10 @@ pub(super) struct SpoolFile {
     next: u64,
     /// Up to where all is durable.
     end: u64,
+    /// Up to where there is room; none where the file system takes none ahead.
+    room: Option<u64>,
+    /// Whether there is something behind the end, torn or of an attempt that failed.
+    torn: bool,
     /// Up to where all was delivered.
     delivered: u64,
     waiting: usize,
@@ -94,7 +111,7 @@ impl SpoolFile {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let header = Header::new(SpoolId::random(&SystemEntropy), 1);
-                begin(&path, &held, header).map_err(at(&path))?
+                begin(&path, &held, (header, |_: &File| Ok(()))).map_err(at(&path))?
             }
             Err(error) => return Err(at(&path)(error)),
         };
@@ -113,6 +130,8 @@ impl SpoolFile {
             spool: parsed.header.spool,
             next: parsed.next,
             end: parsed.end as u64,
+            room: Some(parsed.end as u64),
+            torn: parsed.end < bytes.len(),
             delivered: parsed.start as u64,
             waiting: parsed.batches,
             path,
@@ -128,6 +147,34 @@ impl SpoolFile {
         self.waiting
     }
 
+    /// Bytes that can be appended for certain, as far as the file system takes room ahead.
+    pub(super) fn room(&self) -> u64 {
+        self.room.unwrap_or(MAX_BYTES).min(MAX_BYTES).saturating_sub(self.end)
+    }
+
+    /// Takes room ahead, where little is left.
+    ///
+    /// # Errors
+    /// There is too little for anything more to be noted.
+    pub(super) fn reserve(&mut self) -> Result<(), SpoolError> {
+        // it could not be begun anew when the last of it was delivered, for want of room
+        if self.delivered == self.end && self.end >= BEGIN_ANEW {
+            let _ = self.begin_anew();
+        }
+        if self.end + LEAST_AHEAD > MAX_BYTES {
+            return Err(SpoolError::Full(self.path.clone()));
+        }
+        let Some(room) = self.room else { return Ok(()) };
+        if room.saturating_sub(self.end) < AHEAD / 2 {
+            let ahead = take_ahead(&self.file, self.end, LEAST_AHEAD).map_err(self.io())?;
+            self.room = ahead.map(|end| end.max(room));
+        }
+        match self.room() {
+            0..LEAST_AHEAD => Err(SpoolError::NoRoom(self.path.clone())),
+            _ => Ok(()),
+        }
+    }
+
     /// Numbers the batches, appends them, and syncs. After a failure the same batches may be given
     /// again: what was written of them is written over.
     pub(super) fn append(&mut self, batches: &mut [CachedAnswers]) -> Result<(), SpoolError> {
@@ -140,13 +187,17 @@ impl SpoolFile {
         if end > MAX_BYTES {
             return Err(SpoolError::Full(self.path.clone()));
         }
-        let write = || {
-            // what an earlier attempt left there must not stay behind a shorter one
-            self.file.set_len(self.end)?;
-            self.file.write_all_at(&text, self.end)?;
-            self.file.sync_data()
-        };
-        write().map_err(|source| SpoolError::Io { path: self.path.clone(), source })?;
+        if self.torn {
+            // it must not stay behind something shorter; the room behind it goes with it
+            self.file.set_len(self.end).map_err(self.io())?;
+            let ahead = take_ahead(&self.file, self.end, 0).map_err(self.io())?;
+            (self.torn, self.room) = (false, ahead);
+        }
+        let written = self.file.write_all_at(&text, self.end).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            self.torn = true;
+            return Err(self.io()(error));
+        }
         self.end = end;
         self.next += batches.len() as u64;
         self.waiting += batches.len();
@@ -172,14 +223,60 @@ impl SpoolFile {
         if self.delivered < self.end || self.end < BEGIN_ANEW {
             return Ok(());
         }
-        let io = |source| SpoolError::Io { path: self.path.clone(), source };
+        self.begin_anew()
+    }
+
+    /// Begins the file anew, with no less room ahead than there was: that may be spoken for. Where
+    /// there is not so much, it stays as it is.
+    fn begin_anew(&mut self) -> Result<(), SpoolError> {
         let header = Header::new(self.spool, self.next);
-        self.file = begin(&self.path, &self._directory, header).map_err(io)?;
-        self.end = format::line(&header).len() as u64;
-        self.delivered = self.end;
-        self.waiting = 0;
+        let end = format::line(&header).len() as u64;
+        let (needed, mut room) = (self.room(), self.room.map(|_| end));
+        let ahead = |file: &File| {
+            if room.is_some() {
+                room = take_ahead(file, end, needed)?;
+            }
+            match room.is_none_or(|room| room - end >= needed) {
+                true => Ok(()),
+                false => Err(io::ErrorKind::StorageFull.into()),
+            }
+        };
+        match begin(&self.path, &self._directory, (header, ahead)) {
+            Ok(file) => self.file = file,
+            Err(error) if is_full(&error) => return Ok(()),
+            Err(error) => return Err(self.io()(error)),
+        }
+        (self.end, self.delivered, self.room) = (end, end, room);
+        (self.torn, self.waiting) = (false, 0);
         Ok(())
     }
+
+    fn io(&self) -> impl Fn(io::Error) -> SpoolError + use<> {
+        let path = self.path.clone();
+        move |source| SpoolError::Io { path: path.clone(), source }
+    }
+}
+
+/// Takes room for as much as is wanted behind `end`, at least for so much. Answers up to where there
+/// is some, or none if the file system does not do that.
+fn take_ahead(file: &File, end: u64, least: u64) -> io::Result<Option<u64>> {
+    let least = least.max(LEAST_AHEAD);
+    let mut wanted = AHEAD.max(least);
+    loop {
+        // the end stays where it is, and so does what reads up to there
+        let took = retry_on_intr(|| fallocate(file, FallocateFlags::KEEP_SIZE, end, wanted));
+        match took {
+            Ok(()) => return Ok(Some(end + wanted)),
+            Err(Errno::NOSPC | Errno::DQUOT) if wanted == least => return Ok(Some(end)),
+            Err(Errno::NOSPC | Errno::DQUOT) => wanted = (wanted / 2).max(least),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn open_file(path: &Path) -> io::Result<File> {
@@ -187,8 +284,12 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
 }
 
-/// Puts a spool without batches in place of what is there, durably.
-fn begin(path: &Path, directory: &File, header: Header) -> io::Result<File> {
+/// Puts a spool without batches in place of what is there, durably, once it is prepared.
+fn begin(
+    path: &Path,
+    directory: &File,
+    (header, prepare): (Header, impl FnOnce(&File) -> io::Result<()>),
+) -> io::Result<File> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -196,8 +297,11 @@ fn begin(path: &Path, directory: &File, header: Header) -> io::Result<File> {
     }
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(&format::line(&header))?;
-    file.sync_all()?;
+    let written = file.write_all(&format::line(&header)).and_then(|()| prepare(&file));
+    if let Err(error) = written.and_then(|()| file.sync_all()) {
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
     fs::rename(&new, path)?;
     directory.sync_all()?;
     Ok(file)
@@ -315,5 +419,55 @@ mod tests {
         assert!(matches!(SpoolFile::open(directory.path()), Err(SpoolError::Format { .. })));
         let text = fs::read_to_string(directory.path().join("answers.spool")).unwrap();
         assert_eq!(text, "mine\n");
+    }
+
+    /// Room is taken behind the end, which it does not move: what reads the file sees none of it.
+    #[test]
+    fn room_is_taken_ahead_and_again_after_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = SpoolFile::open(directory.path()).unwrap();
+        spool.reserve().unwrap();
+        if spool.room.is_none() {
+            return; // this file system takes no room ahead
+        }
+        let check = |spool: &SpoolFile| {
+            let file = fs::metadata(&spool.path).unwrap();
+            assert_eq!(file.len(), spool.end);
+            assert!((AHEAD / 2..=AHEAD).contains(&spool.room()), "{}", spool.room());
+            assert!(file.blocks() * 512 >= spool.end + spool.room(), "{file:?}");
+        };
+        check(&spool);
+        for _ in 0..5 {
+            spool.append(&mut (0..10).map(batch).collect::<Vec<_>>()).unwrap();
+            spool.reserve().unwrap();
+            check(&spool);
+        }
+        // a torn end costs no room, nor does it come back when nothing is appended
+        let torn = OpenOptions::new().append(true).open(&spool.path);
+        torn.unwrap().write_all(b"0123 {\"sequ").unwrap();
+        drop(spool);
+        let mut spool = SpoolFile::open(directory.path()).unwrap();
+        spool.reserve().unwrap();
+        spool.append(&mut [batch(1)]).unwrap();
+        check(&spool);
+        // a file that begins anew has as much
+        spool.append(&mut (0..20).map(batch).collect::<Vec<_>>()).unwrap();
+        while let Some(parcel) = spool.parcel().unwrap() {
+            spool.delivered(&parcel).unwrap();
+        }
+        assert!(spool.end < 200);
+        check(&spool);
+    }
+
+    #[test]
+    fn nothing_more_is_to_be_noted_where_a_file_is_almost_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = SpoolFile::open(directory.path()).unwrap();
+        spool.reserve().unwrap();
+        spool.end = MAX_BYTES - LEAST_AHEAD;
+        spool.reserve().unwrap();
+        assert_eq!(spool.room(), LEAST_AHEAD);
+        spool.end += 1;
+        assert!(matches!(spool.reserve(), Err(SpoolError::Full(_))));
     }
 }
