@@ -152,7 +152,7 @@ fn what_is_left_of_a_namespace_keeps_its_version_on_1_31() {
     let mut cluster = Cluster::start(&peers, &lab.folder("cluster"), "1.31.0", config);
     cluster.create_secrets("s", 3);
     take_away_its_namespace(&cluster.apiserver);
-    register(&lab, &up.ready, &cluster);
+    register_with(&lab, &up.ready, (&cluster, Some(config)));
     let mut first = Rotate::start(&lab, &up.ready, &["--retire"]);
     let report = first.wait_for(|event| event["event"] == "report");
     assert_eq!((&report["gone"], &report["refused"]), (&json!(0), &json!(1)), "{report}");
@@ -311,10 +311,16 @@ fn is_needed(lab: &Lab, ready: &Ready, version: &str) -> bool {
 
 /// The cluster as one that can be reached.
 fn register(lab: &Lab, ready: &Ready, cluster: &Cluster) {
+    register_with(lab, ready, (cluster, None));
+}
+
+/// The same, with the file that it works by: up to 1.31 nothing else shows what is encrypted.
+fn register_with(lab: &Lab, ready: &Ready, (cluster, config): (&Cluster, Option<&Path>)) {
     let out = lab.path("prod-out");
     let added = lab.cli(ready, &["cluster", "add", "prod", "--out", out.to_str().unwrap()]);
     let id = added["id"].as_str().unwrap().parse().unwrap();
-    let access = Kubeconfig::read(cluster.apiserver.kubeconfig()).unwrap().access;
+    let mut access = Kubeconfig::read(cluster.apiserver.kubeconfig()).unwrap().access;
+    access.encryption_config = config.map(Path::to_owned);
     let credentials = Credentials::read(&ready.credentials_file).unwrap();
     let client = Client::new(Config::from_credentials(credentials)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
