@@ -221,7 +221,7 @@ async fn a_plugin_works_for_its_cluster_alone() {
     server.clock.advance(Duration::from_secs(366 * 86_400));
     let ask = json!({ "key": key, "known": "", "wait_seconds": 0 });
     let answer = server.send_as(Some(&neighbour), post("/v1/plugin/status", ask)).await;
-    assert_eq!(answer.error(), (400, "MissingParameter".to_owned()));
+    assert_eq!(answer.error(), (401, "Forbidden.CertificateEnded".to_owned()));
 }
 
 /// A node's kubelet, and the CA that vouches for it.

@@ -561,6 +561,20 @@ mod tests {
         assert!(fresh.shown.is_some());
     }
 
+    /// A node that was moved to another cluster has what it was let into, not what it had before.
+    #[test]
+    fn what_a_node_was_let_into_is_taken_up() {
+        let held = |cluster: &str| {
+            let cluster = Some(cluster.parse().unwrap());
+            Held { not_before: at(1_000), not_after: at(1_900), print: [0; 32], cluster }
+        };
+        let (ours, theirs) = (held(OURS), held(THEIRS));
+        assert!(theirs.fits(&ours, None).is_err());
+        assert!(theirs.fits(&ours, ours.cluster).is_err());
+        assert!(theirs.fits(&ours, theirs.cluster).is_ok());
+        assert!(ours.fits(&theirs, theirs.cluster).is_err(), "and not back");
+    }
+
     #[test]
     fn another_authority_is_taken_up_and_a_broken_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
